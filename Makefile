@@ -1,0 +1,70 @@
+# Environments are made once; a change of the requirements makes them anew.
+#
+#   make demo         train, fine-tune and compare on scikit-learn's digits; writes demo.png
+#   make test         run the tests
+#   make test-oldest  run scikit-learn's checks under the oldest supported versions
+#   make lint         style, types and docstrings
+#   make docs         build the site into docs/_build/html; a warning is an error
+#   make clean        remove everything that these make, environments included
+#
+#   PYTHON=python3.12  another interpreter
+#   INDEX=URL          another wheel index beside the default one
+
+PYTHON ?= python3
+INDEX ?=
+
+REQUIREMENTS := pyproject.toml constraints-common.txt
+
+.PHONY: demo test test-oldest lint docs clean
+
+demo: .venv/demo.stamp
+	MPLBACKEND=Agg .venv/bin/python examples/plot_digits.py
+
+# One thread per worker, and scipy's array API switched on so that scikit-learn skips no check.
+test test-oldest: export OMP_NUM_THREADS = 1
+test test-oldest: export SCIPY_ARRAY_API = 1
+
+test: .venv/dev.stamp
+	.venv/bin/pytest -n 2
+
+test-oldest: .venv-oldest/test.stamp
+	.venv-oldest/bin/pytest -n 2 tests/test_sklearn_contract.py
+
+lint: .venv/dev.stamp
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	.venv/bin/mypy
+	.venv/bin/numpydoc lint skood/*.py
+
+# Pages of names that are gone would warn.
+docs: .venv/dev.stamp
+	rm -rf docs/api/generated
+	.venv/bin/sphinx-build -W --keep-going -b html docs docs/_build/html
+
+clean:
+	rm -rf .venv .venv-oldest .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage
+	rm -rf build skood.egg-info docs/_build docs/api/generated docs/gallery
+	rm -f demo.png examples/demo.png docs/sg_execution_times.rst
+	find skood tests examples docs -name __pycache__ -exec rm -rf {} +
+
+# $(call install,environment,constraints,extras): torch comes first, at its pinned version, so that
+# nothing else draws in another build of it.
+define install
+	@$(PYTHON) -c 'import sys; sys.exit(None if sys.version_info >= (3, 11) else \
+	    "skood needs Python 3.11 or newer; name one, as in: make PYTHON=python3.12")'
+	$(PYTHON) -m venv $(1)
+	$(1)/bin/python -m pip install $(addprefix --extra-index-url ,$(INDEX)) -c $(2) torch
+	$(1)/bin/python -m pip install $(addprefix --extra-index-url ,$(INDEX)) -c $(2) -e '.[$(3)]'
+endef
+
+.venv/demo.stamp: $(REQUIREMENTS) constraints.txt
+	$(call install,.venv,constraints.txt,plot)
+	touch $@
+
+.venv/dev.stamp: $(REQUIREMENTS) constraints.txt
+	$(call install,.venv,constraints.txt,dev)
+	touch .venv/demo.stamp $@
+
+.venv-oldest/test.stamp: $(REQUIREMENTS) constraints-oldest.txt
+	$(call install,.venv-oldest,constraints-oldest.txt,test)
+	touch $@

@@ -1,0 +1,43 @@
+"""Settings of the documentation."""
+
+import skood
+
+project = "skood"
+author = "The skood developers"
+copyright = f"2026, {author}"
+version = release = skood.__version__
+
+extensions = [
+    "myst_parser",
+    "numpydoc",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.autosummary",
+    "sphinx.ext.mathjax",
+    "sphinx_gallery.gen_gallery",
+]
+exclude_patterns = ["_build"]
+templates_path = ["_templates"]
+# In docstrings, single backquotes mark parameters and attributes.
+default_role = "literal"
+nitpicky = True
+
+# Types are stated in the docstrings, with their shapes.
+autodoc_typehints = "none"
+# What torch and scikit-learn say of a method is theirs to document.
+autodoc_inherit_docstrings = False
+# The template of classes lists their members.
+numpydoc_show_class_members = False
+
+sphinx_gallery_conf = {
+    "examples_dirs": "../examples",
+    "gallery_dirs": "gallery",
+    "download_all_examples": False,
+    "remove_config_comments": True,
+    "show_memory": False,
+    "show_signature": False,
+}
+
+html_theme = "pydata_sphinx_theme"
+html_theme_options = {"show_prev_next": False}
+html_sidebars = {"changelog": [], "user_guide": []}
+html_show_sourcelink = False
