@@ -1,0 +1,47 @@
+"""Random numbers that leave numpy's global generator alone."""
+
+from __future__ import annotations
+
+from numbers import Integral
+
+import numpy as np
+
+__all__ = ["random_generator"]
+
+
+def random_generator(random_state: object) -> np.random.RandomState:
+    """Turn a `random_state` into a generator; None draws fresh entropy.
+
+    It differs from scikit-learn's ``check_random_state`` in None alone, which there is numpy's
+    global generator.
+
+    Parameters
+    ----------
+    random_state : int, RandomState or None
+        Seed, or a generator, which is used as it is.
+
+    Returns
+    -------
+    numpy.random.RandomState
+        The generator.
+
+    Raises
+    ------
+    TypeError
+        If `random_state` is of another type.
+
+    Examples
+    --------
+    >>> from skood.randomness import random_generator
+    >>> random_generator(0).randint(100)
+    44
+    """
+    if isinstance(random_state, np.random.RandomState):
+        return random_state
+    if random_state is None:
+        return np.random.RandomState()
+    if isinstance(random_state, Integral):
+        return np.random.RandomState(int(random_state))
+    raise TypeError(
+        f"random_state={random_state!r}; expected an int, a numpy.random.RandomState or None."
+    )
