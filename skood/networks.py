@@ -1,0 +1,417 @@
+"""Networks: the small ones built where the user brings none, and two families known from CIFAR.
+
+All end in a `torch.nn.Linear` head on non-negative (post-ReLU) features, and in evaluation mode
+each row of a batch is processed independently of the others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from numbers import Integral
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike
+
+__all__ = ["CifarResNet", "Standardize", "WideResNet", "default_network"]
+
+# By number of dimensions. A side of three pixels is far more often a channel axis put last.
+SMALLEST_ROWS = {1: (1,), 2: (4, 4), 3: (1, 4, 4)}
+
+
+def default_network(
+    input_shape: Sequence[int],
+    n_classes: int,
+    *,
+    mean: ArrayLike | None = None,
+    std: ArrayLike | None = None,
+) -> nn.Sequential:
+    """Build a small classifier for rows of a given shape.
+
+    Columns get a multilayer perceptron with two hidden layers of 128 units. Images get three
+    convolutions of 16, 32 and 64 channels, with max pooling between them and global average
+    pooling after them, and any further size of image costs no further parameter. Hidden layers are
+    batch-normalized [1]_, the last one layer-normalized [2]_: that bounds the features, where those
+    of a batch-normalized layer, and with them the negative energy, grow without bound as a row
+    moves away from the training data [3]_.
+
+    Parameters
+    ----------
+    input_shape : sequence of int
+        Shape of one row: `(d,)` for `d` columns, `(h, w)` for images of one channel, or
+        `(c, h, w)` for images of `c` channels; `h` and `w` are at least 4.
+    n_classes : int
+        Number of logits, at least 2.
+    mean, std : array-like of float of shape (d,) or (c,), optional
+        Mean and standard deviation of each column, or of each channel (one for `(h, w)`), which
+        the first layer, :class:`Standardize`, takes. By default 0 and 1.
+
+    Returns
+    -------
+    nn.Sequential
+        Network that maps a batch `(n, *input_shape)` to logits `(n, n_classes)`. Its weights are
+        drawn from torch's global random generator.
+
+    Raises
+    ------
+    ValueError
+        If `input_shape` or `n_classes` is none of those above, or if `mean` or `std` does not fit
+        the rows or is refused by :class:`Standardize`.
+
+    References
+    ----------
+    .. [1] Ioffe & Szegedy, "Batch normalization: accelerating deep network training by reducing
+       internal covariate shift", ICML 2015.
+    .. [2] Ba, Kiros & Hinton, "Layer normalization", arXiv:1607.06450, 2016.
+    .. [3] Hein, Andriushchenko & Bitterwolf, "Why ReLU networks yield high-confidence predictions
+       far away from the training data and how to mitigate the problem", CVPR 2019, theorem 3.1.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from skood.networks import default_network
+    >>> network = default_network((8, 8), n_classes=10)
+    >>> network(torch.zeros(5, 8, 8)).shape
+    torch.Size([5, 10])
+    """
+    shape = _checked_shape(input_shape)
+    _check_integer("n_classes", n_classes, least=2)
+    n_channels = 1 if len(shape) == 2 else shape[0]
+    standardize = Standardize(
+        torch.zeros(n_channels) if mean is None else mean,
+        torch.ones(n_channels) if std is None else std,
+    )
+    if len(standardize.mean) != n_channels:
+        raise ValueError(
+            f"mean and std must have {n_channels} values for input_shape={shape}, one for each "
+            f"column or channel, got {len(standardize.mean)}."
+        )
+    if len(shape) == 1:
+        return nn.Sequential(standardize, *_perceptron(n_channels), nn.Linear(128, n_classes))
+    add_channel_axis = [nn.Unflatten(1, (1, shape[0]))] if len(shape) == 2 else []
+    return nn.Sequential(
+        standardize, *add_channel_axis, *_convolutions(n_channels), nn.Linear(64, n_classes)
+    )
+
+
+class Standardize(nn.Module):
+    """Subtract a fixed mean from each column or channel and divide by a fixed standard deviation.
+
+    Parameters
+    ----------
+    mean, std : array-like of float of shape (c,)
+        One value for each column of rows `(n, c)` or each channel of images `(n, c, h, w)`; one
+        value in all for images `(n, h, w)`. They are kept as float32 buffers: not trained, and
+        part of `state_dict` and of a pickle. Where `std` is 0, or too small beside `mean` for
+        float32 to tell from 0 (at most ``eps * abs(mean)``), it counts as 1.
+
+    Raises
+    ------
+    ValueError
+        If `mean` and `std` are not vectors of one length, or, in float32, a value is not finite or
+        a `std` negative.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from skood.networks import Standardize
+    >>> standardize = Standardize(mean=[1.0, 10.0], std=[2.0, 0.0])
+    >>> standardize(torch.tensor([[5.0, 10.0], [1.0, 13.0]]))
+    tensor([[2., 0.],
+            [0., 3.]])
+    """
+
+    def __init__(self, mean: ArrayLike, std: ArrayLike) -> None:
+        super().__init__()
+        means = torch.asarray(mean, dtype=torch.float32, copy=True)
+        stds = torch.asarray(std, dtype=torch.float32, copy=True)
+        if means.ndim != 1 or means.shape != stds.shape:
+            raise ValueError(
+                "mean and std must be vectors of one length, got shapes "
+                f"{tuple(means.shape)} and {tuple(stds.shape)}."
+            )
+        if not (means.isfinite().all() and stds.isfinite().all() and stds.min() >= 0):
+            raise ValueError(
+                "mean and std must be finite in float32 and std at least 0, "
+                f"got mean={means.tolist()} and std={stds.tolist()}."
+            )
+        # The std of a constant column may come out as a rounding error, no scale to divide by.
+        constant = stds <= torch.finfo(torch.float32).eps * means.abs()
+        self.mean = nn.Buffer(means)
+        self.std = nn.Buffer(stds.masked_fill(constant, 1.0))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Standardize a batch."""
+        per_channel = [-1] + [1] * (x.dim() - 2)
+        return (x - self.mean.view(per_channel)) / self.std.view(per_channel)
+
+
+class CifarResNet(nn.Module):
+    """Residual network for 32 by 32 images with shortcuts that have no parameters [1]_.
+
+    Where the number of channels doubles, the shortcut takes every second pixel and pads with zero
+    channels, half before and half after ("option A"). The features are 64 global averages.
+
+    Parameters
+    ----------
+    depth : int
+        Number of layers with weights, 6 n + 2 with n >= 1; the paper has 20, 32, 44, 56 and 110.
+    n_classes : int, default=10
+        Number of logits, at least 2.
+
+    Raises
+    ------
+    ValueError
+        If `depth` is not 6 n + 2, or `n_classes` is below 2.
+
+    Notes
+    -----
+    Takes float images `(n, 3, h, w)`, normalized as the weights want it, and gives logits
+    `(n, n_classes)`. Fresh convolutions are drawn as in [2]_, eq. 14.
+
+    References
+    ----------
+    .. [1] He, Zhang, Ren & Sun, "Deep residual learning for image recognition", CVPR 2016,
+       section 4.2.
+    .. [2] He, Zhang, Ren & Sun, "Delving deep into rectifiers: surpassing human-level performance
+       on ImageNet classification", ICCV 2015.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from skood.networks import CifarResNet
+    >>> CifarResNet(20)(torch.zeros(5, 3, 32, 32)).shape
+    torch.Size([5, 10])
+    """
+
+    def __init__(self, depth: int, n_classes: int = 10) -> None:
+        super().__init__()
+        n_blocks = _blocks_per_stage(depth, extra_layers=2)
+        _check_integer("n_classes", n_classes, least=2)
+        self.conv1 = _conv3x3(3, 16)
+        self.bn1 = nn.BatchNorm2d(16)
+        self.layer1 = _stage(_ResidualBlock, n_blocks, 16, 16, stride=1)
+        self.layer2 = _stage(_ResidualBlock, n_blocks, 16, 32, stride=2)
+        self.layer3 = _stage(_ResidualBlock, n_blocks, 32, 64, stride=2)
+        self.linear = nn.Linear(64, n_classes)
+        self.apply(_initialize)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits of a batch of images."""
+        x = F.relu(self.bn1(self.conv1(x)))
+        x = self.layer3(self.layer2(self.layer1(x)))
+        return self.linear(_global_average(x))
+
+
+class WideResNet(nn.Module):
+    """Wide residual network, with pre-activation blocks, for 32 by 32 images [1]_.
+
+    The features are `64 * widen_factor` global averages.
+
+    Parameters
+    ----------
+    depth : int, default=40
+        Number of layers with weights, 6 n + 4 with n >= 1; the paper has 16, 22, 28 and 40.
+    widen_factor : int, default=2
+        Times as many channels as a :class:`CifarResNet` has in its blocks, at least 1.
+    dropout : float, default=0.3
+        Probability, in training, of dropping an activation between the two convolutions of a
+        block.
+    n_classes : int, default=10
+        Number of logits, at least 2.
+
+    Raises
+    ------
+    ValueError
+        If `depth` is not 6 n + 4, `widen_factor` is below 1, `dropout` lies outside [0, 1], or
+        `n_classes` is below 2.
+
+    Notes
+    -----
+    Takes float images `(n, 3, h, w)`, normalized as the weights want it, and gives logits
+    `(n, n_classes)`. Fresh convolutions are drawn as in [2]_, eq. 14.
+
+    References
+    ----------
+    .. [1] Zagoruyko & Komodakis, "Wide residual networks", BMVC 2016.
+    .. [2] He, Zhang, Ren & Sun, "Delving deep into rectifiers: surpassing human-level performance
+       on ImageNet classification", ICCV 2015.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from skood.networks import WideResNet
+    >>> WideResNet(16, n_classes=100)(torch.zeros(5, 3, 32, 32)).shape
+    torch.Size([5, 100])
+    """
+
+    def __init__(
+        self,
+        depth: int = 40,
+        widen_factor: int = 2,
+        dropout: float = 0.3,
+        n_classes: int = 10,
+    ) -> None:
+        super().__init__()
+        n_blocks = _blocks_per_stage(depth, extra_layers=4)
+        _check_integer("widen_factor", widen_factor, least=1)
+        _check_integer("n_classes", n_classes, least=2)
+        widths = [16 * widen_factor, 32 * widen_factor, 64 * widen_factor]
+        block = partial(_PreActivationBlock, dropout=dropout)
+        self.conv1 = _conv3x3(3, 16)
+        self.block1 = _stage(block, n_blocks, 16, widths[0], stride=1)
+        self.block2 = _stage(block, n_blocks, widths[0], widths[1], stride=2)
+        self.block3 = _stage(block, n_blocks, widths[1], widths[2], stride=2)
+        self.bn1 = nn.BatchNorm2d(widths[2])
+        self.fc = nn.Linear(widths[2], n_classes)
+        self.apply(_initialize)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits of a batch of images."""
+        x = self.block3(self.block2(self.block1(self.conv1(x))))
+        return self.fc(_global_average(F.relu(self.bn1(x))))
+
+
+class _ResidualBlock(nn.Module):
+    def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = _conv3x3(in_channels, out_channels, stride)
+        self.bn1 = nn.BatchNorm2d(out_channels)
+        self.conv2 = _conv3x3(out_channels, out_channels)
+        self.bn2 = nn.BatchNorm2d(out_channels)
+        self.shortcut = (
+            nn.Identity()
+            if in_channels == out_channels
+            else _SubsampleAndPad(stride, (out_channels - in_channels) // 2)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = F.relu(self.bn1(self.conv1(x)))
+        out = self.bn2(self.conv2(out))
+        return F.relu(out + self.shortcut(x))
+
+
+class _SubsampleAndPad(nn.Module):
+    """Take every `stride`-th pixel and add `padding` zero channels on either side."""
+
+    def __init__(self, stride: int, padding: int) -> None:
+        super().__init__()
+        self.stride = stride
+        self.padding = padding
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x[:, :, :: self.stride, :: self.stride]
+        return F.pad(x, (0, 0, 0, 0, self.padding, self.padding))
+
+
+class _PreActivationBlock(nn.Module):
+    def __init__(self, in_channels: int, out_channels: int, stride: int, dropout: float) -> None:
+        super().__init__()
+        self.bn1 = nn.BatchNorm2d(in_channels)
+        self.conv1 = _conv3x3(in_channels, out_channels, stride)
+        self.bn2 = nn.BatchNorm2d(out_channels)
+        self.dropout = nn.Dropout(dropout)
+        self.conv2 = _conv3x3(out_channels, out_channels)
+        self.shortcut = (
+            None
+            if in_channels == out_channels
+            else nn.Conv2d(in_channels, out_channels, kernel_size=1, stride=stride, bias=False)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        activated = F.relu(self.bn1(x))
+        out = F.relu(self.bn2(self.conv1(activated)))
+        out = self.conv2(self.dropout(out))
+        # Only the identity carries the raw input past the activation.
+        return out + (x if self.shortcut is None else self.shortcut(activated))
+
+
+def _perceptron(n_columns: int) -> list[nn.Module]:
+    return [
+        nn.Linear(n_columns, 128, bias=False),
+        nn.BatchNorm1d(128),
+        nn.ReLU(),
+        nn.Linear(128, 128),
+        nn.LayerNorm(128),
+        nn.ReLU(),
+    ]
+
+
+def _convolutions(n_channels: int) -> list[nn.Module]:
+    return [
+        _conv3x3(n_channels, 16),
+        nn.BatchNorm2d(16),
+        nn.ReLU(),
+        nn.MaxPool2d(2, ceil_mode=True),
+        _conv3x3(16, 32),
+        nn.BatchNorm2d(32),
+        nn.ReLU(),
+        nn.MaxPool2d(2, ceil_mode=True),
+        _conv3x3(32, 64),
+        nn.GroupNorm(1, 64),  # one group: layer normalization of an image
+        nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+    ]
+
+
+def _stage(
+    block: Callable[..., nn.Module], n_blocks: int, in_channels: int, out_channels: int, stride: int
+) -> nn.Sequential:
+    """Blocks of one width, of which the first changes size and width."""
+    return nn.Sequential(
+        block(in_channels, out_channels, stride=stride),
+        *(block(out_channels, out_channels, stride=1) for _ in range(n_blocks - 1)),
+    )
+
+
+def _conv3x3(in_channels: int, out_channels: int, stride: int = 1) -> nn.Conv2d:
+    """Convolution without bias, which the normalization that follows would cancel."""
+    return nn.Conv2d(in_channels, out_channels, 3, stride=stride, padding=1, bias=False)
+
+
+def _global_average(x: Tensor) -> Tensor:
+    return x.mean((2, 3))
+
+
+def _initialize(module: nn.Module) -> None:
+    if isinstance(module, nn.Conv2d):
+        nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+    elif isinstance(module, nn.Linear):
+        nn.init.zeros_(module.bias)
+
+
+def _blocks_per_stage(depth: int, extra_layers: int) -> int:
+    """Blocks of two layers in each of three stages, beside `extra_layers` layers."""
+    n_blocks, remainder = divmod(depth - extra_layers, 6)
+    if remainder or n_blocks < 1:
+        examples = ", ".join(str(6 * n + extra_layers) for n in (1, 2, 3))
+        raise ValueError(
+            f"depth must be 6 n + {extra_layers} with n >= 1 ({examples}, ...), got {depth!r}."
+        )
+    return n_blocks
+
+
+def _checked_shape(input_shape: Sequence[int]) -> tuple[int, ...]:
+    shape = tuple(input_shape) if isinstance(input_shape, Sequence) else ()
+    smallest = SMALLEST_ROWS.get(len(shape))
+    if smallest is None or not all(
+        isinstance(size, Integral) and size >= least
+        for size, least in zip(shape, smallest, strict=True)
+    ):
+        raise ValueError(
+            "input_shape must be the shape of one row, (d,) for columns and (h, w) or, channels "
+            "first, (c, h, w) for images, of positive integers, with h and w at least 4; "
+            f"got {input_shape!r}."
+        )
+    return shape
+
+
+def _check_integer(name: str, value: int, least: int) -> None:
+    if not isinstance(value, Integral) or value < least:
+        raise ValueError(f"{name} must be an integer of at least {least}, got {value!r}.")
