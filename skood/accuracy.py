@@ -1,0 +1,110 @@
+"""What the accuracy on in-distribution rows says about a network, before and after fine-tuning."""
+
+from __future__ import annotations
+
+import warnings
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.metrics import cohen_kappa_score
+
+__all__ = ["warn_if_accuracy_dropped", "warn_if_near_chance", "warn_if_seen_before"]
+
+NEAR_CHANCE = 0.1
+"""Agreement beyond chance (Cohen's kappa) under which a trained classifier is hardly one."""
+
+IMPLAUSIBLE_ACCURACY = 0.99
+"""Accuracy at which rows are likelier to have been trained on than to be fresh."""
+
+TOLERATED_DROP = 0.01
+
+
+def warn_if_near_chance(targets: NDArray[np.int64], predictions: NDArray[np.int64]) -> None:
+    """Warn where a given network does hardly better than chance on the labels.
+
+    Parameters
+    ----------
+    targets, predictions : ndarray of shape (n,), int
+        Logit indices of the labels, and those the network predicts.
+
+    Warns
+    -----
+    UserWarning
+        If Cohen's kappa is below 0.1.
+    """
+    if np.array_equal(targets, predictions):
+        return
+    kappa = cohen_kappa_score(targets, predictions)
+    if kappa < NEAR_CHANCE:
+        warnings.warn(
+            f"The module given classifies {np.mean(targets == predictions):.1%} of {len(targets)} "
+            f"held-out rows as y labels them, hardly better than chance (kappa {kappa:.2f}). "
+            "Either the labels are in another order than the logits, or X needs the "
+            "preprocessing that the network was trained with (preprocess=), or the network is "
+            "not trained (pretrain_epochs=).",
+            UserWarning,
+            stacklevel=3,
+        )
+
+
+def warn_if_seen_before(targets: NDArray[np.int64], predictions: NDArray[np.int64]) -> None:
+    """Warn where a given network is implausibly accurate on its calibration rows.
+
+    It was probably trained on them, and its threshold then breaks its promise.
+
+    Parameters
+    ----------
+    targets, predictions : ndarray of shape (n,), int
+        Logit indices of the labels of the calibration rows, and those the network predicts.
+
+    Warns
+    -----
+    UserWarning
+        If at least 99 % agree.
+    """
+    correct = targets == predictions
+    if correct.mean() >= IMPLAUSIBLE_ACCURACY:
+        warnings.warn(
+            f"The module given classifies {correct.mean():.1%} of its {len(correct)} calibration "
+            "rows correctly. If it was trained on these rows, the threshold keeps fewer fresh "
+            "rows than tpr promises: follow fit with calibrate(X_fresh), on rows that the "
+            "network has never seen.",
+            UserWarning,
+            stacklevel=3,
+        )
+
+
+def warn_if_accuracy_dropped(
+    targets: NDArray[np.int64],
+    before: NDArray[np.int64],
+    after: NDArray[np.int64],
+    sparsity_weight: float,
+) -> None:
+    """Warn where fine-tuning costs accuracy beyond a point and beyond chance.
+
+    Parameters
+    ----------
+    targets, before, after : ndarray of shape (n,), int
+        Logit indices of the labels of the calibration rows, and those predicted before and after
+        fine-tuning.
+    sparsity_weight : float
+        The weight to lower.
+
+    Warns
+    -----
+    UserWarning
+        If the drop exceeds a point and twice its paired standard error.
+    """
+    was, now = before == targets, after == targets
+    changes = was.astype(float) - now
+    drop = changes.mean()
+    error = changes.std(ddof=1) / np.sqrt(len(changes)) if len(changes) > 1 else np.inf
+    if drop > max(TOLERATED_DROP, 2 * error):
+        warnings.warn(
+            f"Fine-tuning took the accuracy on {len(changes)} held-out rows from {was.mean():.1%} "
+            f"to {now.mean():.1%} (a drop of {100 * drop:.1f} points, standard error "
+            f"{100 * error:.1f}). Lower sparsity_weight (now {sparsity_weight:g}), learning_rate "
+            "or max_epochs.",
+            UserWarning,
+            stacklevel=3,
+        )

@@ -1,0 +1,781 @@
+"""The estimator: fit -> fine-tune -> calibrate -> score."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from numbers import Integral, Real
+from typing import Any, ClassVar, NamedTuple, Self
+
+import numpy as np
+import torch
+from joblib import Memory
+from numpy.typing import ArrayLike, NDArray
+from sklearn.base import BaseEstimator, OutlierMixin
+from sklearn.utils import Tags, check_array
+from sklearn.utils._param_validation import Interval, StrOptions, validate_parameter_constraints
+from sklearn.utils.validation import check_is_fitted, validate_data
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from . import metrics
+from .accuracy import warn_if_accuracy_dropped, warn_if_near_chance, warn_if_seen_before
+from .caching import training_key, with_memory
+from .calibration import calibration_split, conformal_p_values, place_threshold
+from .engine.augmentation import AUGMENTATIONS, get_augment
+from .engine.batches import (
+    Batcher,
+    Rows,
+    as_array,
+    channels_first,
+    check_finite,
+    check_tensor,
+    has_channels_last,
+    moments,
+)
+from .engine.hardware import resolve_device
+from .engine.inference import forward_rows
+from .engine.network import Network, copy_module, floating_dtype, on_cpu, open_network
+from .engine.training import (
+    Objective,
+    Recipe,
+    Record,
+    TrainingData,
+    pretraining_recipe,
+    reproducible,
+    train,
+)
+from .labels import as_labels, cluster_labels, encode_labels, is_outlier
+from .model_selection import surrogate_outliers
+from .networks import default_network
+from .penalties import PENALTIES, Penalty, get_penalty, l1
+from .randomness import random_generator
+from .scores import ScoreFunction, apply_score, get_score, list_scores
+
+ScoreArray = NDArray[np.float64]
+
+
+class SparseEnergyOODDetector(OutlierMixin, BaseEstimator):
+    """Out-of-distribution detector: a classifier fine-tuned for sparse features, and its energy.
+
+    ``fit`` fine-tunes a copy of `module` on in-distribution rows with ``CE(z(x), y) +
+    sparsity_weight * mean ||h(x)||_1``, where h are the penultimate features and z the logits, then
+    places a threshold on the negative energy that keeps a share `tpr` of in-distribution rows.
+
+    Parameters
+    ----------
+    module : torch.nn.Module, default=None
+        Trained classifier that gives logits (n, K). It is copied and never changed. None builds a
+        small network for X and trains it first.
+    sparsity_weight : float, default=0.02
+        Weight of the penalty, at least 0; 0 fine-tunes on cross-entropy alone.
+    penalty : {"l1", "l1_over_l2"} or callable, default="l1"
+        Sparsity measure, see `skood.penalties`. A callable maps features (n, d) to values (n,).
+    score_function : str, object or callable, default="energy"
+        Score, see `skood.scores`. A callable maps features (n, d) and float64 logits (n, K) to
+        values (n,), higher for in-distribution.
+    tpr : float, default=0.95
+        Share of in-distribution rows to keep, between 0 and 1.
+    calibration_size : "auto", int, float or None, default="auto"
+        In-distribution rows, a number or a share, kept out of fine-tuning to place the threshold.
+        "auto" is a tenth of them, at least the rows for rank 2 (39 at tpr 0.95), at most a third.
+        None uses the training rows, whose scores flatter the detector.
+    head : str, default=None
+        Name of the submodule whose input are the features and whose output are the logits; None
+        finds it.
+    pretrain_epochs : "auto" or int, default="auto"
+        Epochs of plain cross-entropy first, by a recipe of their own. "auto" is 0 for a given
+        module, and enough to train the built network from scratch.
+    max_epochs : int, default=10
+        Epochs of fine-tuning; 0 uses the network as it is.
+    batch_size : int, default=128
+        Rows of a training step.
+    learning_rate : float, default=1e-3
+        Initial learning rate of fine-tuning; it falls along a cosine, step by step, to 1e-6.
+    momentum : float, default=0.9
+        Nesterov momentum of fine-tuning, at least 0 and below 1.
+    weight_decay : float, default=5e-4
+        Weight decay of fine-tuning.
+    preprocess : callable, default=None
+        Applied to each batch of X, a tensor of X's dtype on the device, at training and at scoring;
+        returns the network's input with as many rows. Without it, batches are cast to the network's
+        floating dtype.
+    augment : {"flip", "flip-crop"} or callable, default=None
+        Applied to each preprocessed training batch. The named ones draw per row; a callable maps a
+        batch to a batch.
+    ood_label : int, str or bool, default=None
+        Label in y of known out-of-distribution rows: not trained on, used by `score`.
+    outlier_weight : float, default=0.0
+        Above 0, the rows labelled `ood_label` enter the loss: this weight times the cross-entropy
+        between the uniform distribution and the prediction (SROE; the paper uses 0.5).
+    device : str or torch.device, default="auto"
+        Where to compute; "auto" takes a GPU where there is one.
+    precision : {"auto", "float32", "bfloat16"}, default="auto"
+        "auto" trains convolutional networks in bfloat16 where the hardware has it, and scores in
+        the network's own dtype. "float32" autocasts nothing; "bfloat16" autocasts training and
+        scoring.
+    compile : bool, default=False
+        Run the network through torch.compile.
+    memory : str or joblib.Memory, default=None
+        Where to keep trained networks: a fit with the same network, rows and settings then loads
+        its result. Needs a `random_state`.
+    random_state : int, RandomState or None, default=None
+        Seeds the split, the order of rows, augmentation, dropout and initial weights. None draws
+        fresh entropy; no global generator is read or advanced.
+    verbose : int, default=0
+        1 shows the progress of each epoch and what was chosen.
+
+    Attributes
+    ----------
+    module_ : torch.nn.Module
+        The fine-tuned copy, in evaluation mode.
+    head_ : str
+        Name of the head in `module_`.
+    classes_ : ndarray of shape (K,)
+        Label of each logit.
+    offset_ : float
+        The threshold on `score_samples`.
+    tpr_ : float
+        The share of in-distribution rows that `offset_` was placed to keep.
+    calibration_scores_ : ndarray of shape (m,), float64
+        Scores of the calibration rows.
+    id_accuracy_ : dict
+        Accuracy on the calibration rows "before" and "after" fine-tuning; against the network's own
+        labels where y gave none.
+    history_ : list of dict
+        One record an epoch: "phase" ("pretrain" or "fine-tune"), "epoch", and the means over its
+        rows of "loss", "cross_entropy", "penalty", "accuracy", "mean_l1", "hoyer_index" and
+        "id_energy" in training mode, and "seconds".
+    device_ : torch.device
+        Where it computes.
+    precision_ : dict
+        Dtype in which the network was "training" and is "scoring".
+    n_features_in_ : int
+        Number of columns, for X of two dimensions.
+    feature_names_in_ : ndarray of str
+        Names of the columns, where X has them all as strings.
+    input_shape_ : tuple of int
+        Shape of a row, for X of more than two dimensions.
+
+    References
+    ----------
+    Chen & Li, "Sparsity-based regularization for out-of-distribution detection", J. Guilin Univ.
+    Electron. Technol. 43(1), 2023. Liu, Wang, Owens & Li, "Energy-based out-of-distribution
+    detection", NeurIPS 2020.
+
+    Examples
+    --------
+    >>> from sklearn.datasets import load_digits
+    >>> from skood import SparseEnergyOODDetector
+    >>> X, y = load_digits(return_X_y=True)
+    >>> detector = SparseEnergyOODDetector(random_state=0).fit(X[:1500], y[:1500])
+    >>> detector.predict(X[1500:]).mean() > 0.5
+    True
+    """
+
+    _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
+        "module": [nn.Module, None],
+        "sparsity_weight": [Interval(Real, 0, None, closed="left")],
+        "penalty": [StrOptions(set(PENALTIES)), callable],
+        "score_function": [StrOptions(set(list_scores())), callable],
+        "tpr": [Interval(Real, 0, 1, closed="neither")],
+        "calibration_size": [
+            StrOptions({"auto"}),
+            Interval(Integral, 1, None, closed="left"),
+            Interval(Real, 0, 1, closed="neither"),
+            None,
+        ],
+        "head": [str, None],
+        "pretrain_epochs": [StrOptions({"auto"}), Interval(Integral, 0, None, closed="left")],
+        "max_epochs": [Interval(Integral, 0, None, closed="left")],
+        "batch_size": [Interval(Integral, 1, None, closed="left")],
+        "learning_rate": [Interval(Real, 0, None, closed="neither")],
+        "momentum": [Interval(Real, 0, 1, closed="left")],
+        "weight_decay": [Interval(Real, 0, None, closed="left")],
+        "preprocess": [callable, None],
+        "augment": [StrOptions(set(AUGMENTATIONS)), callable, None],
+        "ood_label": [Integral, str, "boolean", None],
+        "outlier_weight": [Interval(Real, 0, None, closed="left")],
+        "device": [str, torch.device],
+        "precision": [StrOptions({"auto", "float32", "bfloat16"})],
+        "compile": ["boolean"],
+        "memory": [str, Memory, None],
+        "random_state": ["random_state"],
+        "verbose": ["verbose"],
+    }
+
+    def __init__(
+        self,
+        module: nn.Module | None = None,
+        *,
+        sparsity_weight: float = 0.02,
+        penalty: str | Penalty = "l1",
+        score_function: str | ScoreFunction = "energy",
+        tpr: float = 0.95,
+        calibration_size: str | int | float | None = "auto",
+        head: str | None = None,
+        pretrain_epochs: str | int = "auto",
+        max_epochs: int = 10,
+        batch_size: int = 128,
+        learning_rate: float = 1e-3,
+        momentum: float = 0.9,
+        weight_decay: float = 5e-4,
+        preprocess: Callable[[Tensor], Tensor] | None = None,
+        augment: str | Callable[[Tensor], Tensor] | None = None,
+        ood_label: int | str | bool | None = None,
+        outlier_weight: float = 0.0,
+        device: str | torch.device = "auto",
+        precision: str = "auto",
+        compile: bool = False,
+        memory: str | Memory | None = None,
+        random_state: int | np.random.RandomState | None = None,
+        verbose: int = 0,
+    ) -> None:
+        self.module = module
+        self.sparsity_weight = sparsity_weight
+        self.penalty = penalty
+        self.score_function = score_function
+        self.tpr = tpr
+        self.calibration_size = calibration_size
+        self.head = head
+        self.pretrain_epochs = pretrain_epochs
+        self.max_epochs = max_epochs
+        self.batch_size = batch_size
+        self.learning_rate = learning_rate
+        self.momentum = momentum
+        self.weight_decay = weight_decay
+        self.preprocess = preprocess
+        self.augment = augment
+        self.ood_label = ood_label
+        self.outlier_weight = outlier_weight
+        self.device = device
+        self.precision = precision
+        self.compile = compile
+        self.memory = memory
+        self.random_state = random_state
+        self.verbose = verbose
+
+    def fit(self, X: Any, y: ArrayLike | None = None) -> Self:
+        """Fine-tune a copy of the network on in-distribution rows, then place the threshold.
+
+        Parameters
+        ----------
+        X : array-like or Tensor of shape (n, ...)
+            Rows as `preprocess` takes them, or without one as the network takes them.
+        y : array-like of shape (n,), default=None
+            Labels. Integers within 0..K-1 are logit indices of a given module; other labels need
+            exactly K distinct values, in sorted order. Rows labelled `ood_label` are known
+            outliers. Without labels, or with a single one, a given module labels the rows by its
+            own prediction, and k-means clusters stand in where there is no module either.
+
+        Returns
+        -------
+        self : SparseEnergyOODDetector
+            The fitted detector. Where fit fails, it is as it was before.
+
+        Raises
+        ------
+        ValueError
+            If a parameter, X, y or the network's output cannot be used; the message says what to
+            pass.
+        TypeError
+            If a parameter, X or the network's output is of the wrong type.
+        RuntimeError
+            If the loss becomes NaN or infinite, or the scores collapse to a constant.
+
+        Warns
+        -----
+        UserWarning
+            If the network given does hardly better than chance on y, or implausibly well on its
+            calibration rows; if fine-tuning costs accuracy; if there are too few calibration rows
+            for `tpr`.
+        """
+        self._validate_params()
+        with _unchanged_on_error(self):
+            X = self._check_rows(X, reset=True)
+            if self.preprocess is None:
+                check_finite(X)
+            inliers, outliers, labels = self._split_outliers(X, y)
+            self._check_counts(inliers, outliers)
+            if self.memory is not None and self.random_state is None:
+                warnings.warn(
+                    "memory= keeps nothing while random_state=None, as no two fits are alike "
+                    "then. Pass an int as random_state.",
+                    UserWarning,
+                    stacklevel=2,
+                )
+            seeds = _draw_seeds(self.random_state)
+            device = resolve_device(self.device)
+            with reproducible(seeds.network, device):
+                network = self._given_network(X, inliers, device)
+                self.classes_, targets = self._encode(labels, network, X, inliers, seeds)
+                training, held_out = calibration_split(
+                    targets, self.calibration_size, self.tpr, np.random.RandomState(seeds.split)
+                )
+                data = TrainingData(X, inliers[training], targets[training], outliers)
+                calibration, truth = inliers[held_out], targets[held_out]
+                if network is None:
+                    network = self._default_network(data, device)
+                self.history_ = self._pretrain(network, data, seeds)
+                before = self._outputs(network, X, calibration)[1]
+                if self.module is not None and labels is not None and not self.history_:
+                    warn_if_near_chance(truth, before)
+                    warn_if_seen_before(truth, before)
+                self.history_ += self._fine_tune(network, data, seeds)
+            scores, after = self._outputs(network, X, calibration)
+            warn_if_accuracy_dropped(truth, before, after, self.sparsity_weight)
+            self.id_accuracy_ = {
+                "before": float(np.mean(truth == before)),
+                "after": float(np.mean(truth == after)),
+            }
+            self._network = network
+            self._place_threshold(scores, self.tpr)
+        return self
+
+    def calibrate(self, X: Any, tpr: float | None = None) -> Self:
+        """Move the threshold to fresh in-distribution rows, without training again.
+
+        Parameters
+        ----------
+        X : array-like or Tensor of shape (n, ...)
+            In-distribution rows that neither the network nor the detector was trained on.
+        tpr : float, default=None
+            Share of in-distribution rows to keep, between 0 and 1; None takes the parameter
+            ``tpr``.
+
+        Returns
+        -------
+        self : SparseEnergyOODDetector
+            The detector, with new `offset_`, `tpr_` and `calibration_scores_`.
+
+        Raises
+        ------
+        NotFittedError
+            If the detector is not fitted.
+        ValueError
+            If `tpr` is out of range, or X does not look like the rows of `fit`.
+
+        Warns
+        -----
+        UserWarning
+            If there are too few rows for `tpr`.
+        """
+        check_is_fitted(self)
+        tpr = self.tpr if tpr is None else tpr
+        constraint = {"tpr": self._parameter_constraints["tpr"]}
+        validate_parameter_constraints(constraint, {"tpr": tpr}, caller_name="calibrate")
+        self._place_threshold(self.score_samples(X), tpr)
+        return self
+
+    def score_samples(self, X: Any) -> ScoreArray:
+        """Score of each row, higher for in-distribution; for "energy" exactly -E(x).
+
+        Parameters
+        ----------
+        X : array-like or Tensor of shape (n, ...)
+            Rows like those of `fit`.
+
+        Returns
+        -------
+        ndarray of shape (n,), float64
+            The scores.
+
+        Raises
+        ------
+        NotFittedError
+            If the detector is not fitted.
+        ValueError
+            If X does not look like the rows of `fit`, or holds NaN or infinity.
+        """
+        check_is_fitted(self)
+        return self._outputs(self._network, self._check_rows(X))[0]
+
+    def decision_function(self, X: Any) -> ScoreArray:
+        """Score measured from the threshold: at least 0 for rows taken as in-distribution.
+
+        Parameters
+        ----------
+        X : array-like or Tensor of shape (n, ...)
+            Rows like those of `fit`.
+
+        Returns
+        -------
+        ndarray of shape (n,), float64
+            ``score_samples(X) - offset_``.
+        """
+        return self.score_samples(X) - self.offset_
+
+    def predict(self, X: Any) -> NDArray[np.int64]:
+        """Whether each row is in-distribution.
+
+        Parameters
+        ----------
+        X : array-like or Tensor of shape (n, ...)
+            Rows like those of `fit`.
+
+        Returns
+        -------
+        ndarray of shape (n,), int64
+            +1 for in-distribution, -1 for out-of-distribution.
+        """
+        return np.where(self.decision_function(X) >= 0, 1, -1)
+
+    def p_values(self, X: Any) -> ScoreArray:
+        """Conformal p-value of "this row is in-distribution", against the calibration scores.
+
+        Parameters
+        ----------
+        X : array-like or Tensor of shape (n, ...)
+            Rows like those of `fit`.
+
+        Returns
+        -------
+        ndarray of shape (n,), float64
+            p-values; `predict` is -1 exactly where ``p <= 1 - tpr_``, given enough calibration rows
+            for `tpr_`.
+
+        References
+        ----------
+        Bates et al., "Testing for outliers with conformal p-values", Ann. Statist. 51(1), 2023.
+        """
+        return conformal_p_values(self.score_samples(X), self.calibration_scores_, self.tpr_)
+
+    def predict_class(self, X: Any, reject_label: Any = None) -> NDArray[Any]:
+        """Class of each row, or a label of rejection where the row is out-of-distribution.
+
+        Parameters
+        ----------
+        X : array-like or Tensor of shape (n, ...)
+            Rows like those of `fit`.
+        reject_label : int, str or bool, default=None
+            Returned where `predict` is -1; must not be one of `classes_`. None rejects nothing.
+
+        Returns
+        -------
+        ndarray of shape (n,)
+            Labels; of dtype object where `reject_label` is of another kind than the classes.
+
+        Raises
+        ------
+        ValueError
+            If `reject_label` is one of `classes_`.
+        """
+        check_is_fitted(self)
+        if reject_label is not None and reject_label in self.classes_.tolist():
+            raise ValueError(
+                f"reject_label={reject_label!r} is one of the classes "
+                f"{self.classes_.tolist()[:12]}; pass a label that no class has."
+            )
+        scores, winners = self._outputs(self._network, self._check_rows(X))
+        labels = self.classes_[winners]
+        if reject_label is None:
+            return labels
+        if np.asarray(reject_label).dtype.kind != labels.dtype.kind:
+            labels = labels.astype(object)
+        return np.where(scores - self.offset_ >= 0, labels, reject_label)
+
+    def predict_class_proba(self, X: Any) -> ScoreArray:
+        """Softmax probabilities of the classes, in the order of `classes_`.
+
+        Parameters
+        ----------
+        X : array-like or Tensor of shape (n, ...)
+            Rows like those of `fit`.
+
+        Returns
+        -------
+        ndarray of shape (n, K), float64
+            Probabilities; each row sums to 1.
+        """
+        check_is_fitted(self)
+        pieces = forward_rows(self._network, self._check_rows(X))
+        return np.concatenate([as_array(torch.softmax(logits, dim=1)) for _, _, logits in pieces])
+
+    def features(self, X: Any) -> NDArray[Any]:
+        """Penultimate features: what enters the head.
+
+        Parameters
+        ----------
+        X : array-like or Tensor of shape (n, ...)
+            Rows like those of `fit`.
+
+        Returns
+        -------
+        ndarray of shape (n, d)
+            Features, in the dtype of the network (float32 where it is bfloat16).
+        """
+        check_is_fitted(self)
+        pieces = forward_rows(self._network, self._check_rows(X), features=True)
+        return np.concatenate([as_array(hidden) for _, hidden, _ in pieces if hidden is not None])
+
+    def score(self, X: Any, y: ArrayLike | None = None) -> float:
+        """AUROC of in-distribution rows against outliers, so that a search needs no ``scoring``.
+
+        Parameters
+        ----------
+        X : array-like or Tensor of shape (n, ...)
+            Rows like those of `fit`.
+        y : array-like of shape (n,), default=None
+            Labels. Rows labelled `ood_label` are the outliers; without any,
+            `skood.model_selection.surrogate_outliers` makes some from X.
+
+        Returns
+        -------
+        float
+            Area under the ROC curve, between 0 and 1.
+        """
+        check_is_fitted(self)
+        X = self._check_rows(X)
+        inliers, outliers, _ = self._split_outliers(X, y)
+        scores = self._outputs(self._network, X)[0]
+        if len(outliers) > 0:
+            return metrics.auroc(scores[inliers], scores[outliers])
+        surrogates = self._check_rows(surrogate_outliers(as_array(X), random_state=0))
+        return metrics.auroc(scores, self._outputs(self._network, surrogates)[0])
+
+    @property
+    def module_(self) -> nn.Module:
+        """The fine-tuned copy of `module`, in evaluation mode."""
+        check_is_fitted(self)
+        return self._network.module
+
+    @property
+    def head_(self) -> str:
+        """Name of the head in `module_`."""
+        check_is_fitted(self)
+        return self._network.head
+
+    @property
+    def device_(self) -> torch.device:
+        """Where the detector computes."""
+        check_is_fitted(self)
+        return self._network.device
+
+    @property
+    def precision_(self) -> dict[str, str]:
+        """Dtypes in which the network was "training" and is "scoring"."""
+        check_is_fitted(self)
+        return self._network.precision.names(self._network.batcher.dtype)
+
+    # The steps of fit, in order.
+
+    def _check_rows(self, X: Any, *, reset: bool = False) -> Rows:
+        """X as an array or tensor, neither copied nor cast, with rows like those of `fit`."""
+        rows = check_tensor(X) if isinstance(X, Tensor) else self._check_array(X)
+        if reset:
+            for name in {"n_features_in_", "feature_names_in_", "input_shape_"} & set(vars(self)):
+                delattr(self, name)
+        expected = getattr(self, "input_shape_", None)
+        if rows.ndim == 2 and expected is None:
+            validate_data(
+                self, X if hasattr(X, "shape") else rows, reset=reset, skip_check_array=True
+            )
+            return rows
+        if reset:
+            self.input_shape_ = tuple(rows.shape[1:])
+        elif tuple(rows.shape[1:]) != (expected := expected or (self.n_features_in_,)):
+            raise ValueError(
+                f"X has rows of shape {tuple(rows.shape[1:])}, but {type(self).__name__} was "
+                f"fitted on rows of shape {expected}. Pass an array of shape (n, "
+                f"{', '.join(map(str, expected))})."
+            )
+        return rows
+
+    def _check_array(self, X: Any) -> NDArray[Any]:
+        return check_array(
+            X,
+            dtype="numeric",
+            ensure_all_finite=False,
+            allow_nd=True,
+            estimator=self,
+            input_name="X",
+        )
+
+    def _split_outliers(
+        self, X: Rows, y: ArrayLike | None
+    ) -> tuple[NDArray[np.intp], NDArray[np.intp], NDArray[Any] | None]:
+        """Rows in and out of the distribution, and labels of the former if of several classes."""
+        if y is None:
+            return np.arange(len(X)), np.arange(0), None
+        labels = as_labels(y, len(X))
+        outlying = is_outlier(labels, self.ood_label)
+        inliers, outliers = np.flatnonzero(~outlying), np.flatnonzero(outlying)
+        return inliers, outliers, labels[inliers] if len(np.unique(labels[inliers])) > 1 else None
+
+    def _check_counts(self, inliers: NDArray[np.intp], outliers: NDArray[np.intp]) -> None:
+        if len(inliers) < 2:
+            raise ValueError(
+                f"fit got n_samples = {len(inliers)} in-distribution row(s) and needs at least 2, "
+                "one to train on and one to calibrate on (rows labelled "
+                f"ood_label={self.ood_label!r} do not count)."
+            )
+        if self.outlier_weight > 0 and len(outliers) == 0:
+            raise ValueError(
+                f"outlier_weight={self.outlier_weight:g} needs known outliers, but no row of y "
+                f"carries ood_label={self.ood_label!r}. Label some rows so, or set "
+                "outlier_weight=0."
+            )
+
+    def _given_network(
+        self, X: Rows, rows: NDArray[np.intp], device: torch.device
+    ) -> Network | None:
+        if self.module is None:
+            return None
+        module = copy_module(self.module)
+        batcher = Batcher(device, floating_dtype(module), self.preprocess)
+        return self._open(module, batcher, X, rows, single_rows=True)
+
+    def _default_network(self, data: TrainingData, device: torch.device) -> Network:
+        preprocess = self.preprocess
+        if preprocess is None and has_channels_last(data.X.shape):
+            preprocess = channels_first
+        batcher = Batcher(device, torch.float32, preprocess)
+        mean, std = moments(batcher, data.X, data.rows)
+        shape = tuple(batcher(data.X, data.rows[:1]).shape[1:])
+        module = default_network(shape, len(self.classes_), mean=mean, std=std)
+        return self._open(module, batcher, data.X, data.rows, single_rows=False)
+
+    def _open(
+        self,
+        module: nn.Module,
+        batcher: Batcher,
+        X: Rows,
+        rows: NDArray[np.intp],
+        single_rows: bool,
+    ) -> Network:
+        return open_network(
+            module,
+            X,
+            rows,
+            head=self.head,
+            batcher=batcher,
+            precision=self.precision,
+            compiled=self.compile,
+            single_rows=single_rows,
+        )
+
+    def _encode(
+        self,
+        labels: NDArray[Any] | None,
+        network: Network | None,
+        X: Rows,
+        rows: NDArray[np.intp],
+        seeds: _Seeds,
+    ) -> tuple[NDArray[Any], NDArray[np.int64]]:
+        """Classes, and the logit index of each in-distribution row."""
+        if network is not None and labels is not None:
+            return encode_labels(labels, network.n_logits)
+        if network is not None:
+            return np.arange(network.n_logits), self._outputs(network, X, rows)[1]
+        if labels is None:
+            batcher = Batcher(torch.device("cpu"), torch.float64, self.preprocess)
+            labels = cluster_labels(
+                lambda picks: batcher(X, rows[picks]).flatten(1).numpy(), len(rows), seeds.clusters
+            )
+        return np.unique(labels, return_inverse=True)
+
+    def _pretrain(
+        self, network: Network, data: TrainingData, seeds: _Seeds
+    ) -> list[dict[str, Any]]:
+        if self.pretrain_epochs == "auto":
+            epochs = 0 if self.module is not None else None
+        else:
+            epochs = int(self.pretrain_epochs)
+        recipe = pretraining_recipe(len(data.rows), self.batch_size, epochs)
+        return self._train("pretrain", network, data, Objective(l1), recipe, seeds.pretraining)
+
+    def _fine_tune(
+        self, network: Network, data: TrainingData, seeds: _Seeds
+    ) -> list[dict[str, Any]]:
+        objective = Objective(get_penalty(self.penalty), self.sparsity_weight, self.outlier_weight)
+        recipe = Recipe(
+            self.max_epochs, self.batch_size, self.learning_rate, self.momentum, self.weight_decay
+        )
+        return self._train("fine-tune", network, data, objective, recipe, seeds.fine_tuning)
+
+    def _train(
+        self,
+        phase: str,
+        network: Network,
+        data: TrainingData,
+        objective: Objective,
+        recipe: Recipe,
+        seed: int,
+    ) -> list[dict[str, Any]]:
+        if recipe.epochs == 0:
+            return []
+        with tqdm(
+            total=recipe.epochs, desc=phase, unit="epoch", disable=not self.verbose
+        ) as progress:
+
+            def show(record: Record) -> None:
+                progress.set_postfix(
+                    {name: f"{record[name]:.4g}" for name in ("loss", "accuracy", "mean_l1")}
+                )
+                progress.update()
+
+            def run() -> list[Record]:
+                augment = get_augment(self.augment)
+                return train(
+                    network, data, objective, recipe, augment=augment, seed=seed, after_epoch=show
+                )
+
+            if self.memory is None or self.random_state is None:
+                history = run()
+            else:
+                key = training_key(network, data, objective, recipe, self.augment, seed)
+                history = with_memory(self.memory, key, network, run)
+        return [{"phase": phase, **record} for record in history]
+
+    def _outputs(
+        self, network: Network, X: Rows, rows: NDArray[np.intp] | None = None
+    ) -> tuple[ScoreArray, NDArray[np.int64]]:
+        """Score and most likely logit of each row, or of those asked for."""
+        score = get_score(self.score_function)
+        n_rows = len(X) if rows is None else len(rows)
+        scores, winners = np.empty(n_rows), np.empty(n_rows, dtype=np.int64)
+        needs_features = getattr(score, "uses_features", True)
+        for piece, features, logits in forward_rows(network, X, rows=rows, features=needs_features):
+            scores[piece] = as_array(apply_score(score, features, logits))
+            winners[piece] = as_array(logits.argmax(dim=1))
+        return scores, winners
+
+    def _place_threshold(self, scores: ScoreArray, tpr: float) -> None:
+        self.offset_ = place_threshold(scores, tpr)
+        self.calibration_scores_, self.tpr_ = scores, tpr
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = super().__getstate__()
+        if isinstance(self.module, nn.Module):
+            state = state | {"module": on_cpu(self.module)}
+        return state
+
+    def __sklearn_tags__(self) -> Tags:
+        tags = super().__sklearn_tags__()
+        tags.input_tags.three_d_array = True
+        return tags
+
+
+class _Seeds(NamedTuple):
+    split: int
+    clusters: int
+    network: int
+    pretraining: int
+    fine_tuning: int
+
+
+def _draw_seeds(random_state: int | np.random.RandomState | None) -> _Seeds:
+    draws = random_generator(random_state).randint(np.iinfo(np.int32).max, size=len(_Seeds._fields))
+    return _Seeds(*draws.tolist())
+
+
+@contextmanager
+def _unchanged_on_error(estimator: BaseEstimator) -> Iterator[None]:
+    before = vars(estimator).copy()
+    try:
+        yield
+    except BaseException:
+        vars(estimator).clear()
+        vars(estimator).update(before)
+        raise

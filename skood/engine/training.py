@@ -1,0 +1,398 @@
+"""The training loop: cross-entropy plus a penalty on the features, by a recipe of steps."""
+
+from __future__ import annotations
+
+import math
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional as F
+
+from ..penalties import hoyer_index, l1
+from .augmentation import Augment
+from .batches import Rows
+from .inference import autocast, forward_rows
+from .network import Network
+
+Record = dict[str, float]
+Step = tuple[int, dict[str, Tensor]]
+
+PRETRAINING_RATE = 0.1
+PRETRAINING_EPOCHS = 20
+PRETRAINING_STEPS = 400
+
+PROBE_ROWS = 256
+"""Rows that tell, after each epoch, whether the network still distinguishes its inputs."""
+
+COLLAPSED_SPREAD = 1e-3
+"""Share of the initial range of energies below which they count as constant."""
+
+FLOAT32_NOISE = 1e-6
+"""Relative range of energies that rounding alone may cause."""
+
+_training_lock = threading.RLock()
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How long and how fast to train.
+
+    Parameters
+    ----------
+    epochs : int
+        Passes over the training rows.
+    batch_size : int
+        Rows of a step. A last batch of a single row is left out: batch-norm cannot train on it.
+    learning_rate : float
+        Learning rate at the start; it falls along a cosine, step by step.
+    momentum : float
+        Nesterov momentum.
+    weight_decay : float
+        L2 penalty on all parameters.
+    final_learning_rate : float
+        Learning rate after the last step.
+    """
+
+    epochs: int
+    batch_size: int
+    learning_rate: float
+    momentum: float
+    weight_decay: float
+    final_learning_rate: float = 1e-6
+
+
+@dataclass(frozen=True)
+class Objective:
+    """What the loss adds to the cross-entropy.
+
+    Parameters
+    ----------
+    penalty : callable
+        Features (n, d) to values (n,).
+    sparsity_weight : float
+        Weight of the batch mean of the penalty.
+    outlier_weight : float
+        Weight of the cross-entropy between the uniform distribution and the prediction on outliers.
+    """
+
+    penalty: Callable[[Tensor], Tensor]
+    sparsity_weight: float = 0.0
+    outlier_weight: float = 0.0
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """Rows to train on.
+
+    Parameters
+    ----------
+    X : array or tensor of shape (n, ...)
+        All rows.
+    rows : ndarray of shape (m,)
+        Rows of X to train on.
+    labels : ndarray of shape (m,)
+        Their logit indices.
+    outliers : ndarray of shape (k,)
+        Rows of X that enter the loss as outliers; may be empty.
+    """
+
+    X: Rows
+    rows: NDArray[np.intp]
+    labels: NDArray[np.int64]
+    outliers: NDArray[np.intp]
+
+
+class DivergenceError(RuntimeError):
+    """The loss became NaN or infinite, or the scores collapsed to a constant."""
+
+
+def train(
+    network: Network,
+    data: TrainingData,
+    objective: Objective,
+    recipe: Recipe,
+    *,
+    augment: Augment | None = None,
+    seed: int,
+    after_epoch: Callable[[Record], None] = lambda record: None,
+) -> list[Record]:
+    """Train a network in place and leave it in evaluation mode.
+
+    Parameters
+    ----------
+    network : Network
+        The network, changed in place.
+    data : TrainingData
+        Rows and labels.
+    objective : Objective
+        Terms of the loss beside the cross-entropy.
+    recipe : Recipe
+        Epochs, batch size and optimizer settings.
+    augment : Augment, optional
+        Applied to in-distribution and outlier batches, drawn per row.
+    seed : int
+        Seeds the order of rows, the augmentation and the dropout.
+    after_epoch : callable, optional
+        Called with the record of each epoch, the network in evaluation mode.
+
+    Returns
+    -------
+    list of dict
+        One record an epoch: means over its rows, in training mode, and seconds.
+
+    Raises
+    ------
+    DivergenceError
+        If the loss is NaN or infinite, or the energies collapse to a constant.
+    """
+    probe = data.rows[:PROBE_ROWS]
+    spread = _energy_spread(network, data.X, probe)
+    optimizer = _optimizer(network, recipe)
+    generator = torch.Generator().manual_seed(seed)
+    steps = recipe.epochs * len(_batches(np.arange(len(data.rows)), recipe.batch_size))
+    rates = _cosine(recipe, steps)
+    # An epoch is one pass over the in-distribution rows; outliers follow in a cycle of their own.
+    outlier_batches = _endless_batches(data.outliers, recipe.batch_size, generator)
+    history: list[Record] = []
+    with reproducible(seed, network.device):
+        for epoch in range(1, recipe.epochs + 1):
+            start = time.perf_counter()
+            network.train(True)
+            means: list[Step] = []
+            for picks in _batches(_permutation(len(data.rows), generator), recipe.batch_size):
+                _set_rate(optimizer, next(rates))
+                batch = network.batcher(data.X, data.rows[picks])
+                if objective.outlier_weight > 0:
+                    batch = torch.cat([batch, network.batcher(data.X, next(outlier_batches))])
+                if augment is not None:
+                    batch = augment(batch, generator)
+                labels = torch.from_numpy(data.labels[picks]).to(batch.device)
+                means.append(_step(network, batch, labels, objective, optimizer))
+            network.train(False)
+            record = _epoch_record(epoch, means, time.perf_counter() - start)
+            _check_loss(record, objective, recipe)
+            _check_spread(_energy_spread(network, data.X, probe), spread, record, objective, recipe)
+            history.append(record)
+            after_epoch(record)
+    return history
+
+
+def pretraining_recipe(n_rows: int, batch_size: int, epochs: int | None) -> Recipe:
+    """Recipe of plain cross-entropy from scratch, long enough for many rows and for few.
+
+    Parameters
+    ----------
+    n_rows : int
+        Number of training rows.
+    batch_size : int
+        Rows of a step.
+    epochs : int or None
+        Epochs, where the user wants a number; None sizes them in steps where there are few rows.
+
+    Returns
+    -------
+    Recipe
+        The recipe.
+    """
+    if epochs is None:
+        steps = math.ceil(n_rows / batch_size)
+        epochs = max(PRETRAINING_EPOCHS, math.ceil(PRETRAINING_STEPS / steps))
+    return Recipe(epochs, batch_size, PRETRAINING_RATE, momentum=0.9, weight_decay=5e-4)
+
+
+@contextmanager
+def reproducible(seed: int, device: torch.device) -> Iterator[None]:
+    """Seed torch's generators for dropout and initial weights, and give them back as they were.
+
+    The generators belong to the whole process: a lock lets one thread train at a time. Gradients
+    are on inside, whatever mode the caller is in.
+    """
+    gpus = [device] if device.type == "cuda" else []
+    with (
+        _training_lock,
+        torch.random.fork_rng(devices=gpus),
+        torch.inference_mode(False),
+        torch.enable_grad(),
+    ):
+        torch.default_generator.manual_seed(seed)
+        for gpu in gpus:
+            with torch.cuda.device(gpu):
+                torch.cuda.manual_seed(seed)
+        yield
+
+
+def loss_terms(
+    features: Tensor, logits: Tensor, labels: Tensor, objective: Objective
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Loss, cross-entropy and penalty of a batch whose first rows are in-distribution.
+
+    ``L = CE(z, y) + sparsity_weight mean_i penalty(h_i) + outlier_weight mean_o CE(uniform,
+    softmax(z_o))``
+
+    Parameters
+    ----------
+    features : Tensor of shape (n + m, d)
+        Features; the m last rows are outliers and pay no penalty.
+    logits : Tensor of shape (n + m, K)
+        Logits.
+    labels : Tensor of shape (n,), int64
+        Logit indices of the in-distribution rows.
+    objective : Objective
+        Penalty and weights.
+
+    Returns
+    -------
+    loss, cross_entropy, penalty : Tensor of shape ()
+        The loss, and two of its terms without their weights.
+
+    References
+    ----------
+    Chen & Li, J. Guilin Univ. Electron. Technol. 43(1), 2023 (penalty); Sci. Rep. 14:28444, 2024
+    (outliers).
+    """
+    n_rows = len(labels)
+    cross_entropy = F.cross_entropy(logits[:n_rows], labels)
+    values = objective.penalty(features[:n_rows])
+    if not isinstance(values, Tensor) or values.shape != (n_rows,):
+        got = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__
+        raise ValueError(
+            f"penalty returned {got} for features of shape {tuple(features[:n_rows].shape)}; it "
+            f"must return one value per row, a tensor of shape ({n_rows},). Sum over dim=1."
+        )
+    penalty = values.mean()
+    loss = cross_entropy + objective.sparsity_weight * penalty
+    if objective.outlier_weight > 0:
+        uniform = -F.log_softmax(logits[n_rows:], dim=1).mean()
+        loss = loss + objective.outlier_weight * uniform
+    return loss, cross_entropy, penalty
+
+
+def _step(
+    network: Network,
+    batch: Tensor,
+    labels: Tensor,
+    objective: Objective,
+    optimizer: torch.optim.Optimizer,
+) -> Step:
+    precision = network.precision.training
+    with autocast(batch.device, precision):
+        features, logits = network.features_and_logits(batch)
+    if precision is not None:
+        features, logits = features.float(), logits.float()
+    loss, cross_entropy, penalty = loss_terms(features, logits, labels, objective)
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    optimizer.step()
+    with torch.no_grad():
+        features, logits = features[: len(labels)], logits[: len(labels)]
+        return len(labels), {
+            "loss": loss.detach(),
+            "cross_entropy": cross_entropy.detach(),
+            "penalty": penalty.detach(),
+            "accuracy": (logits.argmax(dim=1) == labels).float().mean(),
+            "mean_l1": l1(features).mean(),
+            "hoyer_index": hoyer_index(features).mean(),
+            "id_energy": -torch.logsumexp(logits, dim=1).mean(),
+        }
+
+
+def _epoch_record(epoch: int, steps: list[Step], seconds: float) -> Record:
+    """Means over the rows of an epoch; the device is asked once, at its end."""
+    rows = np.array([n_rows for n_rows, _ in steps], dtype=np.float64)
+    record: Record = {"epoch": epoch}
+    for name in steps[0][1]:
+        values = torch.stack([means[name] for _, means in steps]).cpu().double().numpy()
+        record[name] = float(values @ rows / rows.sum())
+    record["seconds"] = seconds
+    return record
+
+
+def _check_loss(record: Record, objective: Objective, recipe: Recipe) -> None:
+    if not math.isfinite(record["loss"]):
+        raise DivergenceError(
+            f"The loss is {record['loss']} in epoch {record['epoch']} (cross-entropy "
+            f"{record['cross_entropy']:.4g}, penalty {record['penalty']:.4g}). "
+            f"{_remedy(objective, recipe)}, and check that X is on the scale that the network "
+            "expects."
+        )
+
+
+def _check_spread(
+    spread: float, initial: float, record: Record, objective: Objective, recipe: Recipe
+) -> None:
+    if spread <= COLLAPSED_SPREAD * initial and initial > 0:
+        raise DivergenceError(
+            f"The scores collapsed to a constant in epoch {record['epoch']}: the network no "
+            f"longer tells its inputs apart. {_remedy(objective, recipe)}."
+        )
+
+
+def _remedy(objective: Objective, recipe: Recipe) -> str:
+    rate = f"learning_rate (now {recipe.learning_rate:g})"
+    if objective.sparsity_weight == 0:
+        return f"Lower {rate}"
+    return f"Lower sparsity_weight (now {objective.sparsity_weight:g}) or {rate}"
+
+
+def _energy_spread(network: Network, X: Rows, rows: NDArray[np.intp]) -> float:
+    """Range of the energies of some rows, relative to their size; 0 where rounding explains it."""
+    energies = np.concatenate(
+        [
+            torch.logsumexp(logits, dim=1).cpu().numpy()
+            for _, _, logits in forward_rows(network, X, rows=rows)
+        ]
+    )
+    spread = float(np.ptp(energies) / max(np.abs(energies).max(), 1e-300))
+    return spread if spread > FLOAT32_NOISE else 0.0
+
+
+def _optimizer(network: Network, recipe: Recipe) -> torch.optim.Optimizer:
+    parameters = [p for p in network.module.parameters() if p.requires_grad]
+    if not parameters:
+        raise ValueError(
+            "The module has no parameter with requires_grad=True, so there is nothing to "
+            "fine-tune. Unfreeze some, or set max_epochs=0 to use the network as it is."
+        )
+    return torch.optim.SGD(
+        parameters,
+        lr=recipe.learning_rate,
+        momentum=recipe.momentum,
+        nesterov=recipe.momentum > 0,
+        weight_decay=recipe.weight_decay,
+    )
+
+
+def _cosine(recipe: Recipe, steps: int) -> Iterator[float]:
+    """Learning rates of all steps, from the first to the final one along half a cosine."""
+    low = min(recipe.final_learning_rate, recipe.learning_rate)
+    for step in range(steps):
+        yield low + (recipe.learning_rate - low) * 0.5 * (1 + math.cos(math.pi * step / steps))
+
+
+def _set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+
+
+def _permutation(n_rows: int, generator: torch.Generator) -> NDArray[np.intp]:
+    return torch.randperm(n_rows, generator=generator, device="cpu").numpy()
+
+
+def _batches(order: NDArray[np.intp], size: int) -> list[NDArray[np.intp]]:
+    batches = [order[start : start + size] for start in range(0, len(order), size)]
+    return batches[:-1] if len(batches) > 1 and len(batches[-1]) == 1 and size > 1 else batches
+
+
+def _endless_batches(
+    rows: NDArray[np.intp], size: int, generator: torch.Generator
+) -> Iterator[NDArray[np.intp]]:
+    while True:
+        for picks in _batches(_permutation(len(rows), generator), size):
+            yield rows[picks]

@@ -1,0 +1,227 @@
+"""From the labels of y to logit indices, and back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from sklearn.cluster import KMeans
+from sklearn.preprocessing import StandardScaler
+from sklearn.utils.validation import column_or_1d
+
+__all__ = ["as_labels", "cluster_labels", "encode_labels", "is_outlier"]
+
+CLUSTERS = 8
+CLUSTERING_ROWS = 10_000
+
+Labels = NDArray[Any]
+
+
+def as_labels(y: ArrayLike, n_rows: int) -> Labels:
+    """One label a row, as a 1-D array.
+
+    Parameters
+    ----------
+    y : array-like of shape (n,) or (n, 1)
+        Labels of any kind that sorts: integers, strings, booleans, floats that hold whole numbers.
+    n_rows : int
+        Number of rows of X.
+
+    Returns
+    -------
+    ndarray of shape (n,)
+        The labels.
+
+    Raises
+    ------
+    ValueError
+        If y has another length or shape, or holds missing or fractional values.
+
+    Examples
+    --------
+    >>> from skood.labels import as_labels
+    >>> as_labels(["cat", "dog"], 2)
+    array(['cat', 'dog'], dtype='<U3')
+    """
+    array = np.asarray(y.detach().cpu() if hasattr(y, "detach") else y)
+    if array.ndim == 2 and array.shape[1] > 1:
+        raise ValueError(
+            f"y has shape {array.shape}; expected one label a row, (n,). Turn one-hot or "
+            "multi-label rows into one label each, for instance with y.argmax(axis=1)."
+        )
+    labels = column_or_1d(array)
+    if len(labels) != n_rows:
+        raise ValueError(
+            f"y has {len(labels)} labels for {n_rows} rows of X; pass one label a row."
+        )
+    if labels.dtype.kind == "O":
+        labels = _from_objects(labels)
+    if labels.dtype.kind == "f":
+        labels = _whole_numbers(labels)
+    if labels.dtype.kind not in "iubUS":
+        raise ValueError(
+            f"y has dtype {labels.dtype}; labels are integers, strings or booleans. Encode them "
+            "first, for instance with sklearn.preprocessing.LabelEncoder."
+        )
+    return labels
+
+
+def is_outlier(labels: Labels, ood_label: Any) -> NDArray[np.bool_]:
+    """Which rows carry the label of known outliers.
+
+    Parameters
+    ----------
+    labels : ndarray of shape (n,)
+        From `as_labels`.
+    ood_label : int, str, bool or None
+        The label; None where there is none.
+
+    Returns
+    -------
+    ndarray of shape (n,), bool
+        True for outliers.
+
+    Raises
+    ------
+    ValueError
+        If `ood_label` is of another kind than the labels, so that no row could carry it.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from skood.labels import is_outlier
+    >>> is_outlier(np.array([0, 1, -1]), -1)
+    array([False, False,  True])
+    """
+    if ood_label is None:
+        return np.zeros(len(labels), dtype=bool)
+    if isinstance(ood_label, str) != (labels.dtype.kind in "US"):
+        raise ValueError(
+            f"ood_label={ood_label!r} is a {type(ood_label).__name__} while y has dtype "
+            f"{labels.dtype}, so no row can carry it; pass a label of the kind of y."
+        )
+    return np.asarray(labels == ood_label)
+
+
+def encode_labels(labels: Labels, n_logits: int) -> tuple[Labels, NDArray[np.int64]]:
+    """Classes in the order of the logits of a given network, and the logit index of each row.
+
+    Integers within 0..K-1 are logit indices, whichever of them occur; any other labels need exactly
+    K distinct values, which are taken in sorted order.
+
+    Parameters
+    ----------
+    labels : ndarray of shape (n,)
+        From `as_labels`, outliers taken out.
+    n_logits : int
+        Number K of logits.
+
+    Returns
+    -------
+    classes : ndarray of shape (K,)
+        The label of each logit.
+    indices : ndarray of shape (n,), int64
+        The logit index of each row.
+
+    Raises
+    ------
+    ValueError
+        If the labels fit neither rule.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from skood.labels import encode_labels
+    >>> encode_labels(np.array([2, 0]), 3)
+    (array([0, 1, 2]), array([2, 0]))
+    >>> encode_labels(np.array(["dog", "cat"]), 2)
+    (array(['cat', 'dog'], dtype='<U3'), array([1, 0]))
+    """
+    if labels.dtype.kind == "b" and n_logits == 2:
+        return np.array([False, True]), labels.astype(np.int64)
+    if labels.dtype.kind in "iu" and labels.min() >= 0 and labels.max() < n_logits:
+        return np.arange(n_logits), labels.astype(np.int64)
+    distinct, indices = np.unique(labels, return_inverse=True)
+    if len(distinct) == n_logits:
+        return distinct, indices.astype(np.int64)
+    shown = ", ".join(repr(value) for value in distinct[:12].tolist()) + (
+        ", ..." if len(distinct) > 12 else ""
+    )
+    raise ValueError(
+        f"The module gives {n_logits} logits, but y holds {len(distinct)} distinct labels: "
+        f"{shown}. Labels are either integers within 0..{n_logits - 1}, which are logit indices, "
+        f"or exactly {n_logits} distinct values, matched to the logits in sorted order. Map y to "
+        "logit indices, or name the label of known outliers with ood_label=."
+    )
+
+
+def cluster_labels(
+    read: Callable[[NDArray[np.intp]], NDArray[np.float64]], n_rows: int, random_state: int
+) -> NDArray[np.int64]:
+    """k-means pseudo-classes, for rows without labels and without a network that could give some.
+
+    Parameters
+    ----------
+    read : callable
+        Maps row numbers (m,) to the rows themselves, (m, d).
+    n_rows : int
+        Number of rows.
+    random_state : int
+        Seeds the clustering.
+
+    Returns
+    -------
+    ndarray of shape (n_rows,), int64
+        Cluster of each row, from at most 8; the columns are standardised first.
+
+    Raises
+    ------
+    ValueError
+        If the rows are all alike.
+
+    References
+    ----------
+    Cohen, Abutbul & Hoshen, "Out-of-distribution detection without class labels", 2021.
+    """
+    sample = np.random.RandomState(random_state).permutation(n_rows)[:CLUSTERING_ROWS]
+    scaler = StandardScaler().fit(read(sample))
+    rows = scaler.transform(read(sample))
+    n_clusters = min(CLUSTERS, max(2, n_rows // 20), len(np.unique(rows, axis=0)))
+    if n_clusters < 2:
+        raise ValueError(
+            f"The {n_rows} rows of X are all alike (n_samples = {n_rows}), so there is nothing to "
+            "learn from without labels. Pass rows that differ, y, or a trained module."
+        )
+    clustering = KMeans(n_clusters, n_init=4, random_state=random_state).fit(rows)
+    pieces = np.array_split(np.arange(n_rows), -(-n_rows // CLUSTERING_ROWS))
+    return np.concatenate(
+        [clustering.predict(scaler.transform(read(piece))) for piece in pieces]
+    ).astype(np.int64)
+
+
+def _from_objects(labels: Labels) -> Labels:
+    values = labels.tolist()
+    for kind in (str, bool | np.bool_, int | float | np.number):
+        if all(isinstance(value, kind) for value in values):
+            return np.array(values)
+    kinds = sorted({type(value).__name__ for value in values})
+    raise ValueError(
+        f"y mixes labels of the types {kinds}; pass labels of one kind, without missing values, "
+        "or None for all rows if there are no labels."
+    )
+
+
+def _whole_numbers(labels: Labels) -> Labels:
+    if not np.isfinite(labels).all():
+        raise ValueError(
+            "y contains NaN or infinity; remove the rows without a label, or pass y=None."
+        )
+    whole = labels.astype(np.int64)
+    if (whole != labels).any():
+        raise ValueError(
+            f"y holds fractional values such as {labels[whole != labels][0]:g}; labels are "
+            "integers, strings or booleans. Unknown label type: continuous."
+        )
+    return whole

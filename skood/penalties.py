@@ -1,0 +1,155 @@
+"""Sparsity measures of a batch of features.
+
+A penalty maps features of shape (n, d) to one non-negative value per row, shape (n,); fine-tuning
+adds ``sparsity_weight`` times its mean over the batch to the loss. To add one, write the function
+and name it in `PENALTIES`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+__all__ = ["PENALTIES", "get_penalty", "hoyer_index", "l1", "l1_over_l2"]
+
+Penalty = Callable[[Tensor], Tensor]
+
+
+def l1(features: Tensor) -> Tensor:
+    """Sum of absolute features of each row.
+
+    The penalty of the paper: its weight is tied to the width and the scale of the features.
+
+    Parameters
+    ----------
+    features : Tensor of shape (n, d)
+        Penultimate features, any floating dtype.
+
+    Returns
+    -------
+    Tensor of shape (n,)
+        ``sum_j |h_j|``, in the dtype of `features`.
+
+    References
+    ----------
+    Chen & Li, "Sparsity-based regularization for out-of-distribution detection", J. Guilin Univ.
+    Electron. Technol. 43(1), 2023.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from skood.penalties import l1
+    >>> l1(torch.tensor([[3.0, -4.0], [0.0, 0.0]]))
+    tensor([7., 0.])
+    """
+    return features.abs().sum(dim=1)
+
+
+def l1_over_l2(features: Tensor) -> Tensor:
+    """Ratio of the l1 to the l2 norm of each row, a measure that ignores scale.
+
+    It lies between 1 (one active feature) and sqrt(d) (all equally active); a row of zeros gets 0.
+    Useful weights are larger than those of `l1`, around 0.3.
+
+    Parameters
+    ----------
+    features : Tensor of shape (n, d)
+        Penultimate features, any floating dtype.
+
+    Returns
+    -------
+    Tensor of shape (n,)
+        ``||h||_1 / ||h||_2``, in the dtype of `features`.
+
+    References
+    ----------
+    Hurley & Rickard, "Comparing measures of sparsity", IEEE Trans. Inf. Theory 55(10), 2009.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from skood.penalties import l1_over_l2
+    >>> l1_over_l2(torch.tensor([[3.0, -4.0], [0.0, 2.0], [0.0, 0.0]]))
+    tensor([1.4000, 1.0000, 0.0000])
+    """
+    return l1(features) / _l2(features)
+
+
+def hoyer_index(features: Tensor) -> Tensor:
+    """Sparsity of each row between 0 (all features equal) and 1 (one feature active).
+
+    A description, reported in ``history_``, and not a penalty: higher is sparser.
+
+    Parameters
+    ----------
+    features : Tensor of shape (n, d)
+        Penultimate features, any floating dtype; d of at least 2.
+
+    Returns
+    -------
+    Tensor of shape (n,)
+        ``(sqrt(d) - ||h||_1 / ||h||_2) / (sqrt(d) - 1)``; 1 for a row of zeros, and where d is 1.
+
+    References
+    ----------
+    Hoyer, "Non-negative matrix factorization with sparseness constraints", JMLR 5, 2004, section
+    3.1.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from skood.penalties import hoyer_index
+    >>> hoyer_index(torch.tensor([[1.0, 1.0, 1.0, 1.0], [0.0, 5.0, 0.0, 0.0]]))
+    tensor([0., 1.])
+    """
+    root = features.shape[1] ** 0.5
+    if root == 1:
+        return torch.ones_like(features[:, 0])
+    return ((root - l1_over_l2(features)) / (root - 1)).clamp(0, 1)
+
+
+def _l2(features: Tensor) -> Tensor:
+    norm = torch.linalg.vector_norm(features, dim=1)
+    # A row of zeros has no direction: the floor keeps its ratio and its gradient at zero.
+    return norm.clamp_min(torch.finfo(features.dtype).tiny)
+
+
+PENALTIES: dict[str, Penalty] = {"l1": l1, "l1_over_l2": l1_over_l2}
+
+
+def get_penalty(penalty: str | Penalty) -> Penalty:
+    """Look a penalty up by name; a callable is taken as it is.
+
+    Parameters
+    ----------
+    penalty : str or callable
+        A key of `PENALTIES`, or a function from features (n, d) to values (n,).
+
+    Returns
+    -------
+    callable
+        The penalty function.
+
+    Raises
+    ------
+    ValueError
+        If the name is unknown.
+    TypeError
+        If `penalty` is neither a string nor callable.
+
+    Examples
+    --------
+    >>> from skood.penalties import get_penalty
+    >>> get_penalty("l1").__name__
+    'l1'
+    """
+    if callable(penalty):
+        return penalty
+    expected = f"one of {sorted(PENALTIES)} or a callable from features (n, d) to values (n,)"
+    if not isinstance(penalty, str):
+        raise TypeError(f"penalty={penalty!r} is a {type(penalty).__name__}; pass {expected}.")
+    if penalty not in PENALTIES:
+        raise ValueError(f"penalty={penalty!r} is unknown; pass {expected}.")
+    return PENALTIES[penalty]
