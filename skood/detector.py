@@ -134,6 +134,8 @@ class SparseEnergyOODDetector(OutlierMixin, BaseEstimator):
         Name of the head in `module_`.
     classes_ : ndarray of shape (K,)
         Label of each logit.
+    score_function_ : callable
+        The score, as it was resolved at fit.
     offset_ : float
         The threshold on `score_samples`.
     tpr_ : float
@@ -305,6 +307,7 @@ class SparseEnergyOODDetector(OutlierMixin, BaseEstimator):
                     UserWarning,
                     stacklevel=2,
                 )
+            self.score_function_ = get_score(self.score_function)
             seeds = _draw_seeds(self.random_state)
             device = resolve_device(self.device)
             with reproducible(seeds.network, device):
@@ -317,6 +320,8 @@ class SparseEnergyOODDetector(OutlierMixin, BaseEstimator):
                 calibration, truth = inliers[held_out], targets[held_out]
                 if network is None:
                     network = self._default_network(data, device)
+                if self.verbose:
+                    print(f"{type(self).__name__}: {network.describe()}")
                 self.history_ = self._pretrain(network, data, seeds)
                 before = self._outputs(network, X, calibration)[1]
                 if self.module is not None and labels is not None and not self.history_:
@@ -556,7 +561,7 @@ class SparseEnergyOODDetector(OutlierMixin, BaseEstimator):
     def precision_(self) -> dict[str, str]:
         """Dtypes in which the network was "training" and is "scoring"."""
         check_is_fitted(self)
-        return self._network.precision.names(self._network.batcher.dtype)
+        return self._network.dtypes
 
     # The steps of fit, in order.
 
@@ -732,7 +737,7 @@ class SparseEnergyOODDetector(OutlierMixin, BaseEstimator):
         self, network: Network, X: Rows, rows: NDArray[np.intp] | None = None
     ) -> tuple[ScoreArray, NDArray[np.int64]]:
         """Score and most likely logit of each row, or of those asked for."""
-        score = get_score(self.score_function)
+        score = self.score_function_
         n_rows = len(X) if rows is None else len(rows)
         scores, winners = np.empty(n_rows), np.empty(n_rows, dtype=np.int64)
         needs_features = getattr(score, "uses_features", True)

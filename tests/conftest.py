@@ -81,7 +81,7 @@ def generator_states():
     """A function that tells the states of the global generators of numpy and torch."""
 
     def states():
-        _, keys, position, *_ = np.random.get_state()  # noqa: NPY002
+        _, keys, position, *_ = np.random.get_state()
         return keys.tolist(), position, torch.get_rng_state().tolist()
 
     return states

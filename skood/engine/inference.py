@@ -54,8 +54,9 @@ def forward_rows(
     shape = 1 if n_rows <= network.few_rows else FORWARD_ROWS
     for piece in slices(n_rows, shape):
         size = piece.stop - piece.start
-        batch = network.batcher(X, _padded(piece, shape, rows))
-        with torch.inference_mode(), autocast(batch.device, network.precision.scoring):
+        with torch.inference_mode(), autocast(network.device, None):
+            batch = network.batcher(X, _padded(piece, shape, rows))
+        with torch.inference_mode(), autocast(network.device, network.precision.scoring):
             hidden, logits = (
                 network.features_and_logits(batch) if features else (None, network.logits(batch))
             )

@@ -69,6 +69,17 @@ class Network:
         """Where the network computes."""
         return self.batcher.device
 
+    @property
+    def dtypes(self) -> dict[str, str]:
+        """Names of the dtypes for "training" and "scoring"."""
+        return self.precision.names(self.batcher.dtype)
+
+    def describe(self) -> str:
+        """What was found and chosen, for the user to read."""
+        return f"head {self.head!r}, {self.n_logits} logits, device {self.device}, " + ", ".join(
+            f"{purpose} in {dtype}" for purpose, dtype in self.dtypes.items()
+        )
+
     def train(self, training: bool) -> None:
         """Put the network in training or in evaluation mode."""
         self.module.train(training)

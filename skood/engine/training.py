@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..penalties import hoyer_index, l1
 from .augmentation import Augment
@@ -25,8 +26,9 @@ Record = dict[str, float]
 Step = tuple[int, dict[str, Tensor]]
 
 PRETRAINING_RATE = 0.1
+PRETRAINING_DECAY = 5e-3
 PRETRAINING_EPOCHS = 20
-PRETRAINING_STEPS = 400
+PRETRAINING_STEPS = 300
 
 PROBE_ROWS = 256
 """Rows that tell, after each epoch, whether the network still distinguishes its inputs."""
@@ -152,6 +154,7 @@ def train(
     DivergenceError
         If the loss is NaN or infinite, or the energies collapse to a constant.
     """
+    _check_batch_size(network, data, recipe)
     probe = data.rows[:PROBE_ROWS]
     spread = _energy_spread(network, data.X, probe)
     optimizer = _optimizer(network, recipe)
@@ -204,7 +207,9 @@ def pretraining_recipe(n_rows: int, batch_size: int, epochs: int | None) -> Reci
     if epochs is None:
         steps = math.ceil(n_rows / batch_size)
         epochs = max(PRETRAINING_EPOCHS, math.ceil(PRETRAINING_STEPS / steps))
-    return Recipe(epochs, batch_size, PRETRAINING_RATE, momentum=0.9, weight_decay=5e-4)
+    return Recipe(
+        epochs, batch_size, PRETRAINING_RATE, momentum=0.9, weight_decay=PRETRAINING_DECAY
+    )
 
 
 @contextmanager
@@ -220,6 +225,7 @@ def reproducible(seed: int, device: torch.device) -> Iterator[None]:
         torch.random.fork_rng(devices=gpus),
         torch.inference_mode(False),
         torch.enable_grad(),
+        autocast(device, None),
     ):
         torch.default_generator.manual_seed(seed)
         for gpu in gpus:
@@ -351,6 +357,15 @@ def _energy_spread(network: Network, X: Rows, rows: NDArray[np.intp]) -> float:
     )
     spread = float(np.ptp(energies) / max(np.abs(energies).max(), 1e-300))
     return spread if spread > FLOAT32_NOISE else 0.0
+
+
+def _check_batch_size(network: Network, data: TrainingData, recipe: Recipe) -> None:
+    size = min(recipe.batch_size, len(data.rows))
+    if size == 1 and any(isinstance(m, _BatchNorm) for m in network.module.modules()):
+        raise ValueError(
+            f"batch_size={recipe.batch_size} on {len(data.rows)} training rows gives steps of a single "
+            "row, on which batch-norm cannot train. Pass batch_size of at least 2, and more rows."
+        )
 
 
 def _optimizer(network: Network, recipe: Recipe) -> torch.optim.Optimizer:

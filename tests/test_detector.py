@@ -1,0 +1,541 @@
+"""The detector as a user meets it: labels, thresholds, warnings, errors, methods."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from modules import WidthAgnostic, trained_mlp
+from scipy.special import logsumexp, softmax
+from sklearn.datasets import load_digits
+from sklearn.exceptions import NotFittedError
+from sklearn.model_selection import train_test_split
+from torch import nn
+
+from skood import SparseEnergyOODDetector
+from skood.metrics import auroc
+
+
+def plain(module, **parameters):
+    """The plain energy detector on a network: nothing is trained."""
+    return SparseEnergyOODDetector(
+        module, sparsity_weight=0, max_epochs=0, random_state=0, **parameters
+    )
+
+
+def quiet_fit(detector, X, y=None):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return detector.fit(X, y)
+
+
+def logits_of(module, X):
+    with torch.no_grad():
+        return module(torch.as_tensor(X, dtype=torch.float32)).double().numpy()
+
+
+# What the methods give
+
+
+def test_without_training_it_is_the_plain_energy_detector(digits):
+    detector = quiet_fit(plain(digits.module), digits.X, digits.y)
+    expected = logsumexp(logits_of(digits.module, digits.X_test), axis=1)
+    scores = detector.score_samples(digits.X_test)
+    assert scores.dtype == np.float64
+    np.testing.assert_allclose(scores, expected, rtol=1e-6)
+    assert detector.history_ == []
+    assert detector.id_accuracy_["before"] == detector.id_accuracy_["after"]
+
+
+def test_scores_are_the_energy_of_the_fine_tuned_network(fitted, digits):
+    expected = logsumexp(logits_of(fitted.module_, digits.X_test), axis=1)
+    np.testing.assert_allclose(fitted.score_samples(digits.X_test), expected, rtol=1e-6)
+
+
+def test_decision_prediction_and_threshold_agree(fitted, digits):
+    X = digits.X_test
+    decision = fitted.decision_function(X)
+    assert np.array_equal(decision, fitted.score_samples(X) - fitted.offset_)
+    prediction = fitted.predict(X)
+    assert np.array_equal(prediction, np.where(decision >= 0, 1, -1))
+    assert prediction.dtype.kind == "i"
+    assert set(prediction) == {-1, 1}
+
+
+def test_rejected_exactly_where_the_p_value_is_at_most_one_minus_tpr(fitted, digits):
+    for tpr in (0.5, 0.9, 0.95):
+        detector = copy.deepcopy(fitted).calibrate(digits.X_fresh, tpr=tpr)
+        for X in (digits.X_test, digits.X_fresh):  # the calibration rows tie with themselves
+            p = detector.p_values(X)
+            assert np.array_equal(detector.predict(X) == -1, p <= 1 - tpr)
+            assert ((p > 0) & (p <= 1)).all()
+
+
+def test_classes_with_and_without_rejection(fitted, digits):
+    X = digits.X_test
+    winners = logits_of(fitted.module_, X).argmax(axis=1)
+    assert np.array_equal(fitted.predict_class(X), winners)
+    rejected = fitted.predict_class(X, reject_label=-1)
+    assert np.array_equal(rejected, np.where(fitted.predict(X) == 1, winners, -1))
+    worded = fitted.predict_class(X, reject_label="unknown")
+    assert worded.dtype == object
+    assert set(worded[fitted.predict(X) == -1]) == {"unknown"}
+    with pytest.raises(ValueError, match=r"reject_label=3 is one of the classes"):
+        fitted.predict_class(X, reject_label=3)
+
+
+def test_probabilities_and_features(fitted, digits):
+    X = digits.X_test
+    logits = logits_of(fitted.module_, X)
+    np.testing.assert_allclose(fitted.predict_class_proba(X), softmax(logits, axis=1), atol=1e-6)
+    features = fitted.features(X)
+    assert features.shape == (len(X), 64)
+    head = fitted.module_.get_submodule(fitted.head_)
+    np.testing.assert_allclose(logits_of(head, features), logits, rtol=1e-5, atol=1e-5)
+
+
+def test_fine_tuning_makes_features_smaller(digits):
+    sizes = {}
+    for weight in (0.0, 0.1):
+        detector = SparseEnergyOODDetector(digits.module, sparsity_weight=weight, random_state=0)
+        quiet_fit(detector, digits.X, digits.y)
+        sizes[weight] = np.abs(detector.features(digits.X_test)).sum(axis=1).mean()
+    assert sizes[0.1] < 0.9 * sizes[0.0]
+
+
+def test_history_and_fitted_facts(fitted):
+    assert [record["epoch"] for record in fitted.history_] == [1, 2]
+    assert {record["phase"] for record in fitted.history_} == {"fine-tune"}
+    expected = "loss cross_entropy penalty accuracy mean_l1 hoyer_index id_energy seconds"
+    for name in expected.split():
+        assert all(np.isfinite(record[name]) for record in fitted.history_)
+    assert fitted.precision_ == {"training": "float32", "scoring": "float32"}
+    assert fitted.device_ == torch.device("cpu")
+    assert fitted.head_ == "6"
+    assert fitted.tpr_ == 0.95
+    assert 0.5 < fitted.id_accuracy_["after"] <= 1
+
+
+def test_a_score_set_after_fit_waits_for_the_next_fit(fitted, digits):
+    detector = copy.deepcopy(fitted).set_params(score_function="msp")
+    scores = detector.score_samples(digits.X_test)
+    assert np.array_equal(scores, fitted.score_samples(digits.X_test))
+
+
+# Calibration
+
+
+def test_the_threshold_is_the_calibration_score_of_its_rank(fitted, digits):
+    scores = np.sort(fitted.score_samples(digits.X_fresh))
+    assert np.array_equal(np.sort(fitted.calibration_scores_), scores)
+    assert fitted.offset_ == scores[int(0.05 * 401) - 1]
+
+
+def test_calibrate_moves_the_threshold_and_nothing_else(fitted, digits):
+    detector = copy.deepcopy(fitted)
+    before = detector.score_samples(digits.X_test)
+    assert detector.calibrate(digits.X_fresh, tpr=0.5) is detector
+    assert detector.offset_ > fitted.offset_
+    assert detector.tpr_ == 0.5
+    assert detector.tpr == 0.95
+    assert np.array_equal(detector.score_samples(digits.X_test), before)
+    for tpr in (0, 1, 1.5, "high"):
+        with pytest.raises(ValueError, match="tpr"):
+            detector.calibrate(digits.X_fresh, tpr=tpr)
+    assert detector.tpr_ == 0.5
+
+
+def test_fresh_rows_are_kept_as_promised_and_training_rows_break_the_promise(digits):
+    """An overfitted network: a threshold from its own training rows keeps too few fresh ones."""
+    random = np.random.RandomState(0)
+    y = np.where(random.rand(len(digits.y)) < 0.3, random.randint(10, size=len(digits.y)), digits.y)
+    module = trained_mlp(digits.X, y, epochs=150)
+    fresh = np.concatenate([digits.X_fresh, digits.X_test])
+    detector = quiet_fit(plain(module), digits.X, y)
+    shares = []
+    for _ in range(200):
+        order = random.permutation(len(fresh))
+        detector.calibrate(fresh[order[:99]])
+        shares.append(np.mean(detector.predict(fresh[order[99:]]) == 1))
+    promised = 1 - 5 / 100
+    error = np.std(shares) / np.sqrt(len(shares))
+    assert abs(np.mean(shares) - promised) < 4 * error
+    detector.calibrate(digits.X)
+    assert np.mean(detector.predict(fresh) == 1) < promised - 4 * np.std(shares)
+
+
+def test_too_few_calibration_rows_are_said_to_be_too_few(fitted, digits):
+    detector = copy.deepcopy(fitted)
+    with pytest.warns(UserWarning, match=r"10 calibration rows .* at least 19"):
+        detector.calibrate(digits.X_fresh[:10])
+    assert detector.offset_ == detector.score_samples(digits.X_fresh[:10]).min()
+
+
+def test_calibration_rows_take_no_part_in_training(digits):
+    """Changing the calibration rows changes no weight."""
+    detector = SparseEnergyOODDetector(digits.module, max_epochs=1, random_state=0)
+    quiet_fit(detector, digits.X, digits.y)
+    calibration = [
+        row
+        for row, score in enumerate(detector.score_samples(digits.X))
+        if score in detector.calibration_scores_
+    ]
+    assert len(calibration) == 100
+    X = digits.X.copy()
+    X[calibration] = np.random.RandomState(0).rand(100, 64)
+    other = quiet_fit(
+        SparseEnergyOODDetector(digits.module, max_epochs=1, random_state=0), X, digits.y
+    )
+    assert not np.array_equal(other.calibration_scores_, detector.calibration_scores_)
+    assert np.array_equal(other.score_samples(digits.X_test), detector.score_samples(digits.X_test))
+
+
+# Labels
+
+
+def test_a_fold_without_a_class_keeps_the_head_aligned(digits):
+    rows = digits.y != 3
+    detector = quiet_fit(plain(digits.module), digits.X[rows], digits.y[rows])
+    assert detector.classes_.tolist() == list(range(10))
+    assert detector.id_accuracy_["before"] > 0.9
+    assert np.mean(detector.predict_class(digits.X_test) == digits.y_test) > 0.9
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        lambda y: np.array(
+            [
+                ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"][i]
+                for i in y
+            ]
+        ),
+        lambda y: 10 * y + 100,
+        lambda y: y.astype(float),
+        lambda y: y.astype(object),
+        lambda y: torch.as_tensor(y),
+        lambda y: y.astype(np.uint8)[:, None],
+        lambda y: y.tolist(),
+    ],
+    ids=["strings", "integers", "floats", "objects", "tensor", "column", "list"],
+)
+def test_labels_of_other_kinds(digits, name):
+    y, truth = name(digits.y), name(digits.y_test)
+    # Words sort by the alphabet, which is not the order of the logits: a new network learns them.
+    module = None if isinstance(y, np.ndarray) and y.dtype.kind == "U" else digits.module
+    detector = SparseEnergyOODDetector(
+        module, max_epochs=0, pretrain_epochs=10 if module is None else 0, random_state=0
+    )
+    quiet_fit(detector, digits.X, y)
+    predicted = detector.predict_class(digits.X_test)
+    assert np.mean(predicted == np.ravel(np.asarray(truth))) > 0.85
+
+
+def test_boolean_labels(digits):
+    y = digits.y >= 5
+    detector = SparseEnergyOODDetector(pretrain_epochs=10, max_epochs=0, random_state=0)
+    detector.fit(digits.X, y)
+    assert detector.classes_.tolist() == [False, True]
+    assert np.mean(detector.predict_class(digits.X_test) == (digits.y_test >= 5)) > 0.85
+    assert detector.predict_class(digits.X_test, reject_label="neither").dtype == object
+
+
+def test_labels_that_fit_no_logit_are_refused(digits):
+    with pytest.raises(ValueError, match=r"10 logits.* 5 distinct labels: 100, 101, 102, 103, 104"):
+        plain(digits.module).fit(digits.X, digits.y % 5 + 100)
+
+
+def test_without_labels_a_network_labels_its_rows(digits):
+    detector = quiet_fit(plain(digits.module), digits.X)
+    assert detector.id_accuracy_ == {"before": 1.0, "after": 1.0}
+    assert detector.classes_.tolist() == list(range(10))
+    one_label = quiet_fit(plain(digits.module), digits.X, np.ones(len(digits.X)))
+    assert np.array_equal(
+        one_label.score_samples(digits.X_test), detector.score_samples(digits.X_test)
+    )
+
+
+def test_without_labels_or_a_network_clusters_stand_in(digits):
+    detector = SparseEnergyOODDetector(random_state=0, pretrain_epochs=20, max_epochs=1)
+    detector.fit(digits.X)
+    assert len(detector.classes_) == 8
+    noise = np.random.RandomState(0).rand(200, 64)
+    assert auroc(detector.score_samples(digits.X_test), detector.score_samples(noise)) > 0.8
+
+
+def test_known_outliers_are_not_trained_on(digits):
+    noise = np.random.RandomState(0).rand(100, 64)
+    X = np.concatenate([digits.X, noise])
+    y = np.concatenate([digits.y, np.full(100, -1)])
+    mixed = SparseEnergyOODDetector(digits.module, ood_label=-1, max_epochs=1, random_state=0)
+    clean = SparseEnergyOODDetector(digits.module, max_epochs=1, random_state=0)
+    quiet_fit(mixed, X, y)
+    quiet_fit(clean, digits.X, digits.y)
+    test = digits.X_test
+    assert np.array_equal(mixed.score_samples(test), clean.score_samples(test))
+    expected = auroc(mixed.score_samples(digits.X), mixed.score_samples(noise))
+    assert mixed.score(X, y) == expected
+
+
+def test_outliers_in_the_loss_raise_their_energy(digits):
+    random = np.random.RandomState(0)
+    X = np.concatenate([digits.X, random.rand(200, 64)])
+    y = np.concatenate([digits.y, np.full(200, -1)])
+    noise = random.rand(200, 64)
+    means = {}
+    for weight in (0.0, 0.5):
+        detector = SparseEnergyOODDetector(
+            digits.module, ood_label=-1, outlier_weight=weight, random_state=0
+        )
+        means[weight] = quiet_fit(detector, X, y).score_samples(noise).mean()
+    assert means[0.5] < means[0.0]
+
+
+def test_outlier_weight_needs_outliers(digits):
+    detector = SparseEnergyOODDetector(digits.module, outlier_weight=0.5, ood_label=-1)
+    with pytest.raises(ValueError, match=r"outlier_weight=0.5 .* ood_label=-1"):
+        detector.fit(digits.X, digits.y)
+
+
+def test_score_makes_outliers_where_none_are_known(fitted, digits):
+    first = fitted.score(digits.X_test)
+    assert 0.5 < first <= 1
+    assert fitted.score(digits.X_test, digits.y_test) == first
+
+
+# Default networks
+
+
+@pytest.mark.parametrize("shape", [(64,), (8, 8), (1, 8, 8), (8, 8, 1)], ids=str)
+def test_default_networks_learn_digits(shape):
+    X, y = load_digits(return_X_y=True)
+    X, X_test, y, y_test = train_test_split(X.reshape(-1, *shape), y, stratify=y, random_state=0)
+    detector = SparseEnergyOODDetector(random_state=0, precision="float32").fit(X, y)
+    assert np.mean(detector.predict_class(X_test) == y_test) > 0.97
+
+
+# Warnings
+
+
+def test_permuted_labels_warn(digits):
+    with pytest.warns(UserWarning, match=r"hardly better than chance.*preprocess"):
+        plain(digits.module).fit(digits.X, (digits.y + 1) % 10)
+
+
+def test_an_untrained_network_warns(digits):
+    with pytest.warns(UserWarning, match=r"hardly better than chance"):
+        plain(nn.Sequential(nn.Linear(64, 16), nn.ReLU(), nn.Linear(16, 10))).fit(
+            digits.X, digits.y
+        )
+
+
+def test_implausible_accuracy_warns(digits):
+    with pytest.warns(UserWarning, match=r"calibration rows correctly.*calibrate\(X_fresh\)"):
+        plain(digits.module).fit(digits.X, digits.y)
+
+
+def test_a_drop_in_accuracy_warns(digits):
+    # The default rate is safe; this one is not.
+    detector = SparseEnergyOODDetector(
+        digits.module, sparsity_weight=0.3, learning_rate=0.01, random_state=0
+    )
+    with pytest.warns(UserWarning, match=r"Lower sparsity_weight \(now 0.3\)"):
+        detector.fit(digits.X, digits.y)
+    assert detector.id_accuracy_["after"] < detector.id_accuracy_["before"] - 0.01
+
+
+def test_memory_without_a_seed_warns(digits, tmp_path):
+    detector = SparseEnergyOODDetector(WidthAgnostic(), max_epochs=0, memory=str(tmp_path))
+    with pytest.warns(UserWarning, match="random_state"):
+        detector.fit(digits.X)
+
+
+# Failure
+
+
+@pytest.mark.parametrize(
+    ("parameters", "message"),
+    [
+        ({"learning_rate": 1e6}, r"epoch 1 .*Lower sparsity_weight.*learning_rate"),
+        ({"learning_rate": 1e6, "sparsity_weight": 0}, r"epoch 1 .*Lower learning_rate"),
+        ({"sparsity_weight": 1e3, "learning_rate": 0.01}, r"collapsed .* in epoch \d+.*sparsity"),
+    ],
+    ids=["nan", "nan without a penalty", "collapse"],
+)
+def test_divergence_is_an_error_that_leaves_the_detector_as_it_was(digits, parameters, message):
+    detector = SparseEnergyOODDetector(digits.module, max_epochs=1, random_state=0)
+    quiet_fit(detector, digits.X, digits.y)
+    scores = detector.score_samples(digits.X_test)
+    state = dict(vars(detector))
+    detector.set_params(**parameters, max_epochs=5)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with pytest.raises(RuntimeError, match=message):
+            detector.fit(digits.X[:, ::-1].copy(), digits.y)
+    assert np.array_equal(detector.score_samples(digits.X_test), scores)
+    assert set(vars(detector)) == set(state)
+    assert detector.history_ is state["history_"]
+
+
+def test_a_failed_first_fit_leaves_the_detector_unfitted(digits):
+    detector = SparseEnergyOODDetector()
+    with pytest.raises(ValueError, match="NaN"):
+        detector.fit(np.full((50, 3), np.nan), np.arange(50) % 2)
+    with pytest.raises(NotFittedError):
+        detector.predict(digits.X_test)
+    assert not hasattr(detector, "n_features_in_")
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf, 1e300])
+def test_values_that_are_no_numbers_are_refused_by_row(fitted, digits, bad):
+    X = digits.X_test.copy()
+    X[7, 3] = bad
+    with pytest.raises(ValueError, match=r"NaN, infinity or a value too large .* row 7"):
+        fitted.predict(X)
+
+
+@pytest.mark.parametrize(
+    ("X", "message"),
+    [
+        (np.zeros((3, 5)), "5 features"),
+        (np.zeros(64), "Reshape your data"),
+        (np.zeros((0, 64)), "0 sample"),
+        (np.zeros((3, 64), dtype=complex), "Complex"),
+        (np.full((3, 64), "a"), "Convert"),
+        (torch.zeros(64), "Reshape your data"),
+        (torch.zeros(3, 64, dtype=torch.complex64), "dense real"),
+    ],
+    ids=["width", "1-D", "empty", "complex", "strings", "1-D tensor", "complex tensor"],
+)
+def test_rows_unlike_those_of_fit_are_refused(fitted, X, message):
+    for method in (
+        "score_samples",
+        "predict",
+        "p_values",
+        "predict_class",
+        "features",
+        "calibrate",
+    ):
+        with pytest.raises(ValueError, match=message):
+            getattr(fitted, method)(X)
+
+
+def test_everything_asks_for_a_fit_first(digits):
+    detector = SparseEnergyOODDetector(digits.module)
+    for method in [
+        "score_samples",
+        "predict",
+        "decision_function",
+        "p_values",
+        "predict_class",
+        "predict_class_proba",
+        "features",
+        "score",
+        "calibrate",
+    ]:
+        with pytest.raises(NotFittedError):
+            getattr(detector, method)(digits.X)
+    for attribute in ("module_", "head_", "device_", "precision_", "offset_", "classes_"):
+        assert not hasattr(detector, attribute)
+
+
+@pytest.mark.parametrize("n_rows", [0, 1])
+def test_too_few_rows(n_rows):
+    with pytest.raises(ValueError, match=r"1 sample|n_samples = 1|0 sample"):
+        SparseEnergyOODDetector().fit(np.zeros((n_rows, 3)))
+
+
+# Parameters that reach the engine
+
+
+def test_penalty_score_and_augmentation_may_be_callables(digits):
+    seen = []
+
+    def augment(batch):
+        seen.append(len(batch))
+        return batch + 0.01
+
+    detector = SparseEnergyOODDetector(
+        digits.module,
+        penalty=lambda features: features.pow(2).sum(dim=1),
+        score_function=lambda features, logits: logits.amax(dim=1),
+        augment=augment,
+        max_epochs=1,
+        random_state=0,
+    )
+    quiet_fit(detector, digits.X, digits.y)
+    assert sum(seen) == 900
+    expected = logits_of(detector.module_, digits.X_test).max(axis=1)
+    np.testing.assert_allclose(detector.score_samples(digits.X_test), expected, rtol=1e-6)
+
+
+def test_preprocess_is_applied_at_training_and_at_scoring(digits):
+    """Images of bytes, prepared by preprocess, score like the same images prepared beforehand."""
+    images = np.rint(digits.X * 16).astype(np.uint8)
+    byte_detector = SparseEnergyOODDetector(
+        digits.module, preprocess=lambda batch: batch.float() / 16, max_epochs=1, random_state=0
+    )
+    quiet_fit(byte_detector, images, digits.y)
+    float_detector = SparseEnergyOODDetector(digits.module, max_epochs=1, random_state=0)
+    quiet_fit(float_detector, digits.X.astype(np.float32), digits.y)
+    assert np.array_equal(
+        byte_detector.score_samples(images[:50]),
+        float_detector.score_samples(digits.X[:50].astype(np.float32)),
+    )
+
+
+@pytest.mark.parametrize("name", ["flip", "flip-crop"])
+def test_named_augmentations_train_images(digits, name):
+    detector = SparseEnergyOODDetector(
+        augment=name, pretrain_epochs=2, max_epochs=1, random_state=0
+    )
+    detector.fit(digits.X.reshape(-1, 8, 8), digits.y)
+    with pytest.raises(ValueError, match="need batches of images"):
+        detector.fit(digits.X, digits.y)
+
+
+def test_bfloat16_scores_near_float32(digits):
+    X, test = digits.X.reshape(-1, 8, 8), digits.X_test.reshape(-1, 8, 8)
+    base = SparseEnergyOODDetector(
+        pretrain_epochs=5, max_epochs=0, random_state=0, precision="float32"
+    ).fit(X, digits.y)
+    half = quiet_fit(plain(base.module_, precision="bfloat16"), X, digits.y)
+    assert half.precision_ == {"training": "bfloat16", "scoring": "bfloat16"}
+    difference = half.score_samples(test) - base.score_samples(test)
+    assert 0 < np.abs(difference).max() < 0.5
+    order = np.random.RandomState(0).permutation(len(test))
+    assert np.array_equal(half.score_samples(test[order]), half.score_samples(test)[order])
+
+
+def test_calibration_size_none_uses_the_training_rows(digits):
+    detector = quiet_fit(plain(digits.module, calibration_size=None), digits.X, digits.y)
+    assert np.array_equal(
+        np.sort(detector.calibration_scores_), np.sort(detector.score_samples(digits.X))
+    )
+
+
+def test_verbose_shows_epochs(digits, capsys):
+    detector = SparseEnergyOODDetector(digits.module, max_epochs=2, random_state=0, verbose=1)
+    quiet_fit(detector, digits.X, digits.y)
+    shown = capsys.readouterr()
+    assert "fine-tune" in shown.err
+    assert "2/2" in shown.err
+    assert "float32" in shown.out + shown.err
+
+
+def test_all_penalties_and_scores_run(digits):
+    from skood.penalties import PENALTIES
+    from skood.scores import list_scores
+
+    for penalty, score in itertools.product(PENALTIES, list_scores()):
+        detector = SparseEnergyOODDetector(
+            digits.module, penalty=penalty, score_function=score, max_epochs=1, random_state=0
+        )
+        quiet_fit(detector, digits.X[:300], digits.y[:300])
+        noise = np.random.RandomState(0).rand(100, 64)
+        scores = detector.score_samples(digits.X_test), detector.score_samples(noise)
+        assert auroc(*scores) > 0.7
