@@ -18,7 +18,7 @@ REQUIREMENTS := pyproject.toml constraints-common.txt
 .PHONY: demo test test-oldest lint docs clean
 
 demo: .venv/demo.stamp
-	MPLBACKEND=Agg .venv/bin/python examples/plot_digits.py
+	OMP_NUM_THREADS=1 MPLBACKEND=Agg .venv/bin/python examples/plot_digits.py
 
 # One thread per worker, and scipy's array API switched on so that scikit-learn skips no check.
 test test-oldest: export OMP_NUM_THREADS = 1
@@ -45,7 +45,7 @@ clean:
 	rm -rf .venv .venv-oldest .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage
 	rm -rf build skood.egg-info docs/_build docs/api/generated docs/gallery
 	rm -f demo.png examples/demo.png docs/sg_execution_times.rst
-	find skood tests examples docs -name __pycache__ -exec rm -rf {} +
+	find benchmarks docs examples skood tests -name __pycache__ -exec rm -rf {} +
 
 # $(call install,environment,constraints,extras): torch comes first, at its pinned version, so that
 # nothing else draws in another build of it.

@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import hashlib
 import inspect
+import io
 import marshal
 import pickle
 import types
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
 from joblib import Memory
-from torch import Tensor, nn
+from torch import Tensor
 
 from .engine.batches import as_array, slices
 from .engine.network import Network
 from .engine.training import Objective, Recipe, Record, TrainingData
 
-__all__ = ["training_key", "with_memory"]
+__all__ = ["fingerprint", "training_key", "with_memory"]
 
 Result = tuple[list[Record], dict[str, Tensor]]
 
@@ -92,58 +96,98 @@ def training_key(
         torch.__version__,
         torch.get_num_threads(),
         str(network.device),
-        str(network.precision),
+        network.precision,
         network.compiled,
-        objective.sparsity_weight,
-        objective.outlier_weight,
+        objective,
         recipe,
+        augment,
         seed,
     )
-    digest.update(repr(settings).encode())
-    for code in (network.module, network.batcher.preprocess, objective.penalty, augment):
-        digest.update(_code_bytes(code))
-    for name, tensor in network.module.state_dict().items():
-        _update(digest, name, tensor)
-    for name in ("rows", "labels", "outliers"):
-        _update(digest, name, torch.from_numpy(getattr(data, name)))
+    made_of = (settings, network.module, network.batcher.preprocess, data.rows, data.labels)
+    digest.update(fingerprint((*made_of, data.outliers)))
     for rows in (data.rows, data.outliers):
         for piece in slices(len(rows), 4096):
-            chunk = as_array(data.X[rows[piece]])
-            digest.update(f"{chunk.dtype}{chunk.shape}".encode())
-            digest.update(chunk.tobytes())
+            digest.update(fingerprint(as_array(data.X[rows[piece]])))
     return digest.hexdigest()
 
 
-def _update(digest: Any, name: str, tensor: Tensor) -> None:
-    digest.update(f"{name}{tensor.dtype}{tuple(tensor.shape)}".encode())
-    digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+def fingerprint(thing: Any) -> bytes:
+    """Bytes that are equal for things that behave alike, and outlive the process.
 
+    Parameters
+    ----------
+    thing : object
+        Modules, functions, tensors, arrays and whatever pickle takes.
 
-def _code_bytes(code: Any) -> bytes:
-    """What decides the behaviour of a module, a function or another object."""
-    if isinstance(code, nn.Module):
-        return "".join(
-            f"{name}:{part.extra_repr()}:{_source(type(part))}"
-            for name, part in code.named_modules()
-        ).encode()
-    if isinstance(code, types.FunctionType):
-        named = {name: code.__globals__.get(name) for name in code.__code__.co_names}
-        values = [
-            *(code.__defaults__ or ()),
-            *(cell.cell_contents for cell in code.__closure__ or ()),
-        ]
-        used = [
-            value for value in named.values() if not inspect.ismodule(value) and value is not code
-        ]
-        return marshal.dumps(code.__code__) + b"".join(
-            _code_bytes(value) for value in [*values, *used]
-        )
-    return pickle.dumps(code) + _source(type(code)).encode()
+    Returns
+    -------
+    bytes
+        Code of functions and classes, and the values they use.
 
-
-def _source(thing: type) -> str:
-    name = f"{thing.__module__}.{thing.__qualname__}"
+    Raises
+    ------
+    TypeError
+        If a part can be neither pickled nor read.
+    """
+    buffer = io.BytesIO()
     try:
-        return name + inspect.getsource(thing)
-    except (OSError, TypeError):
-        return name
+        _Fingerprinter(buffer).dump(thing)
+    except Exception as error:
+        raise TypeError(
+            f"memory= cannot tell what decides the training: {error}. Pass memory=None, or modules "
+            "and callables whose attributes can be pickled."
+        ) from error
+    return buffer.getvalue()
+
+
+class _Fingerprinter(pickle.Pickler):
+    """Pickles behaviour instead of references: code, source and bytes, never names alone."""
+
+    def __init__(self, buffer: io.BytesIO) -> None:
+        super().__init__(buffer, protocol=4)
+        # Without a memo, equal things give equal bytes, whichever of their parts are one object.
+        self.fast = True
+        self._seen: set[int] = set()
+
+    def reducer_override(self, thing: Any) -> Any:
+        if isinstance(thing, types.FunctionType):
+            return self._function(thing)
+        if isinstance(thing, types.ModuleType):
+            return str, (thing.__name__,)
+        if isinstance(thing, Tensor):
+            raw = thing.detach().cpu().contiguous().flatten()
+            values = raw.view(torch.uint8).numpy().tobytes() if raw.numel() else b""
+            return tuple, ((str(thing.dtype), tuple(thing.shape), thing.requires_grad, values),)
+        if isinstance(thing, np.ndarray) and thing.dtype != object:
+            return tuple, ((str(thing.dtype), thing.shape, thing.tobytes()),)
+        if isinstance(thing, type) and thing.__module__ != "builtins":
+            return str, (_source(thing),)
+        return NotImplemented
+
+    def _function(self, function: types.FunctionType) -> Any:
+        if id(function) in self._seen:  # functions may call each other
+            return str, (function.__qualname__,)
+        self._seen.add(id(function))
+        names = _names_used(function.__code__)
+        used = {name: function.__globals__[name] for name in names if name in function.__globals__}
+        closure = [cell.cell_contents for cell in function.__closure__ or ()]
+        code = marshal.dumps(function.__code__, 2)  # version 2 has no reference counts in it
+        return tuple, ((code, function.__defaults__, function.__kwdefaults__, closure, used),)
+
+
+def _names_used(code: types.CodeType) -> list[str]:
+    """Names that a function and those defined in it look up, in order."""
+    nested = (part for part in code.co_consts if isinstance(part, types.CodeType))
+    return [*code.co_names, *(name for part in nested for name in _names_used(part))]
+
+
+@functools.cache
+def _source(thing: type) -> str:
+    """Names and sources of a class and its bases; torch's own go by name, and by its version."""
+    parts = []
+    for base in thing.__mro__[:-1]:
+        parts.append(f"{base.__module__}.{base.__qualname__}")
+        if not base.__module__.startswith(("torch.", "builtins")):
+            with contextlib.suppress(OSError, TypeError):
+                parts.append(inspect.getsource(base))
+    return "".join(parts)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from numbers import Integral
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -233,4 +234,4 @@ def calibration_split(
 def _calibration_rows(n_rows: int, size: int | float | str, tpr: float) -> int:
     if isinstance(size, str):
         return min(max(math.ceil(n_rows / 10), minimum_rows(2, tpr)), n_rows // 3)
-    return round(size * n_rows) if isinstance(size, float) else size
+    return int(size) if isinstance(size, Integral) else round(float(size) * n_rows)

@@ -172,7 +172,7 @@ class SparseEnergyOODDetector(OutlierMixin, BaseEstimator):
     >>> from skood import SparseEnergyOODDetector
     >>> X, y = load_digits(return_X_y=True)
     >>> detector = SparseEnergyOODDetector(random_state=0).fit(X[:1500], y[:1500])
-    >>> detector.predict(X[1500:]).mean() > 0.5
+    >>> bool(detector.predict(X[1500:]).mean() > 0.5)
     True
     """
 
@@ -437,8 +437,8 @@ class SparseEnergyOODDetector(OutlierMixin, BaseEstimator):
         Returns
         -------
         ndarray of shape (n,), float64
-            p-values; `predict` is -1 exactly where ``p <= 1 - tpr_``, given enough calibration rows
-            for `tpr_`.
+            The p-values; `predict` is -1 exactly where ``p <= 1 - tpr_``, given enough calibration
+            rows for `tpr_`.
 
         References
         ----------

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -45,6 +45,9 @@ def as_labels(y: ArrayLike, n_rows: int) -> Labels:
     >>> as_labels(["cat", "dog"], 2)
     array(['cat', 'dog'], dtype='<U3')
     """
+    kinds = {type(label) for label in y} if isinstance(y, list | tuple) else set()
+    if len(kinds) > 1 and kinds & {str, type(None)}:
+        y = _from_objects(y)  # which refuses what numpy alone would turn into strings
     array = np.asarray(y.detach().cpu() if hasattr(y, "detach") else y)
     if array.ndim == 2 and array.shape[1] > 1:
         raise ValueError(
@@ -57,7 +60,7 @@ def as_labels(y: ArrayLike, n_rows: int) -> Labels:
             f"y has {len(labels)} labels for {n_rows} rows of X; pass one label a row."
         )
     if labels.dtype.kind == "O":
-        labels = _from_objects(labels)
+        labels = _from_objects(labels.tolist())
     if labels.dtype.kind == "f":
         labels = _whole_numbers(labels)
     if labels.dtype.kind not in "iubUS":
@@ -201,8 +204,7 @@ def cluster_labels(
     ).astype(np.int64)
 
 
-def _from_objects(labels: Labels) -> Labels:
-    values = labels.tolist()
+def _from_objects(values: Sequence[Any]) -> Labels:
     for kind in (str, bool | np.bool_, int | float | np.number):
         if all(isinstance(value, kind) for value in values):
             return np.array(values)
@@ -218,10 +220,11 @@ def _whole_numbers(labels: Labels) -> Labels:
         raise ValueError(
             "y contains NaN or infinity; remove the rows without a label, or pass y=None."
         )
-    whole = labels.astype(np.int64)
-    if (whole != labels).any():
+    labels = labels.astype(np.float64)
+    strange = labels[(np.rint(labels) != labels) | (np.abs(labels) >= 2**53)]
+    if len(strange):
         raise ValueError(
-            f"y holds fractional values such as {labels[whole != labels][0]:g}; labels are "
+            f"y holds fractional or huge values such as {strange[0]:g}; labels are "
             "integers, strings or booleans. Unknown label type: continuous."
         )
-    return whole
+    return labels.astype(np.int64)

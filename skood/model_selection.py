@@ -74,8 +74,8 @@ def _permuted_columns(X: NDArray[Any], random: np.random.RandomState) -> NDArray
 
 def _permuted_patches(X: NDArray[Any], random: np.random.RandomState) -> NDArray[Any]:
     height, width = _spatial_axes(X.shape)
-    size = min(X.shape[height], X.shape[width]) // min(GRID, X.shape[height], X.shape[width])
-    rows, columns = X.shape[height] // size, X.shape[width] // size
+    rows, columns = min(GRID, X.shape[height]), min(GRID, X.shape[width])
+    size = X.shape[height] // rows, X.shape[width] // columns
     if rows * columns < 2:
         raise ValueError(
             f"images of shape {X.shape[1:]} are too small to permute patches. Judge the detector "
@@ -90,11 +90,10 @@ def _permuted_patches(X: NDArray[Any], random: np.random.RandomState) -> NDArray
     for cell in range(rows * columns):
         to_row, to_column = divmod(cell, columns)
         from_row, from_column = np.divmod(order[:, cell], columns)
-        for i in range(size):
-            for j in range(size):
-                target[:, to_row * size + i, to_column * size + j] = source[
-                    images, from_row * size + i, from_column * size + j
-                ]
+        for i, j in np.ndindex(size):
+            target[:, to_row * size[0] + i, to_column * size[1] + j] = source[
+                images, from_row * size[0] + i, from_column * size[1] + j
+            ]
     return outliers
 
 

@@ -33,12 +33,12 @@ def default_network(
 ) -> nn.Sequential:
     """Build a small classifier for rows of a given shape.
 
-    Columns get a multilayer perceptron with two hidden layers of 128 units. Images get three
-    convolutions of 16, 32 and 64 channels, with max pooling between them and global average
-    pooling after them, and any further size of image costs no further parameter. Hidden layers are
-    batch-normalized [1]_, the last one layer-normalized [2]_: that bounds the features, where those
-    of a batch-normalized layer, and with them the negative energy, grow without bound as a row
-    moves away from the training data [3]_.
+    Columns get a multilayer perceptron with two hidden layers of 128 units, images three
+    convolutions of 16, 32 and 64 channels with max pooling between them and global average pooling
+    at the end. The perceptron and the last convolution are layer-normalized [1]_, the first two
+    convolutions batch-normalized [2]_. Layer normalization bounds the features; without it they,
+    and with them the negative energy, may grow without bound as a row moves away from the training
+    data [3]_.
 
     Parameters
     ----------
@@ -65,9 +65,9 @@ def default_network(
 
     References
     ----------
-    .. [1] Ioffe & Szegedy, "Batch normalization: accelerating deep network training by reducing
+    .. [1] Ba, Kiros & Hinton, "Layer normalization", arXiv:1607.06450, 2016.
+    .. [2] Ioffe & Szegedy, "Batch normalization: accelerating deep network training by reducing
        internal covariate shift", ICML 2015.
-    .. [2] Ba, Kiros & Hinton, "Layer normalization", arXiv:1607.06450, 2016.
     .. [3] Hein, Andriushchenko & Bitterwolf, "Why ReLU networks yield high-confidence predictions
        far away from the training data and how to mitigate the problem", CVPR 2019, theorem 3.1.
 
@@ -333,8 +333,8 @@ class _PreActivationBlock(nn.Module):
 
 def _perceptron(n_columns: int) -> list[nn.Module]:
     return [
-        nn.Linear(n_columns, 128, bias=False),
-        nn.BatchNorm1d(128),
+        nn.Linear(n_columns, 128),
+        nn.LayerNorm(128),
         nn.ReLU(),
         nn.Linear(128, 128),
         nn.LayerNorm(128),
@@ -347,11 +347,11 @@ def _convolutions(n_channels: int) -> list[nn.Module]:
         _conv3x3(n_channels, 16),
         nn.BatchNorm2d(16),
         nn.ReLU(),
-        nn.MaxPool2d(2, ceil_mode=True),
+        nn.MaxPool2d(2),
         _conv3x3(16, 32),
         nn.BatchNorm2d(32),
         nn.ReLU(),
-        nn.MaxPool2d(2, ceil_mode=True),
+        nn.MaxPool2d(2),
         _conv3x3(32, 64),
         nn.GroupNorm(1, 64),  # one group: layer normalization of an image
         nn.ReLU(),

@@ -74,7 +74,11 @@ def l1_over_l2(features: Tensor) -> Tensor:
     >>> l1_over_l2(torch.tensor([[3.0, -4.0], [0.0, 2.0], [0.0, 0.0]]))
     tensor([1.4000, 1.0000, 0.0000])
     """
-    return l1(features) / _l2(features)
+    # The ratio ignores scale: one taken out beforehand changes neither it nor its gradient, and
+    # squares neither overflow nor vanish. A row of zeros keeps a ratio and a gradient of zero.
+    tiny = torch.finfo(features.dtype).tiny
+    scaled = features / features.detach().abs().amax(dim=1, keepdim=True).clamp_min(tiny)
+    return l1(scaled) / torch.linalg.vector_norm(scaled, dim=1).clamp_min(tiny)
 
 
 def hoyer_index(features: Tensor) -> Tensor:
@@ -110,13 +114,8 @@ def hoyer_index(features: Tensor) -> Tensor:
     return ((root - l1_over_l2(features)) / (root - 1)).clamp(0, 1)
 
 
-def _l2(features: Tensor) -> Tensor:
-    norm = torch.linalg.vector_norm(features, dim=1)
-    # A row of zeros has no direction: the floor keeps its ratio and its gradient at zero.
-    return norm.clamp_min(torch.finfo(features.dtype).tiny)
-
-
 PENALTIES: dict[str, Penalty] = {"l1": l1, "l1_over_l2": l1_over_l2}
+"""The penalties by name, as ``penalty=`` takes them."""
 
 
 def get_penalty(penalty: str | Penalty) -> Penalty:

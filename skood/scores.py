@@ -145,6 +145,7 @@ SCORES: dict[str, type[BaseEstimator]] = {
     "max_logit": MaxLogit,
     "msp": MaxSoftmax,
 }
+"""The scores by name, as ``score_function=`` takes them."""
 
 
 def list_scores() -> list[str]:

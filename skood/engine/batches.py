@@ -35,8 +35,11 @@ class Batcher:
     preprocess: Transform | None
 
     def __call__(self, X: Rows, index: Index) -> Tensor:
-        """The rows `index` of X as the network takes them."""
-        batch = _to_tensor(X[index], None if self.preprocess else self.dtype).to(self.device)
+        """Copy the rows `index` of X into a batch as the network takes them."""
+        # A copy of its own: what the network or preprocess does to it must not reach X, and memory
+        # that torch allocates is aligned alike, on which the last bits of a product depend.
+        dtype = self.dtype if self.preprocess is None else None
+        batch = _to_tensor(X[index]).to(self.device, dtype, copy=True)
         if self.preprocess is not None:
             batch = transformed(batch, self.preprocess, "preprocess")
         if batch.is_floating_point() or self.preprocess is None:
@@ -122,24 +125,19 @@ def check_finite(X: Rows) -> None:
         If X holds NaN or infinity; the message names the first such row.
     """
     for rows in slices(len(X), 4096):
-        chunk = _to_tensor(X[rows], None)
+        chunk = _to_tensor(X[rows])
         if chunk.is_floating_point() and not torch.isfinite(chunk).all():
             _refuse_nonfinite(chunk, rows)
 
 
-def _to_tensor(rows: Rows, dtype: torch.dtype | None) -> Tensor:
+def _to_tensor(rows: Rows) -> Tensor:
     if isinstance(rows, Tensor):
         return rows.detach()
-    if dtype is not None:
-        with np.errstate(over="ignore"):  # what overflows is infinite then, and refused as such
-            rows = (
-                rows.astype(str(dtype).removeprefix("torch."), copy=False)
-                if dtype != torch.bfloat16
-                else rows
-            )
+    dtype = rows.dtype.newbyteorder("=")
+    if dtype.kind == "f" and dtype.itemsize > 8:
+        dtype = np.dtype(np.float64)
     # torch takes native byte order, positive strides and writable memory only.
-    rows = np.require(rows, dtype=rows.dtype.newbyteorder("="), requirements=["C", "W"])
-    return torch.from_numpy(rows)
+    return torch.from_numpy(np.require(rows, dtype=dtype, requirements=["C", "W"]))
 
 
 def _refuse_nonfinite(batch: Tensor, index: Index) -> None:

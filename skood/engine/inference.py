@@ -16,6 +16,10 @@ FORWARD_ROWS = 256
 """Rows of every forward: within one shape, a row's result is bitwise the same in any company."""
 
 
+class NonFiniteLogitsError(ValueError):
+    """The network gave NaN or infinite logits for finite rows."""
+
+
 def forward_rows(
     network: Network,
     X: Rows,
@@ -47,7 +51,7 @@ def forward_rows(
 
     Raises
     ------
-    ValueError
+    NonFiniteLogitsError
         If a logit is NaN or infinite.
     """
     n_rows = len(X) if rows is None else len(rows)
@@ -63,7 +67,7 @@ def forward_rows(
         logits = as_float64(logits[:size])
         if not torch.isfinite(logits).all():
             bad = piece.start + int((~torch.isfinite(logits)).any(dim=1).nonzero()[0])
-            raise ValueError(
+            raise NonFiniteLogitsError(
                 "The network gives NaN or infinite logits for row "
                 f"{bad if rows is None else rows[bad]} of X, though the row itself is finite. "
                 "Check the scale of X and preprocess=; a network in float16 may overflow."

@@ -90,7 +90,7 @@ class Network:
         """Logits (n, K) of a batch."""
         if self.compiled:
             return self._compiled_forward(batch)[1]
-        return logits_of(self.module(batch))
+        return run(self.module, batch)
 
     def features_and_logits(self, batch: Tensor) -> tuple[Tensor, Tensor]:
         """Features (n, d) and logits (n, K) of a batch, from one forward."""
@@ -165,7 +165,7 @@ def open_network(
         module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     try:
         with torch.no_grad():
-            n_logits = logits_of(module(batch)).shape[1]
+            n_logits = run(module, batch).shape[1]
     except Exception as error:
         error.add_note(
             f"Raised by the module given, {type(module).__name__}, on a batch of shape "
@@ -214,6 +214,18 @@ def floating_dtype(module: nn.Module) -> torch.dtype:
     return torch.float32
 
 
+def run(module: nn.Module, batch: Tensor) -> Tensor:
+    """Logits (n, K) of a batch, one row for each of its rows."""
+    logits = logits_of(module(batch))
+    if len(logits) != len(batch):
+        raise ValueError(
+            f"The module returned logits of shape {tuple(logits.shape)} for {len(batch)} rows; "
+            "expected one row of logits for each row. A network that averages or splits its rows "
+            "cannot score them one by one."
+        )
+    return logits
+
+
 def logits_of(output: Any) -> Tensor:
     """Logits (n, K) in what a classifier returned: a tensor, or a tuple, dict or object."""
     found = output
@@ -253,7 +265,7 @@ def _compiled_forward(module: nn.Module, head: str) -> Callable[[Tensor], tuple[
         kept["features"] = args[0]
 
     def forward(batch: Tensor) -> tuple[Tensor, Tensor]:
-        logits = logits_of(module(batch))
+        logits = run(module, batch)
         return kept["features"].flatten(1), logits
 
     module.get_submodule(head).register_forward_pre_hook(keep)
@@ -291,9 +303,12 @@ def find_head(module: nn.Module, batch: Tensor, name: str | None = None) -> str:
     else:
         candidates = _declared_head(module) | linear
     with torch.no_grad(), _captured_calls(candidates) as calls:
-        logits = logits_of(module(batch))
+        logits = run(module, batch)
     for candidate in reversed(calls):
-        features, output = calls[candidate]
+        features, _ = calls[candidate]
+        # Called anew: the output of the first call may have been changed in place since.
+        with torch.no_grad():
+            output = candidates[candidate](features)
         if _gives_logits(output, logits) and (name is not None or features.ndim == 2):
             return candidate
     raise ValueError(_no_head(name, calls, logits, linear))

@@ -19,7 +19,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from ..penalties import hoyer_index, l1
 from .augmentation import Augment
 from .batches import Rows
-from .inference import autocast, forward_rows
+from .inference import NonFiniteLogitsError, autocast, forward_rows
 from .network import Network
 
 Record = dict[str, float]
@@ -27,7 +27,7 @@ Step = tuple[int, dict[str, Tensor]]
 
 PRETRAINING_RATE = 0.1
 PRETRAINING_DECAY = 5e-3
-PRETRAINING_EPOCHS = 20
+PRETRAINING_EPOCHS = 10
 PRETRAINING_STEPS = 300
 
 PROBE_ROWS = 256
@@ -180,8 +180,7 @@ def train(
                 means.append(_step(network, batch, labels, objective, optimizer))
             network.train(False)
             record = _epoch_record(epoch, means, time.perf_counter() - start)
-            _check_loss(record, objective, recipe)
-            _check_spread(_energy_spread(network, data.X, probe), spread, record, objective, recipe)
+            _check_progress(network, data.X, probe, spread, record, _remedy(objective, recipe))
             history.append(record)
             after_epoch(record)
     return history
@@ -320,23 +319,33 @@ def _epoch_record(epoch: int, steps: list[Step], seconds: float) -> Record:
     return record
 
 
-def _check_loss(record: Record, objective: Objective, recipe: Recipe) -> None:
+def _check_progress(
+    network: Network,
+    X: Rows,
+    probe: NDArray[np.intp],
+    initial_spread: float,
+    record: Record,
+    remedy: str,
+) -> None:
+    """Stop where the loss, or what it did to the network, is beyond repair."""
+    epoch = record["epoch"]
     if not math.isfinite(record["loss"]):
         raise DivergenceError(
-            f"The loss is {record['loss']} in epoch {record['epoch']} (cross-entropy "
-            f"{record['cross_entropy']:.4g}, penalty {record['penalty']:.4g}). "
-            f"{_remedy(objective, recipe)}, and check that X is on the scale that the network "
-            "expects."
+            f"The loss is {record['loss']} in epoch {epoch} (cross-entropy "
+            f"{record['cross_entropy']:.4g}, penalty {record['penalty']:.4g}). {remedy}, and check "
+            "that X is on the scale that the network expects."
         )
-
-
-def _check_spread(
-    spread: float, initial: float, record: Record, objective: Objective, recipe: Recipe
-) -> None:
-    if spread <= COLLAPSED_SPREAD * initial and initial > 0:
+    try:
+        spread = _energy_spread(network, X, probe)
+    except NonFiniteLogitsError as error:
         raise DivergenceError(
-            f"The scores collapsed to a constant in epoch {record['epoch']}: the network no "
-            f"longer tells its inputs apart. {_remedy(objective, recipe)}."
+            f"The logits became NaN or infinite in epoch {epoch}. {remedy}, and check that X is on "
+            "the scale that the network expects."
+        ) from error
+    if initial_spread > 0 and spread <= COLLAPSED_SPREAD * initial_spread:
+        raise DivergenceError(
+            f"The scores collapsed to a constant in epoch {epoch}: the network no longer tells its "
+            f"inputs apart. {remedy}."
         )
 
 
@@ -363,7 +372,7 @@ def _check_batch_size(network: Network, data: TrainingData, recipe: Recipe) -> N
     size = min(recipe.batch_size, len(data.rows))
     if size == 1 and any(isinstance(m, _BatchNorm) for m in network.module.modules()):
         raise ValueError(
-            f"batch_size={recipe.batch_size} on {len(data.rows)} training rows gives steps of a single "
+            f"batch_size={recipe.batch_size} on {len(data.rows)} training rows gives steps of one "
             "row, on which batch-norm cannot train. Pass batch_size of at least 2, and more rows."
         )
 

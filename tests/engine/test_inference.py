@@ -1,0 +1,285 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from skood.engine.hardware import Precision
+from skood.engine.inference import FORWARD_ROWS, as_float64, autocast, forward_rows
+
+TABLE = np.random.RandomState(0).randn(600, 8)
+IMAGES = np.random.RandomState(0).rand(600, 3, 8, 8)
+
+
+@pytest.fixture(autouse=True)
+def _same_weights():
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        yield
+
+
+def mlp(width=32):
+    return nn.Sequential(
+        nn.Linear(8, 32),
+        nn.BatchNorm1d(32),
+        nn.ReLU(),
+        nn.Dropout(0.5),
+        nn.Linear(32, width),
+        nn.ReLU(),
+        nn.Linear(width, 5),
+    )
+
+
+def convolutional():
+    return nn.Sequential(
+        nn.Conv2d(3, 16, 3, padding=1),
+        nn.BatchNorm2d(16),
+        nn.ReLU(),
+        nn.Conv2d(16, 24, 3, stride=2),
+        nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(24, 5),
+    )
+
+
+NETWORKS = {"mlp": (mlp, TABLE), "convolutional": (convolutional, IMAGES)}
+
+PRECISIONS = {
+    "float32": (torch.float32, "float32"),
+    "float64": (torch.float64, "float32"),
+    "bfloat16": (torch.float32, "bfloat16"),
+}
+
+
+def outputs(network, X, rows=None):
+    """Features and logits of all rows, in one piece."""
+    pieces = list(forward_rows(network, X, rows=rows, features=True))
+    n_rows = len(X) if rows is None else len(rows)
+    assert [i for piece, *_ in pieces for i in range(n_rows)[piece]] == list(range(n_rows))
+    return torch.cat([hidden for _, hidden, _ in pieces]), torch.cat([z for *_, z in pieces])
+
+
+def assert_equal(found, expected, rows=slice(None)):
+    for own, other in zip(found, expected, strict=True):
+        assert torch.equal(own, other[rows])
+
+
+@pytest.fixture(params=[(n, p) for n in NETWORKS for p in PRECISIONS], ids="-".join)
+def padded(request, opened):
+    """A network that runs every request on one padded shape, and rows for it."""
+    (make, X), (dtype, precision) = NETWORKS[request.param[0]], PRECISIONS[request.param[1]]
+    return opened(make().to(dtype), X, precision=precision), X
+
+
+# Values
+
+
+@pytest.mark.parametrize("n_rows", [1, 2, 255, 256, 257, 600])
+@pytest.mark.parametrize("name", NETWORKS)
+def test_outputs_are_those_of_one_plain_forward(opened, name, n_rows):
+    make, X = NETWORKS[name]
+    network = opened(make(), X)
+    features, logits = outputs(network, X[:n_rows])
+    body, head = network.module[:-1], network.module[-1]
+    with torch.no_grad():
+        expected = body(torch.tensor(X[:n_rows], dtype=torch.float32))
+        torch.testing.assert_close(features, expected, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(logits, head(expected).double(), rtol=1e-5, atol=1e-6)
+    assert features.dtype == torch.float32
+    assert logits.dtype == torch.float64
+    assert not logits.requires_grad
+
+
+def test_features_are_given_where_asked_for(opened):
+    network = opened(mlp(), TABLE)
+    assert [hidden for _, hidden, _ in forward_rows(network, TABLE)] == [None] * 3
+
+
+def test_bfloat16_scores_in_bfloat16(opened):
+    network = opened(mlp(), TABLE, precision="bfloat16")
+    features, logits = outputs(network, TABLE)
+    assert features.dtype == torch.bfloat16
+    assert torch.equal(logits.bfloat16().double(), logits)
+    exact = outputs(opened(mlp(), TABLE), TABLE)[1]
+    assert logits.shape == exact.shape
+
+
+def test_what_trains_in_bfloat16_scores_in_its_own_dtype(opened):
+    network, plain = opened(mlp(), TABLE), opened(mlp(), TABLE)
+    plain.module.load_state_dict(network.module.state_dict())
+    network.precision = Precision(torch.bfloat16, None)
+    assert_equal(outputs(network, TABLE), outputs(plain, TABLE))
+
+
+# A row's result depends on that row alone. Bitwise, where rows of features are aligned in memory:
+# matrix products of some CPUs round rows of an odd width by their alignment.
+
+
+def test_order_does_not_matter(padded):
+    network, X = padded
+    order = np.random.RandomState(1).permutation(len(X))
+    assert_equal(outputs(network, X[order]), outputs(network, X), order)
+    assert_equal(outputs(network, X, rows=order), outputs(network, X), order)
+
+
+def test_neighbours_do_not_matter(padded):
+    network, X = padded
+    others = np.random.RandomState(1).randn(*X.shape) * 100
+    kept = np.arange(0, len(X), 7)
+    others[kept] = X[kept]
+    for own, other in zip(outputs(network, X), outputs(network, others), strict=True):
+        assert torch.equal(own[kept], other[kept])
+        assert not torch.equal(own, other)
+
+
+@pytest.mark.parametrize("size", [1, 2, 17, 255, 256, 257, 599])
+def test_the_size_of_the_request_does_not_matter(padded, size):
+    network, X = padded
+    whole = outputs(network, X)
+    for start in (0, 101, len(X) - size):
+        if start + size <= len(X):
+            stop = start + size
+            assert_equal(outputs(network, X[start:stop]), whole, slice(start, stop))
+
+
+def test_rows_may_be_asked_for_repeatedly_and_in_any_order(padded):
+    network, X = padded
+    rows = np.array([5, 599, 5, 0, *range(300, 0, -1)])
+    assert_equal(outputs(network, X, rows=rows), outputs(network, X), rows)
+
+
+def test_autocast_around_the_call_does_not_matter(padded):
+    network, X = padded
+    expected = outputs(network, X)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert_equal(outputs(network, X), expected)
+
+
+@pytest.mark.parametrize("width", [5, 33, 50])
+def test_order_matters_to_rounding_at_most_for_features_of_any_width(opened, width):
+    network = opened(mlp(width), TABLE)
+    order = np.random.RandomState(1).permutation(len(TABLE))
+    for own, other in zip(outputs(network, TABLE[order]), outputs(network, TABLE), strict=True):
+        torch.testing.assert_close(own, other[order], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_where_the_rows_lie_in_memory_does_not_matter(opened, dtype):
+    aligned = torch.tensor(TABLE, dtype=dtype).numpy()
+    shifted = np.empty(aligned.size + 1, aligned.dtype)[1:].reshape(aligned.shape)
+    shifted[:] = aligned
+    network = opened(nn.Linear(8, 5).to(dtype), aligned)
+    assert_equal(outputs(network, shifted), outputs(network, aligned))
+
+
+@pytest.mark.parametrize("dtype", PRECISIONS)
+def test_few_images_agree_with_many(opened, dtype):
+    own, precision = PRECISIONS[dtype]
+    module = convolutional().to(own)
+    network = opened(module, IMAGES, single_rows=True, precision=precision)
+    whole = outputs(network, IMAGES)
+    assert_equal(outputs(opened(module, IMAGES, precision=precision), IMAGES), whole)
+    few = network.few_rows
+    assert 0 < few < FORWARD_ROWS
+    for n_rows in (1, 3, few):
+        for found, expected in zip(outputs(network, IMAGES[:n_rows]), whole, strict=True):
+            torch.testing.assert_close(found, expected[:n_rows], rtol=1e-5, atol=1e-7)
+    # Among few, and among many, company does not matter.
+    alone = [outputs(network, IMAGES[i : i + 1]) for i in range(few)]
+    assert_equal(outputs(network, IMAGES[:few]), [torch.cat(o) for o in zip(*alone, strict=True)])
+    assert_equal(outputs(network, IMAGES[: few + 1]), whole, slice(0, few + 1))
+
+
+# What the forward touches
+
+
+class WritesIntoItsInput(nn.Module):
+    def forward(self, x):
+        return x.mul_(2)
+
+
+@pytest.mark.parametrize("writer", ["network", "preprocess"])
+@pytest.mark.parametrize("n_rows", [3, 600])
+@pytest.mark.parametrize("kind", ["array", "tensor"])
+def test_rows_are_left_alone_by_a_network_that_writes_into_its_input(opened, writer, n_rows, kind):
+    X = TABLE[:n_rows].astype(np.float32)
+    rows = X.copy() if kind == "array" else torch.tensor(X)
+    if writer == "network":
+        network = opened(nn.Sequential(WritesIntoItsInput(), nn.Linear(8, 3)), rows)
+    else:
+        network = opened(nn.Linear(8, 3), rows, preprocess=lambda batch: batch.mul_(2))
+    first, second = outputs(network, rows), outputs(network, rows)
+    assert np.array_equal(np.asarray(rows), X)
+    assert_equal(second, first)
+
+
+class Recorded(np.ndarray):
+    """Rows that note how many of them are asked for at a time, and refuse to be read whole."""
+
+    asked: list[int]
+
+    def __getitem__(self, index):
+        rows = self.view(np.ndarray)[index]
+        self.asked.append(len(rows))
+        return rows
+
+    def refuse(self, *args, **kwargs):
+        raise AssertionError("read whole")
+
+    __array__ = __array_ufunc__ = __array_function__ = astype = copy = tobytes = refuse
+
+
+def test_a_large_read_only_memmap_is_read_slice_by_slice(opened, tmp_path):
+    n_rows = 200_000
+    written = np.memmap(tmp_path / "rows", dtype=">f8", mode="w+", shape=(n_rows, 3))
+    written[:] = np.random.RandomState(0).randn(n_rows, 3)
+    written.flush()
+    X = np.memmap(tmp_path / "rows", dtype=">f8", mode="r", shape=(n_rows, 3)).view(Recorded)
+    X.asked = []
+    network = opened(nn.Linear(3, 2).double(), np.array(written[:8]))
+    scores = np.empty((n_rows, 2))
+    for piece, _, logits in forward_rows(network, X):
+        scores[piece] = logits.numpy()
+    assert max(X.asked) <= FORWARD_ROWS
+    assert sum(X.asked) <= n_rows + FORWARD_ROWS
+    weight, bias = (p.detach().numpy() for p in network.module.parameters())
+    np.testing.assert_allclose(scores, written @ weight.T + bias, rtol=1e-9, atol=1e-12)
+
+
+# Logits that are no numbers
+
+
+@pytest.mark.parametrize(("value", "row"), [(1e3, 299), (np.float32(3e38), 0), (-1e3, 598)])
+@pytest.mark.parametrize("picked", [False, True])
+def test_non_finite_logits_are_refused_with_their_row(opened, value, row, picked):
+    module = nn.Linear(2, 3, bias=False)
+    nn.init.constant_(module.weight, 1e37)
+    X = np.full((599, 2), 0.5, dtype=np.float32)
+    network = opened(module, X)
+    X[row] = value
+    rows = np.random.RandomState(0).permutation(599) if picked else None
+    with pytest.raises(ValueError, match=rf"NaN or infinite logits for row {row} of X.*scale of X"):
+        list(forward_rows(network, X, rows=rows))
+
+
+def test_padding_is_never_blamed(opened):
+    network = opened(nn.Linear(2, 3), TABLE[:, :2])
+    with pytest.raises(ValueError, match=r"first in row 2\."):
+        list(forward_rows(network, np.array([[0.0, 0.0], [1.0, 1.0], [np.nan, 0.0]])))
+
+
+# Helpers
+
+
+def test_autocast_follows_the_precision_whatever_surrounds_it():
+    x = torch.ones(2, 2)
+    with autocast(torch.device("cpu"), torch.bfloat16):
+        assert (x @ x).dtype == torch.bfloat16
+        with autocast(torch.device("cpu"), None):
+            assert (x @ x).dtype == torch.float32
+
+
+def test_logits_become_float64():
+    assert as_float64(torch.ones(2, dtype=torch.bfloat16)).dtype == torch.float64

@@ -1,0 +1,404 @@
+from __future__ import annotations
+
+import functools
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from joblib import Memory
+from torch import nn
+
+import skood
+from skood.caching import training_key, with_memory
+from skood.engine.training import Objective, Recipe, TrainingData, train
+from skood.penalties import l1, l1_over_l2
+
+X = np.random.RandomState(0).randn(40, 4)
+LABELS = np.random.RandomState(1).randint(3, size=30)
+RECIPE = Recipe(2, 8, 0.1, 0.9, 5e-4)
+
+
+class Scale(nn.Module):
+    """Multiplies by a number that is neither a parameter nor a buffer."""
+
+    def __init__(self, factor):
+        super().__init__()
+        self.factor = factor
+
+    def forward(self, x):
+        return x * self.factor
+
+
+class ScaleBuffer(nn.Module):
+    """Multiplies by a buffer, which the state_dict may leave out."""
+
+    def __init__(self, factor, persistent):
+        super().__init__()
+        self.register_buffer("factor", torch.tensor(factor), persistent=persistent)
+
+    def forward(self, x):
+        return x * self.factor
+
+
+def classifier(seed=0, dropout=0.1, first=None):
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return nn.Sequential(
+            first or nn.Identity(),
+            nn.Linear(4, 8),
+            nn.BatchNorm1d(8),
+            nn.ReLU(),
+            nn.Dropout(dropout),
+            nn.Linear(8, 3),
+        )
+
+
+@pytest.fixture
+def key(opened):
+    """A function that gives the key of one training, of which anything may be changed."""
+
+    def make(
+        module=None,
+        X=X,
+        rows=None,
+        labels=LABELS,
+        outliers=None,
+        penalty=l1,
+        sparsity_weight=0.02,
+        outlier_weight=0.5,
+        recipe=RECIPE,
+        augment=None,
+        seed=0,
+        preprocess=None,
+        precision="float32",
+    ):
+        network = opened(module or classifier(), X, preprocess=preprocess, precision=precision)
+        data = TrainingData(
+            X,
+            np.arange(30) if rows is None else rows,
+            labels,
+            np.arange(30, 40) if outliers is None else outliers,
+        )
+        objective = Objective(penalty, sparsity_weight, outlier_weight)
+        return training_key(network, data, objective, recipe, augment, seed)
+
+    return make
+
+
+# Keys
+
+
+def test_equal_trainings_have_equal_keys(key):
+    assert key() == key()
+    assert key(X=X.copy(), labels=LABELS.copy()) == key()
+    assert key(X=np.asfortranarray(X)) == key()
+
+
+def changed(array, position, value):
+    array = array.copy()
+    array[position] = value
+    return array
+
+
+def frozen(name):
+    module = classifier()
+    module.get_parameter(name).requires_grad_(False)
+    return module
+
+
+def counted(module):
+    module[2].num_batches_tracked += 1
+    return module
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"module": classifier(seed=1)},
+        {"module": counted(classifier())},
+        {"module": classifier(dropout=0.2)},
+        {"module": frozen("1.weight")},
+        {"module": nn.Sequential(*classifier()[:4], nn.Identity(), classifier()[5])},
+        {"X": changed(X, (3, 2), 7.0)},
+        {"X": changed(X, (33, 2), 7.0)},
+        {"X": X.astype(np.float32)},
+        {"rows": np.arange(30)[::-1].copy()},
+        {"labels": changed(LABELS, 5, (LABELS[5] + 1) % 3)},
+        {"outliers": np.arange(30, 39)},
+        {"outliers": np.arange(30, 30)},
+        {"penalty": l1_over_l2},
+        {"sparsity_weight": 0.03},
+        {"outlier_weight": 0.4},
+        {"recipe": Recipe(3, 8, 0.1, 0.9, 5e-4)},
+        {"recipe": Recipe(2, 9, 0.1, 0.9, 5e-4)},
+        {"recipe": Recipe(2, 8, 0.2, 0.9, 5e-4)},
+        {"recipe": Recipe(2, 8, 0.1, 0.8, 5e-4)},
+        {"recipe": Recipe(2, 8, 0.1, 0.9, 6e-4)},
+        {"recipe": Recipe(2, 8, 0.1, 0.9, 5e-4, final_learning_rate=1e-5)},
+        {"augment": "flip"},
+        {"augment": lambda batch: batch},
+        {"seed": 1},
+        {"preprocess": lambda batch: batch},
+        {"precision": "bfloat16"},
+    ],
+    ids=lambda change: next(iter(change)),
+)
+def test_whatever_decides_the_outcome_changes_the_key(key, change):
+    assert key(**change) != key()
+
+
+@pytest.mark.parametrize("outliers", [np.arange(0), np.flatnonzero(np.zeros(3))])
+def test_no_outliers_are_no_obstacle(key, outliers):
+    assert key(outliers=outliers) == key(outliers=outliers.copy()) != key()
+
+
+# Code
+
+
+def add_one(batch):
+    return batch + 1
+
+
+def add_two(batch):
+    return batch + 2
+
+
+def with_default(factor):
+    def preprocess(batch, factor=factor):
+        return batch * factor
+
+    return preprocess
+
+
+def with_closure(factor):
+    return lambda batch: batch * factor
+
+
+def helper(row):
+    return row
+
+
+def by_helper(batch):
+    return helper(batch)
+
+
+def by_nested_helper(batch):
+    return torch.stack([helper(row) for row in batch])
+
+
+def ping(batch, depth=0):
+    return batch if depth else pong(batch, depth + 1)
+
+
+def pong(batch, depth):
+    return ping(batch, depth)
+
+
+@pytest.mark.parametrize("parameter", ["preprocess", "augment"])
+@pytest.mark.parametrize(
+    ("make", "first", "second"),
+    [
+        (lambda function: function, add_one, add_two),
+        (with_default, 2.0, 3.0),
+        (with_closure, 2.0, 3.0),
+        (lambda factor: with_closure(with_closure(factor)(1.0)), 2.0, 3.0),
+        (lambda factor: functools.partial(torch.mul, other=factor), 2.0, 3.0),
+        (lambda factor: functools.partial(with_closure(factor)), 2.0, 3.0),
+        (Scale, 2.0, 3.0),
+        (functools.partial(ScaleBuffer, persistent=True), 2.0, 3.0),
+        (functools.partial(ScaleBuffer, persistent=False), 2.0, 3.0),
+        (lambda factor: Scale(factor).forward, 2.0, 3.0),
+    ],
+    ids=[
+        "function",
+        "default",
+        "closure",
+        "nested closure",
+        "partial",
+        "partial of a closure",
+        "attribute of a module",
+        "buffer of a module",
+        "buffer outside state_dict",
+        "bound method",
+    ],
+)
+def test_other_code_and_other_values_in_it_change_the_key(key, parameter, make, first, second):
+    assert key(**{parameter: make(first)}) == key(**{parameter: make(first)})
+    assert key(**{parameter: make(first)}) != key(**{parameter: make(second)})
+
+
+@pytest.mark.parametrize("function", [by_helper, by_nested_helper])
+def test_other_code_in_a_function_that_is_called_changes_the_key(key, monkeypatch, function):
+    keys = []
+    for called in (add_one, add_two):
+        monkeypatch.setattr(sys.modules[__name__], "helper", called)
+        keys.append(key(preprocess=function))
+    assert keys[0] != keys[1]
+
+
+def test_functions_that_call_each_other_have_a_key(key):
+    assert key(preprocess=ping) == key(preprocess=ping)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [Scale, functools.partial(ScaleBuffer, persistent=False)],
+    ids=["attribute", "buffer outside state_dict"],
+)
+def test_values_that_the_state_dict_leaves_out_change_the_key(key, make):
+    assert key(module=classifier(first=make(2.0))) == key(module=classifier(first=make(2.0)))
+    assert key(module=classifier(first=make(2.0))) != key(module=classifier(first=make(3.0)))
+
+
+PROGRAM = """
+import numpy as np, torch
+from torch import nn
+from skood.caching import training_key
+from skood.engine.batches import Batcher
+from skood.engine.network import open_network
+from skood.engine.training import Objective, Recipe, TrainingData
+from skood.penalties import l1
+
+X = np.arange(40.0).reshape(10, 4)
+torch.set_num_threads(1)
+with torch.random.fork_rng():
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
+network = open_network(
+    module, X, np.arange(10), head=None, batcher=Batcher(torch.device("cpu"), torch.float32, None),
+    precision="float32", compiled=False, single_rows=True,
+)
+data = TrainingData(X, np.arange(10), np.arange(10) % 3, np.arange(9, 10))
+print(training_key(network, data, Objective(l1, 0.02), Recipe(1, 8, 0.1, 0.9, 0), "flip", 0))
+"""
+
+
+def test_keys_outlive_the_process(capsys):
+    n_threads = torch.get_num_threads()
+    try:
+        exec(PROGRAM, {})
+    finally:
+        torch.set_num_threads(n_threads)
+    here = capsys.readouterr().out
+    elsewhere = subprocess.run(
+        [sys.executable, "-c", PROGRAM],
+        env={**os.environ, "PYTHONHASHSEED": "1"},
+        cwd=Path(skood.__file__).parents[1],
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+    ).stdout
+    assert len(here.strip()) == 64
+    assert elsewhere == here
+
+
+# Memory
+
+
+class Training:
+    """A training in a memory that counts how often it really ran."""
+
+    def __init__(self, opened, memory):
+        self.opened, self.memory, self.runs = opened, memory, 0
+
+    def __call__(self, seed=0, module=None):
+        network = self.opened(module or classifier(), X)
+        data = TrainingData(X, np.arange(30), LABELS, np.array([], dtype=np.intp))
+        objective = Objective(l1, 0.02)
+
+        def run():
+            self.runs += 1
+            return train(network, data, objective, RECIPE, seed=seed)
+
+        # A key of its own keeps this apart from how keys are made.
+        name = f"seed {seed}, weights {network.module[1].weight.sum().item()}"
+        history = with_memory(self.memory, name, network, run)
+        return network.module, history
+
+
+@pytest.fixture(params=["folder", "Memory"])
+def training(request, opened, tmp_path):
+    folder = str(tmp_path / "memory")
+    return Training(opened, folder if request.param == "folder" else Memory(folder, verbose=0))
+
+
+def assert_bitwise(found, expected):
+    (module, history), (expected_module, expected_history) = found, expected
+    assert history == expected_history
+    for own, other in zip(
+        module.state_dict().values(), expected_module.state_dict().values(), strict=True
+    ):
+        assert own.dtype == other.dtype
+        assert torch.equal(own, other)
+
+
+def test_equal_trainings_run_once_and_give_the_same_bits(training, opened):
+    first = training()
+    assert training.runs == 1
+    network = opened(classifier(), X)
+    data = TrainingData(X, np.arange(30), LABELS, np.array([], dtype=np.intp))
+    history = train(network, data, Objective(l1, 0.02), RECIPE, seed=0)
+    assert_bitwise_but_seconds(first, (network.module, history))
+    again = training()
+    assert training.runs == 1
+    assert_bitwise(again, first)
+    assert not torch.equal(again[0][1].weight, classifier()[1].weight)
+
+
+def test_other_trainings_run_again(training):
+    first = training()
+    other = training(seed=1)
+    assert training.runs == 2
+    assert not torch.equal(other[0][1].weight, first[0][1].weight)
+    training(module=classifier(seed=1))
+    assert training.runs == 3
+    assert_bitwise(training(), first)
+    assert training.runs == 3
+
+
+def test_a_network_loaded_from_memory_can_be_trained_on_without_changing_what_is_kept(training):
+    first = training()
+    kept = {name: tensor.clone() for name, tensor in first[0].state_dict().items()}
+    loaded, _ = training()
+    with torch.no_grad():
+        for parameter in loaded.parameters():
+            parameter.zero_()
+    again, _ = training()
+    assert training.runs == 1
+    for name, tensor in again.state_dict().items():
+        assert torch.equal(tensor, kept[name])
+
+
+@pytest.mark.parametrize("damage", [b"", b"nonsense"])
+@pytest.mark.filterwarnings("ignore::UserWarning:joblib")
+def test_a_damaged_entry_is_computed_again(training, tmp_path, damage):
+    first = training()
+    entries = list(tmp_path.rglob("output.pkl"))
+    assert len(entries) == 1
+    entries[0].write_bytes(damage)
+    assert_bitwise_but_seconds(training(), first)
+    assert training.runs == 2
+    training()
+    assert training.runs == 2
+
+
+def assert_bitwise_but_seconds(found, expected):
+    (module, history), (expected_module, expected_history) = found, expected
+    drop = [[{**record, "seconds": 0} for record in h] for h in (history, expected_history)]
+    assert_bitwise((module, drop[0]), (expected_module, drop[1]))
+
+
+def test_a_training_that_fails_is_not_kept(training, opened):
+    network = opened(classifier(), X)
+
+    def fail():
+        raise RuntimeError("diverged")
+
+    with pytest.raises(RuntimeError, match="diverged"):
+        with_memory(training.memory, "a key", network, fail)
+    history = with_memory(training.memory, "a key", network, lambda: [{"epoch": 1.0}])
+    assert history == [{"epoch": 1.0}]

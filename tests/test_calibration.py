@@ -1,0 +1,230 @@
+from __future__ import annotations
+
+import warnings
+from fractions import Fraction
+from itertools import combinations_with_replacement
+
+import numpy as np
+import pytest
+
+from skood.calibration import (
+    calibration_rank,
+    calibration_split,
+    conformal_p_values,
+    minimum_rows,
+    place_threshold,
+)
+
+TPRS = ["0.05", "0.1", "0.3", "0.5", "0.6", "0.7", "0.8", "0.85", "0.9", "0.95", "0.975", "0.99"]
+
+
+def exact_rank(n_rows, tpr):
+    share = 1 - Fraction(tpr)
+    return share.numerator * (n_rows + 1) // share.denominator
+
+
+# Ranks
+
+
+@pytest.mark.parametrize("first", range(1, 100, 11))
+def test_rank_is_exact_for_every_hundredth(first):
+    for hundredth in range(first, min(first + 11, 100)):
+        tpr = f"0.{hundredth:02d}"
+        wrong = [n for n in range(1, 3001) if calibration_rank(n, float(tpr)) != exact_rank(n, tpr)]
+        assert not wrong, (tpr, wrong[:5])
+
+
+@pytest.mark.parametrize(
+    "tpr",
+    [
+        "0.001",
+        "0.683",
+        "0.9545",
+        "0.975",
+        "0.99865",
+        "0.999",
+        "0.9999",
+        "0.9500000001",
+        "0.9499999999",
+    ],
+)
+def test_rank_is_exact_for_finer_shares_and_many_rows(tpr):
+    rows = [*range(1, 3001), *range(9_990, 10_010), *range(99_990, 100_010), 999_999, 10**7 - 1]
+    wrong = [n for n in rows if calibration_rank(n, float(tpr)) != exact_rank(n, tpr)]
+    assert not wrong, wrong[:5]
+
+
+@pytest.mark.parametrize("tpr", [*TPRS, "0.999"])
+@pytest.mark.parametrize("rank", [1, 2, 7])
+def test_minimum_rows_is_the_first_that_reaches_the_rank(rank, tpr):
+    expected = next(n for n in range(1, 10_000) if exact_rank(n, tpr) >= rank)
+    assert minimum_rows(rank, float(tpr)) == expected
+
+
+# Thresholds
+
+
+@pytest.mark.parametrize("tpr", TPRS)
+def test_threshold_is_the_score_of_the_rank(tpr):
+    scores = np.random.RandomState(0).permutation(np.linspace(-3, 5, 219))
+    expected = sorted(scores)[exact_rank(219, tpr) - 1]
+    assert place_threshold(scores, float(tpr)) == expected
+
+
+def test_too_few_rows_take_the_smallest_score_and_say_what_it_promises():
+    promise = (
+        r"^4 calibration rows are too few to keep 0\.95 .* at least 19.* keeps 0\.8 on average"
+    )
+    with pytest.warns(UserWarning, match=promise):
+        assert place_threshold([3.0, 1.0, 2.0, 4.0], 0.95) == 1.0
+
+
+def test_enough_rows_for_the_first_rank_do_not_warn():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert place_threshold(np.arange(19.0), 0.95) == 0
+
+
+@pytest.mark.parametrize(("n_calibration", "tpr"), [(39, 0.95), (59, 0.95), (99, 0.9), (30, 0.8)])
+def test_kept_share_of_fresh_rows_keeps_its_promise_over_resplits(n_calibration, tpr):
+    random = np.random.RandomState(0)
+    labels = np.repeat([0, 1], 270)
+    kept = []
+    for _ in range(200):
+        scores = random.standard_normal(540)
+        fresh, calibration = calibration_split(labels, n_calibration, tpr, random)
+        kept.append(np.mean(scores[fresh] >= place_threshold(scores[calibration], tpr)))
+    expected = 1 - exact_rank(n_calibration, str(tpr)) / (n_calibration + 1)
+    error = np.std(kept, ddof=1) / np.sqrt(200)
+    assert abs(np.mean(kept) - expected) < 4 * error
+    # The next rank, up or down, would be told apart.
+    assert 1 / (n_calibration + 1) > 4 * error
+
+
+# p-values
+
+
+def test_p_values_count_the_scores_at_or_below():
+    calibration = [2.0, 1.0, 2.0, 5.0]
+    scores = [0.0, 1.0, 1.5, 2.0, 4.9, 5.0, 9.0]
+    expected = [
+        (1 + sum(value <= score for value in calibration)) / (1 + len(calibration))
+        for score in scores
+    ]
+    assert conformal_p_values(scores, calibration, 0.5) == pytest.approx(expected, rel=1e-15)
+    assert conformal_p_values(scores, calibration, 0.5).dtype == np.float64
+
+
+def assert_rejects_exactly_below(calibration, tpr):
+    scores = np.unique(np.concatenate([calibration, np.asarray(calibration) + 0.5, [-1.0]]))
+    below = scores < place_threshold(calibration, tpr)
+    rejected = conformal_p_values(scores, calibration, tpr) <= 1 - tpr
+    assert (below == rejected).all(), (calibration, tpr)
+
+
+@pytest.mark.parametrize("n_rows", range(1, 9))
+def test_p_values_reject_exactly_below_the_threshold_for_all_tied_scores(n_rows):
+    for calibration in combinations_with_replacement([0.0, 1.0, 2.0], n_rows):
+        for tpr in [*TPRS, "1/3", "2/3"]:
+            if exact_rank(n_rows, tpr) > 0:
+                assert_rejects_exactly_below(calibration, float(Fraction(tpr)))
+
+
+@pytest.mark.parametrize("tpr", TPRS)
+def test_p_values_reject_exactly_below_the_threshold_where_the_rank_is_a_whole_number(tpr):
+    random = np.random.RandomState(0)
+    for n_rows in [19, 39, 79, 99, 199, 399, 999]:
+        if exact_rank(n_rows, tpr) > 0:
+            for n_values in [5, 1000]:
+                calibration = random.randint(n_values, size=n_rows).astype(float)
+                assert_rejects_exactly_below(calibration, float(tpr))
+
+
+# Splits
+
+
+@pytest.mark.parametrize(
+    ("n_rows", "tpr", "expected"),
+    [
+        (9, 0.95, 3),  # a third
+        (116, 0.95, 38),
+        (117, 0.95, 39),  # rank 2
+        (390, 0.95, 39),
+        (391, 0.95, 40),  # a tenth, rounded up
+        (5000, 0.95, 500),
+        (57, 0.9, 19),
+        (1000, 0.99, 199),
+    ],
+)
+def test_auto_is_a_tenth_at_least_rank_two_at_most_a_third(n_rows, tpr, expected):
+    labels = np.arange(n_rows) % 2
+    training, calibration = calibration_split(labels, "auto", tpr, np.random.RandomState(0))
+    assert (len(training), len(calibration)) == (n_rows - expected, expected)
+
+
+@pytest.mark.parametrize(("size", "expected"), [(1, 1), (25, 25), (0.2, 20), (0.333, 33)])
+def test_size_is_a_number_or_a_share(size, expected):
+    training, calibration = calibration_split(
+        np.arange(100) % 3, size, 0.95, np.random.RandomState(0)
+    )
+    assert (len(training), len(calibration)) == (100 - expected, expected)
+
+
+@pytest.mark.parametrize("share", [np.float64(0.2), np.float32(0.2)])
+def test_size_may_be_a_share_of_any_floating_type(share):
+    _, calibration = calibration_split(np.arange(100) % 3, share, 0.95, np.random.RandomState(0))
+    assert len(calibration) == 20
+
+
+@pytest.mark.parametrize("size", ["auto", 12, 0.5])
+def test_split_is_a_partition_that_leaves_every_class_a_training_row(size):
+    labels = np.array([0] * 30 + [1] * 3 + [7] + [9] * 2)
+    for seed in range(100):
+        training, calibration = calibration_split(labels, size, 0.95, np.random.RandomState(seed))
+        assert sorted([*training, *calibration]) == list(range(len(labels)))
+        assert set(labels[training]) == set(labels)
+        assert (np.diff(training) > 0).all()
+        assert (np.diff(calibration) > 0).all()
+
+
+def test_auto_shrinks_where_classes_need_their_rows():
+    training, calibration = calibration_split(
+        np.array([0, 1, 2, 3, 4, 5, 6, 6]), "auto", 0.95, np.random.RandomState(0)
+    )
+    assert (len(training), len(calibration)) == (7, 1)
+
+
+def test_every_row_is_as_likely_as_any_other_of_its_class_to_calibrate():
+    labels = np.array([0] * 15 + [1] * 5)
+    counts = np.zeros(20)
+    random = np.random.RandomState(0)
+    for _ in range(4000):
+        counts[calibration_split(labels, 6, 0.9, random)[1]] += 1
+    for label in (0, 1):
+        shares = counts[labels == label] / 4000
+        error = np.sqrt(shares.mean() * (1 - shares.mean()) / 4000)
+        assert (abs(shares - shares.mean()) < 4.5 * error).all()
+
+
+def test_none_calibrates_on_the_training_rows():
+    training, calibration = calibration_split(np.arange(5), None, 0.95, np.random.RandomState(0))
+    assert training.tolist() == calibration.tolist() == [0, 1, 2, 3, 4]
+
+
+def test_equal_generators_give_equal_splits():
+    labels = np.arange(200) % 5
+    first, second, other = (
+        calibration_split(labels, "auto", 0.95, np.random.RandomState(seed))[1].tolist()
+        for seed in (3, 3, 4)
+    )
+    assert first == second
+    assert first != other
+
+
+@pytest.mark.parametrize(
+    ("labels", "size"),
+    [([0, 0, 1, 1], 3), ([0, 1, 2], "auto"), ([0, 0, 0, 0], 0.01), ([0, 0, 1, 1], 100)],
+)
+def test_a_split_without_rows_on_either_side_is_refused(labels, size):
+    with pytest.raises(ValueError, match=rf"calibration_size={size!r} asks for .* n_samples = "):
+        calibration_split(np.array(labels), size, 0.95, np.random.RandomState(0))

@@ -1,0 +1,115 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from skood.penalties import PENALTIES, get_penalty, hoyer_index, l1, l1_over_l2
+
+DTYPES = [torch.float32, torch.float64]
+
+
+def random_features(n_rows=7, width=5):
+    return np.random.RandomState(0).randn(n_rows, width)
+
+
+def gradient(function, features):
+    features = torch.tensor(features, requires_grad=True)
+    function(features).sum().backward()
+    return features.grad.numpy()
+
+
+def test_l1_sums_absolute_values_over_the_features_of_each_row():
+    features = random_features()
+    expected = [sum(abs(value) for value in row) for row in features]
+    assert l1(torch.tensor(features)).numpy() == pytest.approx(expected, rel=1e-12)
+
+
+def test_l1_gradient_is_the_sign():
+    features = random_features()
+    assert (gradient(l1, features) == np.sign(features)).all()
+
+
+def test_l1_over_l2_is_the_ratio_of_the_norms():
+    features = random_features()
+    expected = [np.abs(row).sum() / np.sqrt((row**2).sum()) for row in features]
+    assert l1_over_l2(torch.tensor(features)).numpy() == pytest.approx(expected, rel=1e-12)
+
+
+def test_l1_over_l2_gradient_follows_its_closed_form():
+    features = random_features()
+    norm1 = np.abs(features).sum(axis=1, keepdims=True)
+    norm2 = np.sqrt((features**2).sum(axis=1, keepdims=True))
+    expected = np.sign(features) / norm2 - norm1 * features / norm2**3
+    np.testing.assert_allclose(gradient(l1_over_l2, features), expected, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e-6, 1e6, 1e30])
+def test_l1_over_l2_ignores_scale(scale):
+    features = torch.tensor(random_features(), dtype=torch.float32)
+    torch.testing.assert_close(
+        l1_over_l2(features * scale), l1_over_l2(features), rtol=1e-5, atol=0
+    )
+
+
+def test_l1_over_l2_lies_between_one_and_the_root_of_the_width():
+    features = torch.eye(9, dtype=torch.float64)[:1].repeat(2, 1)
+    features[1] = -3.0
+    assert l1_over_l2(features).tolist() == pytest.approx([1.0, 3.0], rel=1e-12)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", sorted(PENALTIES))
+def test_every_penalty_is_zero_and_flat_at_rows_of_zeros(name, dtype):
+    features = torch.tensor([[0.0, 0.0], [3.0, -4.0]], dtype=dtype, requires_grad=True)
+    values = PENALTIES[name](features)
+    values.sum().backward()
+    assert values[0] == 0
+    assert (features.grad[0] == 0).all()
+    assert torch.isfinite(features.grad).all()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", sorted(PENALTIES))
+def test_every_penalty_gives_one_non_negative_value_a_row_from_that_row_alone(name, dtype):
+    features = torch.tensor(random_features(), dtype=dtype)
+    values = PENALTIES[name](features)
+    assert values.shape == (len(features),)
+    assert values.dtype == dtype
+    assert (values >= 0).all()
+    alone = torch.cat([PENALTIES[name](row[None]) for row in features])
+    torch.testing.assert_close(values, alone)
+
+
+def test_hoyer_index_follows_its_definition():
+    features = random_features(width=4)
+    expected = [(2 - np.abs(row).sum() / np.sqrt((row**2).sum())) / (2 - 1) for row in features]
+    assert hoyer_index(torch.tensor(features)).numpy() == pytest.approx(expected, rel=1e-12)
+
+
+def test_hoyer_index_is_one_for_the_sparsest_rows_and_zero_for_the_densest():
+    features = torch.tensor([[0.0, -5.0, 0.0], [0.0, 0.0, 0.0], [2.0, -2.0, 2.0]])
+    assert hoyer_index(features).tolist() == pytest.approx([1, 1, 0], abs=1e-6)
+
+
+def test_hoyer_index_of_a_single_feature_is_one():
+    assert hoyer_index(torch.tensor([[3.0], [0.0]])).tolist() == [1, 1]
+
+
+def test_penalties_are_found_by_name_and_callables_taken_as_they_are():
+    def custom(features):
+        return features[:, 0]
+
+    assert get_penalty("l1") is l1
+    assert get_penalty("l1_over_l2") is l1_over_l2
+    assert get_penalty(custom) is custom
+
+
+def test_unknown_penalty_is_refused_with_the_known_names():
+    with pytest.raises(ValueError, match=r"penalty='l2' is unknown; pass one of \['l1'"):
+        get_penalty("l2")
+
+
+def test_penalty_of_another_type_is_refused():
+    with pytest.raises(TypeError, match=r"penalty=0\.5 is a float"):
+        get_penalty(0.5)
