@@ -38,7 +38,7 @@ lint: .venv/dev.stamp
 
 # Pages of names that are gone would warn.
 docs: .venv/dev.stamp
-	rm -rf docs/api/generated
+	rm -rf docs/api
 	.venv/bin/sphinx-build -W --keep-going -b html docs docs/_build/html
 
 clean:

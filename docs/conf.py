@@ -1,6 +1,15 @@
 """Settings of the documentation."""
 
+import sys
+from pathlib import Path
+
 import skood
+
+HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE))
+import api_page  # noqa: E402
+
+api_page.write(HERE / "api")
 
 project = "skood"
 author = "The skood developers"

@@ -45,8 +45,7 @@ def as_labels(y: ArrayLike, n_rows: int) -> Labels:
     >>> as_labels(["cat", "dog"], 2)
     array(['cat', 'dog'], dtype='<U3')
     """
-    kinds = {type(label) for label in y} if isinstance(y, list | tuple) else set()
-    if len(kinds) > 1 and kinds & {str, type(None)}:
+    if isinstance(y, list | tuple) and {str, type(None)} & {type(label) for label in y}:
         y = _from_objects(y)  # which refuses what numpy alone would turn into strings
     array = np.asarray(y.detach().cpu() if hasattr(y, "detach") else y)
     if array.ndim == 2 and array.shape[1] > 1:
