@@ -2,39 +2,59 @@
 
 from __future__ import annotations
 
-import contextlib
-import functools
 import hashlib
-import inspect
 import io
 import marshal
+import os
 import pickle
+import sys
+import sysconfig
 import types
 from collections.abc import Callable
+from os import PathLike
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from joblib import Memory
-from torch import Tensor
+from torch import Tensor, nn
 
 from .engine.batches import as_array, slices
-from .engine.network import Network
+from .engine.network import Network, on_cpu
 from .engine.training import Objective, Recipe, Record, TrainingData
 
 __all__ = ["fingerprint", "training_key", "with_memory"]
 
-Result = tuple[list[Record], dict[str, Tensor]]
+# What a class holds that decides behaviour: its functions and plain values.
+TELLING = (
+    types.FunctionType,
+    property,
+    staticmethod,
+    classmethod,
+    int,
+    float,
+    str,
+    tuple,
+    list,
+    Tensor,
+    np.ndarray,
+)
+
+Result = tuple[list[Record], nn.Module]
 
 
 def with_memory(
-    memory: str | Memory, key: str, network: Network, run: Callable[[], list[Record]]
+    memory: str | PathLike[str] | Memory,
+    key: str,
+    network: Network,
+    run: Callable[[], list[Record]],
 ) -> list[Record]:
     """Train a network, or load what an equal training left in a memory.
 
     Parameters
     ----------
-    memory : str or joblib.Memory
+    memory : path or joblib.Memory
         Where results are kept.
     key : str
         From `training_key`.
@@ -48,17 +68,16 @@ def with_memory(
     list of dict
         The history.
     """
-    memory = Memory(memory, verbose=0) if isinstance(memory, str) else memory
-    history, weights = memory.cache(_trained, ignore=["network", "run"])(key, network, run)
-    network.module.load_state_dict(weights)
+    memory = memory if isinstance(memory, Memory) else Memory(os.fspath(memory), verbose=0)
+    history, module = memory.cache(_trained, ignore=["network", "run"])(key, network, run)
+    if module is not network.module:
+        network.adopt(module.to(network.device))
     return history
 
 
 def _trained(key: str, network: Network, run: Callable[[], list[Record]]) -> Result:
-    history = run()
-    return history, {
-        name: tensor.detach().cpu().clone() for name, tensor in network.module.state_dict().items()
-    }
+    # The module itself and not its state_dict, which leaves out what training may change as well.
+    return run(), on_cpu(network.module)
 
 
 def training_key(
@@ -153,7 +172,7 @@ class _Fingerprinter(pickle.Pickler):
         if isinstance(thing, types.FunctionType):
             return self._function(thing)
         if isinstance(thing, types.ModuleType):
-            return str, (thing.__name__,)
+            return str, (_source_of_module(thing),)
         if isinstance(thing, Tensor):
             raw = thing.detach().cpu().contiguous().flatten()
             values = raw.view(torch.uint8).numpy().tobytes() if raw.numel() else b""
@@ -161,8 +180,24 @@ class _Fingerprinter(pickle.Pickler):
         if isinstance(thing, np.ndarray) and thing.dtype != object:
             return tuple, ((str(thing.dtype), thing.shape, thing.tobytes()),)
         if isinstance(thing, type) and thing.__module__ != "builtins":
-            return str, (_source(thing),)
+            return self._class(thing)
+        if isinstance(thing, property):
+            return tuple, ((thing.fget, thing.fset),)
+        if isinstance(thing, staticmethod | classmethod):
+            return tuple, ((thing.__func__,),)
         return NotImplemented
+
+    def _class(self, thing: type) -> Any:
+        name = f"{thing.__module__}.{thing.__qualname__}"
+        if id(thing) in self._seen or _is_installed(sys.modules.get(thing.__module__)):
+            return str, (name,)
+        self._seen.add(id(thing))
+        own = {
+            key: value
+            for key, value in vars(thing).items()
+            if isinstance(value, TELLING) and key not in ("__doc__", "__module__")
+        }
+        return tuple, ((name, thing.__bases__, own),)
 
     def _function(self, function: types.FunctionType) -> Any:
         if id(function) in self._seen:  # functions may call each other
@@ -181,13 +216,19 @@ def _names_used(code: types.CodeType) -> list[str]:
     return [*code.co_names, *(name for part in nested for name in _names_used(part))]
 
 
-@functools.cache
-def _source(thing: type) -> str:
-    """Names and sources of a class and its bases; torch's own go by name, and by its version."""
-    parts = []
-    for base in thing.__mro__[:-1]:
-        parts.append(f"{base.__module__}.{base.__qualname__}")
-        if not base.__module__.startswith(("torch.", "builtins")):
-            with contextlib.suppress(OSError, TypeError):
-                parts.append(inspect.getsource(base))
-    return "".join(parts)
+def _source_of_module(module: types.ModuleType) -> str:
+    """Name of an installed module, whose version decides; the text of any other."""
+    path = getattr(module, "__file__", None)
+    if _is_installed(module) or path is None:
+        return f"{module.__name__} {getattr(module, '__version__', '')}"
+    with open(path, "rb") as file:
+        return hashlib.sha256(file.read()).hexdigest()
+
+
+def _is_installed(module: types.ModuleType | None) -> bool:
+    """Whether a module is Python's own or an installed package, and not the user's code."""
+    path = getattr(module, "__file__", None)
+    if path is None:
+        return module is not None and module.__name__ != "__main__"
+    folders = {sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")}
+    return any(Path(path).is_relative_to(folder) for folder in folders if folder)

@@ -54,7 +54,7 @@ def calibration_rank(n_rows: int, tpr: float) -> int:
     expected_below = (1 - tpr) * (n_rows + 1)
     # 1 - 0.9 is just below 0.1 in binary: forgive an error of a few units in the last place of (n +
     # 1).
-    return math.floor(expected_below + 4 * np.finfo(float).eps * (n_rows + 1))
+    return min(math.floor(expected_below + 4 * np.finfo(float).eps * (n_rows + 1)), n_rows)
 
 
 def minimum_rows(rank: int, tpr: float) -> int:
@@ -233,5 +233,5 @@ def calibration_split(
 
 def _calibration_rows(n_rows: int, size: int | float | str, tpr: float) -> int:
     if isinstance(size, str):
-        return min(max(math.ceil(n_rows / 10), minimum_rows(2, tpr)), n_rows // 3)
+        return max(1, min(max(math.ceil(n_rows / 10), minimum_rows(2, tpr)), n_rows // 3))
     return int(size) if isinstance(size, Integral) else round(float(size) * n_rows)

@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from numbers import Integral, Real
+from os import PathLike
 from typing import Any, ClassVar, NamedTuple, Self
 
 import numpy as np
@@ -17,6 +18,7 @@ from sklearn.utils import Tags, check_array
 from sklearn.utils._param_validation import Interval, StrOptions, validate_parameter_constraints
 from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor, nn
+from torch.utils.data import Dataset
 from tqdm.auto import tqdm
 
 from . import metrics
@@ -70,7 +72,7 @@ class SparseEnergyOODDetector(OutlierMixin, BaseEstimator):
         small network for X and trains it first.
     sparsity_weight : float, default=0.02
         Weight of the penalty, at least 0; 0 fine-tunes on cross-entropy alone.
-    penalty : {"l1", "l1_over_l2"} or callable, default="l1"
+    penalty : str or callable, default="l1"
         Sparsity measure, see `skood.penalties`. A callable maps features (n, d) to values (n,).
     score_function : str, object or callable, default="energy"
         Score, see `skood.scores`. A callable maps features (n, d) and float64 logits (n, K) to
@@ -117,7 +119,7 @@ class SparseEnergyOODDetector(OutlierMixin, BaseEstimator):
         scoring.
     compile : bool, default=False
         Run the network through torch.compile.
-    memory : str or joblib.Memory, default=None
+    memory : path or joblib.Memory, default=None
         Where to keep trained networks: a fit with the same network, rows and settings then loads
         its result. Needs a `random_state`.
     random_state : int, RandomState or None, default=None
@@ -202,7 +204,7 @@ class SparseEnergyOODDetector(OutlierMixin, BaseEstimator):
         "device": [str, torch.device],
         "precision": [StrOptions({"auto", "float32", "bfloat16"})],
         "compile": ["boolean"],
-        "memory": [str, Memory, None],
+        "memory": [str, PathLike, Memory, None],
         "random_state": ["random_state"],
         "verbose": ["verbose"],
     }
@@ -230,7 +232,7 @@ class SparseEnergyOODDetector(OutlierMixin, BaseEstimator):
         device: str | torch.device = "auto",
         precision: str = "auto",
         compile: bool = False,
-        memory: str | Memory | None = None,
+        memory: str | PathLike[str] | Memory | None = None,
         random_state: int | np.random.RandomState | None = None,
         verbose: int = 0,
     ) -> None:
@@ -300,7 +302,7 @@ class SparseEnergyOODDetector(OutlierMixin, BaseEstimator):
                 check_finite(X)
             inliers, outliers, labels = self._split_outliers(X, y)
             self._check_counts(inliers, outliers)
-            if self.memory is not None and self.random_state is None:
+            if self.memory is not None and self._usable_memory() is None:
                 warnings.warn(
                     "memory= keeps nothing while random_state=None, as no two fits are alike "
                     "then. Pass an int as random_state.",
@@ -533,6 +535,19 @@ class SparseEnergyOODDetector(OutlierMixin, BaseEstimator):
         check_is_fitted(self)
         X = self._check_rows(X)
         inliers, outliers, _ = self._split_outliers(X, y)
+        if len(inliers) == 0:
+            raise ValueError(
+                f"score got {len(outliers)} rows, all labelled ood_label={self.ood_label!r}; it "
+                "needs in-distribution rows to tell them from."
+            )
+        if y is not None and self.ood_label is not None and len(outliers) == 0:
+            warnings.warn(
+                f"No row of y carries ood_label={self.ood_label!r}, so score makes outliers from "
+                "X: compare it with no score on known outliers. In a search, give every test fold "
+                "some of them.",
+                UserWarning,
+                stacklevel=2,
+            )
         scores = self._outputs(self._network, X)[0]
         if len(outliers) > 0:
             return metrics.auroc(scores[inliers], scores[outliers])
@@ -563,10 +578,13 @@ class SparseEnergyOODDetector(OutlierMixin, BaseEstimator):
         check_is_fitted(self)
         return self._network.dtypes
 
-    # The steps of fit, in order.
-
     def _check_rows(self, X: Any, *, reset: bool = False) -> Rows:
         """X as an array or tensor, neither copied nor cast, with rows like those of `fit`."""
+        if isinstance(X, Dataset):
+            raise TypeError(
+                f"X is a {type(X).__name__}; pass an array or a tensor of rows, such as the data "
+                "that the data set wraps."
+            )
         rows = check_tensor(X) if isinstance(X, Tensor) else self._check_array(X)
         if reset:
             for name in {"n_features_in_", "feature_names_in_", "input_shape_"} & set(vars(self)):
@@ -638,7 +656,8 @@ class SparseEnergyOODDetector(OutlierMixin, BaseEstimator):
         batcher = Batcher(device, torch.float32, preprocess)
         mean, std = moments(batcher, data.X, data.rows)
         shape = tuple(batcher(data.X, data.rows[:1]).shape[1:])
-        module = default_network(shape, len(self.classes_), mean=mean, std=std)
+        with torch.device("cpu"):  # whatever device and dtype are the caller's default
+            module = default_network(shape, len(self.classes_), mean=mean, std=std).float()
         return self._open(module, batcher, data.X, data.rows, single_rows=False)
 
     def _open(
@@ -726,12 +745,19 @@ class SparseEnergyOODDetector(OutlierMixin, BaseEstimator):
                     network, data, objective, recipe, augment=augment, seed=seed, after_epoch=show
                 )
 
-            if self.memory is None or self.random_state is None:
+            memory = self._usable_memory()
+            if memory is None:
                 history = run()
             else:
                 key = training_key(network, data, objective, recipe, self.augment, seed)
-                history = with_memory(self.memory, key, network, run)
+                history = with_memory(memory, key, network, run)
+                if not progress.n:
+                    progress.set_description(f"{phase}, from memory")
+                    progress.update(recipe.epochs)
         return [{"phase": phase, **record} for record in history]
+
+    def _usable_memory(self) -> str | PathLike[str] | Memory | None:
+        return None if self.random_state is None else self.memory
 
     def _outputs(
         self, network: Network, X: Rows, rows: NDArray[np.intp] | None = None

@@ -62,7 +62,7 @@ def as_labels(y: ArrayLike, n_rows: int) -> Labels:
         labels = _from_objects(labels.tolist())
     if labels.dtype.kind == "f":
         labels = _whole_numbers(labels)
-    if labels.dtype.kind not in "iubUS":
+    if labels.dtype.kind not in "iubU":
         raise ValueError(
             f"y has dtype {labels.dtype}; labels are integers, strings or booleans. Encode them "
             "first, for instance with sklearn.preprocessing.LabelEncoder."
@@ -99,7 +99,8 @@ def is_outlier(labels: Labels, ood_label: Any) -> NDArray[np.bool_]:
     """
     if ood_label is None:
         return np.zeros(len(labels), dtype=bool)
-    if isinstance(ood_label, str) != (labels.dtype.kind in "US"):
+    kind = {str: "U", bool: "b", np.bool_: "b"}.get(type(ood_label), "iu")
+    if labels.dtype.kind not in kind:
         raise ValueError(
             f"ood_label={ood_label!r} is a {type(ood_label).__name__} while y has dtype "
             f"{labels.dtype}, so no row can carry it; pass a label of the kind of y."

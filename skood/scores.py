@@ -232,6 +232,8 @@ def apply_score(score: ScoreFunction, features: Tensor | None, logits: Tensor) -
             f"score_function={score!r} returned {got} for logits of shape {tuple(logits.shape)}; "
             f"it must return one value per row, a tensor of shape ({len(logits)},)."
         )
+    if values.is_complex():
+        raise TypeError(f"score_function={score!r} returned complex values; scores must be real.")
     if not torch.isfinite(values).all():
         raise ValueError(
             f"score_function={score!r} returned NaN or infinity; scores must be finite."

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import functools
+import importlib
 import os
 import subprocess
 import sys
@@ -13,7 +14,7 @@ from joblib import Memory
 from torch import nn
 
 import skood
-from skood.caching import training_key, with_memory
+from skood.caching import fingerprint, training_key, with_memory
 from skood.engine.training import Objective, Recipe, TrainingData, train
 from skood.penalties import l1, l1_over_l2
 
@@ -402,3 +403,51 @@ def test_a_training_that_fails_is_not_kept(training, opened):
         with_memory(training.memory, "a key", network, fail)
     history = with_memory(training.memory, "a key", network, lambda: [{"epoch": 1.0}])
     assert history == [{"epoch": 1.0}]
+
+
+HELPERS = """
+import torch
+from torch import nn
+
+def activation(x):
+    return torch.{function}(x)
+
+class Classifier(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.head = nn.Linear(4, 3)
+
+    def forward(self, x):
+        return self.head(activation(x))
+
+class Preprocess:
+    def __call__(self, batch):
+        return activation(batch)
+"""
+
+
+@pytest.mark.parametrize("name", ["Classifier", "Preprocess"])
+def test_code_that_methods_call_changes_the_fingerprint(name, tmp_path, monkeypatch):
+    prints = []
+    for function in ("relu", "tanh", "relu"):
+        namespace = {"__name__": "users_own"}
+        exec(HELPERS.format(function=function), namespace)
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            prints.append(fingerprint(namespace[name]()))
+    assert prints[0] == prints[2]
+    assert prints[0] != prints[1]
+
+
+def test_a_changed_module_of_the_users_changes_the_fingerprint(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    prints = []
+    for factor in (2, 3):
+        (tmp_path / "users_helpers.py").write_text(f"def scale(x):\n    return {factor} * x\n")
+        sys.modules.pop("users_helpers", None)
+        importlib.invalidate_caches()
+        namespace = {"users_helpers": importlib.import_module("users_helpers")}
+        exec("def preprocess(batch):\n    return users_helpers.scale(batch)", namespace)
+        prints.append(fingerprint(namespace["preprocess"]))
+    sys.modules.pop("users_helpers", None)
+    assert prints[0] != prints[1]

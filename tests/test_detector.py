@@ -307,6 +307,14 @@ def test_score_makes_outliers_where_none_are_known(fitted, digits):
     assert fitted.score(digits.X_test, digits.y_test) == first
 
 
+def test_score_says_when_no_row_carries_the_label_of_outliers(digits):
+    detector = quiet_fit(plain(digits.module, ood_label=-1), digits.X, digits.y)
+    with pytest.warns(UserWarning, match="No row of y carries ood_label=-1"):
+        detector.score(digits.X_test, digits.y_test)
+    with pytest.raises(ValueError, match="needs in-distribution rows"):
+        detector.score(digits.X_test, np.full(len(digits.X_test), -1))
+
+
 # Default networks
 
 
@@ -362,7 +370,7 @@ def test_memory_without_a_seed_warns(digits, tmp_path):
     [
         ({"learning_rate": 1e6}, r"epoch 1 .*Lower sparsity_weight.*learning_rate"),
         ({"learning_rate": 1e6, "sparsity_weight": 0}, r"epoch 1 .*Lower learning_rate"),
-        ({"sparsity_weight": 1e3, "learning_rate": 0.01}, r"collapsed .* in epoch \d+.*sparsity"),
+        ({"sparsity_weight": 10, "learning_rate": 0.01}, r"collapsed .* in epoch \d+.*sparsity"),
     ],
     ids=["nan", "nan without a penalty", "collapse"],
 )
@@ -441,6 +449,24 @@ def test_everything_asks_for_a_fit_first(digits):
             getattr(detector, method)(digits.X)
     for attribute in ("module_", "head_", "device_", "precision_", "offset_", "classes_"):
         assert not hasattr(detector, attribute)
+
+
+def test_a_data_set_is_answered_with_what_to_pass(digits):
+    rows = torch.utils.data.TensorDataset(torch.zeros(10, 64))
+    with pytest.raises(TypeError, match="TensorDataset; pass an array"):
+        plain(digits.module).fit(rows)
+
+
+def test_another_default_dtype_is_no_obstacle(digits):
+    detector = SparseEnergyOODDetector(pretrain_epochs=1, max_epochs=1, random_state=0)
+    torch.set_default_dtype(torch.float64)
+    try:
+        quiet_fit(detector, digits.X, digits.y)
+        scores = detector.score_samples(digits.X_test)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert np.array_equal(detector.score_samples(digits.X_test), scores)
+    assert detector.precision_["scoring"] == "float32"
 
 
 @pytest.mark.parametrize("n_rows", [0, 1])

@@ -114,6 +114,12 @@ def test_fractional_and_huge_labels_are_refused_as_continuous(y):
         as_labels(y, 3)
 
 
+def test_the_outlier_label_is_of_the_kind_of_the_labels():
+    for labels, ood_label in (([0, 1], True), ([True, False], 1), (["a", "b"], 1), ([0, 1], "1")):
+        with pytest.raises(ValueError, match="so no row can carry it"):
+            is_outlier(np.array(labels), ood_label)
+
+
 def test_labels_that_are_neither_numbers_nor_strings_are_refused():
     y = np.array(["2020-01-01"] * 3, dtype="datetime64[D]")
     with pytest.raises(ValueError, match=r"y has dtype .*labels are integers, strings or booleans"):

@@ -69,7 +69,7 @@ def moments(batcher: Batcher, X: Rows, rows: NDArray[np.intp]) -> tuple[Tensor, 
     """
 
     def mean_of(function: Transform) -> Tensor:
-        total, count = torch.zeros((), dtype=torch.float64), 0
+        total, count = torch.zeros((), dtype=torch.float64, device="cpu"), 0
         for piece in slices(len(rows), 4096):
             values = function(_by_channel(batcher(X, rows[piece]).cpu().double()))
             total = total + values.sum(dim=(0, 2))

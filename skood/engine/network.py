@@ -17,9 +17,11 @@ from torch import Tensor, nn
 from .batches import Batcher, Rows
 from .hardware import Precision, available_device, resolve_precision
 
-PROBE_ROWS = 8
+TRIAL_ROWS = 8
+"""Rows on which a network is tried before anything else."""
 
 FEW_ROWS = 16
+"""Images up to this number are scored one by one on a CPU."""
 
 
 class Network:
@@ -53,16 +55,23 @@ class Network:
         few_rows: int = 0,
         compiled: bool = False,
     ) -> None:
-        self.module = module
         self.head = head
         self.batcher = batcher
         self.precision = precision
         self.n_logits = n_logits
         self.few_rows = few_rows
         self.compiled = compiled
-        if compiled:
+        # While hooks are on the module, it must not be copied: the copies would keep them.
+        self._idle = threading.Condition()
+        self._captures = 0
+        self.adopt(module)
+
+    def adopt(self, module: nn.Module) -> None:
+        """Go on with another module of the same make, such as one trained before."""
+        self.module = module
+        if self.compiled:
             self._view = _view(module)
-            self._compiled_forward = _compiled_forward(self._view, head)
+            self._compiled_forward = _compiled_forward(self._view, self.head)
 
     @property
     def device(self) -> torch.device:
@@ -96,7 +105,8 @@ class Network:
         """Features (n, d) and logits (n, K) of a batch, from one forward."""
         if self.compiled:
             return self._compiled_forward(batch)
-        with _captured_calls({self.head: self.module.get_submodule(self.head)}) as calls:
+        head = {self.head: self.module.get_submodule(self.head)}
+        with self._capturing(), _captured_calls(head) as calls:
             logits = self.logits(batch)
         features, _ = calls[self.head]
         return features.flatten(1), logits
@@ -105,7 +115,20 @@ class Network:
         # Weights travel on the CPU, so that what was trained on a GPU loads anywhere; compiled code
         # stays behind.
         state = {name: value for name, value in vars(self).items() if not name.startswith("_")}
-        return state | {"module": on_cpu(self.module)}
+        with self._idle:
+            self._idle.wait_for(lambda: self._captures == 0)
+            return state | {"module": copy.deepcopy(self.module).cpu()}
+
+    @contextmanager
+    def _capturing(self) -> Iterator[None]:
+        with self._idle:
+            self._captures += 1
+        try:
+            yield
+        finally:
+            with self._idle:
+                self._captures -= 1
+                self._idle.notify_all()
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         device = available_device(state["batcher"].device)
@@ -160,12 +183,12 @@ def open_network(
         If the module gives no logits or has no head; its own errors pass through, with a note.
     """
     module = module.to(batcher.device).eval()
-    batch = batcher(X, rows[:PROBE_ROWS])
-    if batch.ndim == 4:
-        module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    batch = batcher(X, rows[:TRIAL_ROWS])
     try:
         with torch.no_grad():
             n_logits = run(module, batch).shape[1]
+            if batch.ndim == 4:  # after a first forward, which makes what is lazy
+                module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     except Exception as error:
         error.add_note(
             f"Raised by the module given, {type(module).__name__}, on a batch of shape "
@@ -173,6 +196,8 @@ def open_network(
             "layout, pass a function that makes it as preprocess=."
         )
         raise
+    with torch.no_grad():
+        _check_rows_alone(module, batcher, X, rows[:TRIAL_ROWS])
     return Network(
         module,
         find_head(module, batch, head),
@@ -184,13 +209,41 @@ def open_network(
     )
 
 
+def _check_rows_alone(module: nn.Module, batcher: Batcher, X: Rows, rows: NDArray[np.intp]) -> None:
+    """Refuse a network whose logits for a row change from call to call, or with its company."""
+    kept = max(len(rows) // 2, 1)
+    other_company = np.concatenate([rows[:kept], np.full(len(rows) - kept, rows[0])])
+    first, again = (run(module, batcher(X, rows))[:kept] for _ in range(2))
+    if not _close(first, again):
+        raise ValueError(
+            "The module, or preprocess, gives other logits for the same rows when called again in "
+            "evaluation mode, so no score would mean anything. Make what is random depend on "
+            "self.training, as in F.dropout(x, p, training=self.training), or pass it as augment=."
+        )
+    if not _close(first, run(module, batcher(X, other_company))[:kept]):
+        raise ValueError(
+            "The logits of a row depend on the other rows of its batch, in evaluation mode, so its "
+            "score would too. Causes: batch-norm with track_running_stats=False, a preprocess= "
+            "that normalises by the batch. Use statistics fixed at training time."
+        )
+
+
+def _close(logits: Tensor, others: Tensor) -> bool:
+    scale = logits.abs().amax().clamp_min(torch.finfo(logits.dtype).tiny)
+    return bool(((logits - others).abs().amax() <= 1e-2 * scale) | ~torch.isfinite(scale))
+
+
 def copy_module(module: nn.Module) -> nn.Module:
     """Deep copy of a classifier, without the wrappers that tie it to devices or to a compiler."""
     wrapper = {nn.DataParallel: "module", nn.parallel.DistributedDataParallel: "module"}
     while (name := wrapper.get(type(module), "_orig_mod")) in module._modules:
         module = module.get_submodule(name)
+    # Tensors computed by an earlier forward and kept as attributes have a graph, which copies of
+    # modules must not: they are copied by value.
+    attributes = [value for part in module.modules() for value in vars(part).values()]
+    computed = [value for value in attributes if isinstance(value, Tensor) and not value.is_leaf]
     try:
-        return copy.deepcopy(module)
+        return copy.deepcopy(module, {id(value): value.detach().clone() for value in computed})
     except Exception as error:
         raise TypeError(
             f"The module ({type(module).__name__}) cannot be copied: {error}. fit trains a copy "
@@ -261,14 +314,14 @@ def _compiled_forward(module: nn.Module, head: str) -> Callable[[Tensor], tuple[
     # time.
     kept: dict[str, Tensor] = {}
 
-    def keep(_: nn.Module, args: tuple[Any, ...]) -> None:
-        kept["features"] = args[0]
+    def keep(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        kept["features"] = [*args, *kwargs.values()][0]
 
     def forward(batch: Tensor) -> tuple[Tensor, Tensor]:
         logits = run(module, batch)
         return kept["features"].flatten(1), logits
 
-    module.get_submodule(head).register_forward_pre_hook(keep)
+    module.get_submodule(head).register_forward_pre_hook(keep, with_kwargs=True)
     return torch.compile(forward, dynamic=False)
 
 
@@ -340,15 +393,18 @@ def _captured_calls(modules: Mapping[str, nn.Module]) -> Iterator[dict[str, tupl
     calls: dict[str, tuple[Tensor, Tensor]] = {}
 
     def keeper(name: str) -> Any:
-        def keep(_: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        def keep(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+            inputs = [*args, *kwargs.values()]
             # Another thread may be inside the same module: its calls are not ours.
-            if threading.get_ident() == thread and args:
+            if threading.get_ident() == thread and inputs:
                 calls.pop(name, None)
-                calls[name] = (args[0], output)
+                calls[name] = (inputs[0], output)
 
         return keep
 
-    handles = [m.register_forward_hook(keeper(name)) for name, m in modules.items()]
+    handles = [
+        m.register_forward_hook(keeper(name), with_kwargs=True) for name, m in modules.items()
+    ]
     try:
         yield calls
     finally:

@@ -33,7 +33,7 @@ PRETRAINING_STEPS = 300
 PROBE_ROWS = 256
 """Rows that tell, after each epoch, whether the network still distinguishes its inputs."""
 
-COLLAPSED_SPREAD = 1e-3
+COLLAPSED_SPREAD = 1e-2
 """Share of the initial range of energies below which they count as constant."""
 
 FLOAT32_NOISE = 1e-6
@@ -158,7 +158,7 @@ def train(
     probe = data.rows[:PROBE_ROWS]
     spread = _energy_spread(network, data.X, probe)
     optimizer = _optimizer(network, recipe)
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator(device="cpu").manual_seed(seed)
     steps = recipe.epochs * len(_batches(np.arange(len(data.rows)), recipe.batch_size))
     rates = _cosine(recipe, steps)
     # An epoch is one pass over the in-distribution rows; outliers follow in a cycle of their own.
@@ -175,7 +175,7 @@ def train(
                 if objective.outlier_weight > 0:
                     batch = torch.cat([batch, network.batcher(data.X, next(outlier_batches))])
                 if augment is not None:
-                    batch = augment(batch, generator)
+                    batch = augment(batch, generator).to(batch.dtype)
                 labels = torch.from_numpy(data.labels[picks]).to(batch.device)
                 means.append(_step(network, batch, labels, objective, optimizer))
             network.train(False)
@@ -271,6 +271,8 @@ def loss_terms(
             f"penalty returned {got} for features of shape {tuple(features[:n_rows].shape)}; it "
             f"must return one value per row, a tensor of shape ({n_rows},). Sum over dim=1."
         )
+    if not values.is_floating_point():
+        raise TypeError(f"penalty returned {values.dtype} values; it must return floating ones.")
     penalty = values.mean()
     loss = cross_entropy + objective.sparsity_weight * penalty
     if objective.outlier_weight > 0:

@@ -534,9 +534,83 @@ def test_a_network_with_a_submodule_called_module_is_no_wrapper():
 
 def test_a_module_that_cannot_be_copied_is_refused_with_the_cause():
     module = mlp()
-    module.activations = module(torch.tensor(X))
-    with pytest.raises(TypeError, match=r"\(Sequential\) cannot be copied: .*stored activations"):
+    module.lock = threading.Lock()
+    with pytest.raises(TypeError, match=r"\(Sequential\) cannot be copied: .*lock"):
         copy_module(module)
+
+
+def test_stored_activations_are_copied_by_value():
+    module = mlp()
+    module.activations = module(torch.tensor(X))
+    copied = copy_module(module)
+    assert torch.equal(copied.activations, module.activations)
+    assert copied.activations.data_ptr() != module.activations.data_ptr()
+    assert not copied.activations.requires_grad
+
+
+class Randomly(nn.Module):
+    def forward(self, x):
+        return nn.functional.dropout(x, 0.5)
+
+
+@pytest.mark.parametrize(
+    ("layer", "preprocess", "message"),
+    [
+        (Randomly(), None, r"other logits for the same rows.*training=self\.training"),
+        (nn.BatchNorm1d(X.shape[1], track_running_stats=False), None, "depend on the other rows"),
+        (nn.Identity(), lambda batch: batch - batch.mean(dim=0), "depend on the other rows"),
+    ],
+    ids=["dropout", "batch-norm", "preprocess"],
+)
+def test_logits_that_change_from_call_to_call_or_with_company_are_refused(
+    opened, layer, preprocess, message
+):
+    module = nn.Sequential(nn.Identity(), layer, nn.Linear(X.shape[1], 3))
+    with pytest.raises(ValueError, match=message):
+        opened(module, X.astype(np.float32), preprocess=preprocess)
+
+
+class ByKeyword(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.head = nn.Linear(X.shape[1], 3)
+
+    def forward(self, x):
+        return self.head(input=x)
+
+
+def test_a_head_called_by_keyword_is_found(opened):
+    network = opened(ByKeyword(), X.astype(np.float32))
+    features, _ = network.features_and_logits(torch.tensor(X[:5], dtype=torch.float32))
+    assert network.head == "head"
+    assert torch.equal(features, torch.tensor(X[:5], dtype=torch.float32))
+
+
+def test_lazy_layers_take_shape_before_anything_else(opened):
+    module = nn.Sequential(nn.LazyConv2d(4, 3), nn.ReLU(), nn.Flatten(), nn.LazyLinear(3))
+    assert opened(module, np.zeros((10, 2, 6, 6), dtype=np.float32)).n_logits == 3
+
+
+def test_copies_made_while_features_are_captured_carry_no_hooks(opened):
+    network = opened(mlp(), X)
+    batch = torch.tensor(X)
+    stop = threading.Event()
+
+    def capture():
+        while not stop.is_set():
+            network.features_and_logits(batch)
+
+    threads = [threading.Thread(target=capture) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    try:
+        copies = [pickle.loads(pickle.dumps(network)) for _ in range(30)]
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join()
+    for copied in copies:
+        assert not any(part._forward_hooks for part in copied.module.modules())
 
 
 @pytest.mark.parametrize(

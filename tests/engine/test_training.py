@@ -432,22 +432,6 @@ def test_augmentation_draws_anew_for_every_batch_and_every_seed(opened):
     assert run(0) == draws[:6]
 
 
-def test_a_random_preprocess_is_seeded_too(opened):
-    X, labels = rows_and_labels()
-
-    def noisy(batch):
-        return batch + 0.1 * torch.randn_like(batch)
-
-    weights = []
-    for state in (1, 2):
-        torch.manual_seed(3)
-        network = opened(small_network(), X, preprocess=noisy)
-        torch.manual_seed(state)
-        train(network, data_of(X, labels), Objective(l1), Recipe(1, 16, 0.1, 0.9, 0), seed=0)
-        weights.append(network.module)
-    assert_same_weights(*weights)
-
-
 def test_trainings_in_threads_are_the_same_as_one_after_the_other(opened):
     module = image_network()
     expected = [run_on_images(opened, module, seed=seed)[0] for seed in range(4)]
