@@ -13,6 +13,9 @@ __all__ = ["warn_if_accuracy_dropped", "warn_if_near_chance", "warn_if_seen_befo
 NEAR_CHANCE = 0.1
 """Agreement beyond chance (Cohen's kappa) under which a trained classifier is hardly one."""
 
+COMMON_CLASS = 0.97
+"""Accuracy that a constant prediction reaches where nearly all rows are of one class."""
+
 IMPLAUSIBLE_ACCURACY = 0.99
 """Accuracy at which rows are likelier to have been trained on than to be fresh."""
 
@@ -30,9 +33,10 @@ def warn_if_near_chance(targets: NDArray[np.int64], predictions: NDArray[np.int6
     Warns
     -----
     UserWarning
-        If Cohen's kappa is below 0.1.
+        If Cohen's kappa is below 0.1 and the accuracy below 0.97.
     """
-    if len(np.unique(targets)) == 1:  # one class leaves nothing to compare with
+    # One class, or next to no other, leaves nothing to compare with.
+    if len(np.unique(targets)) == 1 or np.mean(targets == predictions) >= COMMON_CLASS:
         return
     kappa = cohen_kappa_score(targets, predictions)
     if kappa < NEAR_CHANCE:

@@ -205,9 +205,19 @@ class _Fingerprinter(pickle.Pickler):
         self._seen.add(id(function))
         names = _names_used(function.__code__)
         used = {name: function.__globals__[name] for name in names if name in function.__globals__}
+        # What the function reaches through modules of the user's, such as helpers.scale.
+        reached = [
+            getattr(value, name)
+            for value in used.values()
+            if isinstance(value, types.ModuleType) and not _is_installed(value)
+            for name in names
+            if hasattr(value, name)
+        ]
         closure = [cell.cell_contents for cell in function.__closure__ or ()]
         code = marshal.dumps(function.__code__, 2)  # version 2 has no reference counts in it
-        return tuple, ((code, function.__defaults__, function.__kwdefaults__, closure, used),)
+        return tuple, (
+            (code, function.__defaults__, function.__kwdefaults__, closure, used, reached),
+        )
 
 
 def _names_used(code: types.CodeType) -> list[str]:

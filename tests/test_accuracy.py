@@ -114,3 +114,9 @@ def test_drop_names_its_size_and_the_parameters_to_lower():
 def test_a_single_row_has_no_error_and_does_not_warn():
     targets = np.array([0])
     assert warned(warn_if_accuracy_dropped, targets, targets, np.array([1]), 0.02) is None
+
+
+def test_one_error_among_rows_of_nearly_one_class_is_no_chance():
+    targets = np.array([0] * 38 + [1])
+    assert not warned(warn_if_near_chance, targets, np.zeros(39, dtype=np.int64))
+    assert not warned(warn_if_near_chance, np.zeros(39, dtype=np.int64), targets)

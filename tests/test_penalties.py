@@ -52,6 +52,14 @@ def test_l1_over_l2_ignores_scale(scale):
     )
 
 
+def test_l1_over_l2_ignores_the_scale_of_each_row_on_its_own():
+    features = torch.tensor(random_features(), dtype=torch.float32)
+    scales = torch.logspace(-30, 30, len(features))[:, None]
+    torch.testing.assert_close(
+        l1_over_l2(features * scales), l1_over_l2(features), rtol=1e-5, atol=0
+    )
+
+
 def test_l1_over_l2_lies_between_one_and_the_root_of_the_width():
     features = torch.eye(9, dtype=torch.float64)[:1].repeat(2, 1)
     features[1] = -3.0

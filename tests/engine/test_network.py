@@ -193,6 +193,16 @@ def test_an_auxiliary_head_that_runs_later_is_passed_over(opened):
     assert_head_gives_the_logits(network, X)
 
 
+def test_a_head_may_be_called_with_a_keyword(opened):
+    class Keyword(Body):
+        def forward(self, x):
+            return self.head(input=self.features(x))
+
+    network = opened(Keyword(), X)
+    assert network.head == "head"
+    assert_head_gives_the_logits(network, X)
+
+
 def test_of_two_layers_that_give_the_logits_the_last_is_the_head(opened):
     module = nn.Sequential(nn.Linear(6, 4), nn.Linear(4, 4, bias=False)).double()
     nn.init.eye_(module[1].weight)
