@@ -20,7 +20,7 @@ import torch
 from joblib import Memory
 from torch import Tensor, nn
 
-from .engine.batches import as_array, slices
+from .engine.batches import STREAM_ROWS, slices
 from .engine.network import Network, on_cpu
 from .engine.training import Objective, Recipe, Record, TrainingData
 
@@ -122,11 +122,12 @@ def training_key(
         augment,
         seed,
     )
-    made_of = (settings, network.module, network.batcher.preprocess, data.rows, data.labels)
-    digest.update(fingerprint((*made_of, data.outliers)))
+    digest.update(fingerprint((settings, network.module, data.labels, len(data.outliers))))
+    # Batches as the network gets them: what preprocess and a data set make of X is what counts.
     for rows in (data.rows, data.outliers):
-        for piece in slices(len(rows), 4096):
-            digest.update(fingerprint(as_array(data.X[rows[piece]])))
+        indices = (rows[piece] for piece in slices(len(rows), STREAM_ROWS))
+        for batch in network.batcher.stream(data.X, indices, len(rows)):
+            digest.update(fingerprint(batch))
     return digest.hexdigest()
 
 

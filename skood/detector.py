@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,7 +15,7 @@ import torch
 from joblib import Memory
 from numpy.typing import ArrayLike, NDArray
 from sklearn.base import BaseEstimator, OutlierMixin
-from sklearn.utils import Tags, check_array
+from sklearn.utils import Tags
 from sklearn.utils._param_validation import Interval, StrOptions, validate_parameter_constraints
 from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor, nn
@@ -27,17 +28,24 @@ from .caching import training_key, with_memory
 from .calibration import calibration_split, conformal_p_values, place_threshold
 from .engine.augmentation import AUGMENTATIONS, get_augment
 from .engine.batches import (
+    STREAM_ROWS,
     Batcher,
     Rows,
     as_array,
     channels_first,
     check_finite,
-    check_tensor,
     has_channels_last,
     moments,
+    slices,
 )
 from .engine.hardware import resolve_device
 from .engine.inference import forward_rows
+from .engine.loading import (
+    is_loadable,
+    read_labels,
+    row_count,
+    row_shape,
+)
 from .engine.network import Network, copy_module, floating_dtype, on_cpu, open_network
 from .engine.training import (
     Objective,
@@ -53,6 +61,7 @@ from .model_selection import surrogate_outliers
 from .networks import default_network
 from .penalties import PENALTIES, Penalty, get_penalty, l1
 from .randomness import random_generator
+from .rows import as_rows, warn_if_unscaled
 from .scores import ScoreFunction, apply_score, get_score, list_scores
 
 ScoreArray = NDArray[np.float64]
@@ -102,7 +111,8 @@ class SparseEnergyOODDetector(OutlierMixin, BaseEstimator):
     preprocess : callable, default=None
         Applied to each batch of X, a tensor of X's dtype on the device, at training and at scoring;
         returns the network's input with as many rows. Without it, batches are cast to the network's
-        floating dtype.
+        floating dtype. Where X has one dimension or holds no numbers (paths, row numbers, objects),
+        it gets an array of them and loads them, in worker processes.
     augment : {"flip", "flip-crop"} or callable, default=None
         Applied to each preprocessed training batch. The named ones draw per row; a callable maps a
         batch to a batch.
@@ -119,6 +129,9 @@ class SparseEnergyOODDetector(OutlierMixin, BaseEstimator):
         scoring.
     compile : bool, default=False
         Run the network through torch.compile.
+    num_workers : "auto" or int, default="auto"
+        Processes that load the rows of a data set or of references; 0 loads in this process. "auto"
+        is one a core on Linux, 0 elsewhere. Arrays of numbers need none.
     memory : path or joblib.Memory, default=None
         Where to keep trained networks: a fit with the same network, rows and settings then loads
         its result. Needs a `random_state`.
@@ -204,6 +217,7 @@ class SparseEnergyOODDetector(OutlierMixin, BaseEstimator):
         "device": [str, torch.device],
         "precision": [StrOptions({"auto", "float32", "bfloat16"})],
         "compile": ["boolean"],
+        "num_workers": [StrOptions({"auto"}), Interval(Integral, 0, None, closed="left")],
         "memory": [str, PathLike, Memory, None],
         "random_state": ["random_state"],
         "verbose": ["verbose"],
@@ -232,6 +246,7 @@ class SparseEnergyOODDetector(OutlierMixin, BaseEstimator):
         device: str | torch.device = "auto",
         precision: str = "auto",
         compile: bool = False,
+        num_workers: str | int = "auto",
         memory: str | PathLike[str] | Memory | None = None,
         random_state: int | np.random.RandomState | None = None,
         verbose: int = 0,
@@ -256,6 +271,7 @@ class SparseEnergyOODDetector(OutlierMixin, BaseEstimator):
         self.device = device
         self.precision = precision
         self.compile = compile
+        self.num_workers = num_workers
         self.memory = memory
         self.random_state = random_state
         self.verbose = verbose
@@ -265,13 +281,15 @@ class SparseEnergyOODDetector(OutlierMixin, BaseEstimator):
 
         Parameters
         ----------
-        X : array-like or Tensor of shape (n, ...)
-            Rows as `preprocess` takes them, or without one as the network takes them.
+        X : array-like or Tensor of shape (n, ...), or Dataset
+            Rows as `preprocess` takes them, or without one as the network takes them. A map-style
+            torch data set gives x or (x, y).
         y : array-like of shape (n,), default=None
-            Labels. Integers within 0..K-1 are logit indices of a given module; other labels need
-            exactly K distinct values, in sorted order. Rows labelled `ood_label` are known
-            outliers. Without labels, or with a single one, a given module labels the rows by its
-            own prediction, and k-means clusters stand in where there is no module either.
+            Labels; None takes those of a data set of pairs. Integers within 0..K-1 are logit
+            indices of a given module; other labels need exactly K distinct values, in sorted order.
+            Rows labelled `ood_label` are known outliers. Without labels, or with a single one, a
+            given module labels the rows by its own prediction, and k-means clusters stand in where
+            there is no module either.
 
         Returns
         -------
@@ -297,9 +315,12 @@ class SparseEnergyOODDetector(OutlierMixin, BaseEstimator):
         """
         self._validate_params()
         with _unchanged_on_error(self):
+            y = self._labels_of(X) if y is None else y
             X = self._check_rows(X, reset=True)
-            if self.preprocess is None:
+            if self.preprocess is None and not is_loadable(X):
                 check_finite(X)
+            if self.module is not None and self.preprocess is None:
+                warn_if_unscaled(X)
             inliers, outliers, labels = self._split_outliers(X, y)
             self._check_counts(inliers, outliers)
             if self.memory is not None and self._usable_memory() is None:
@@ -325,6 +346,7 @@ class SparseEnergyOODDetector(OutlierMixin, BaseEstimator):
                 if self.verbose:
                     print(f"{type(self).__name__}: {network.describe()}")
                 self.history_ = self._pretrain(network, data, seeds)
+                self._pretrained = copy.deepcopy(network) if self.history_ else None
                 before = self._outputs(network, X, calibration)[1]
                 if self.module is not None and labels is not None and not self.history_:
                     warn_if_near_chance(truth, before)
@@ -339,6 +361,48 @@ class SparseEnergyOODDetector(OutlierMixin, BaseEstimator):
             self._network = network
             self._place_threshold(scores, self.tpr)
         return self
+
+    def id_accuracy(self, X: Any, y: ArrayLike | None = None) -> dict[str, float]:
+        """Accuracy of the classifier before and after fine-tuning, on in-distribution rows.
+
+        Parameters
+        ----------
+        X : array-like or Tensor of shape (n, ...), or Dataset
+            Rows like those of `fit`.
+        y : array-like of shape (n,), default=None
+            Labels, those in `classes_`; rows labelled `ood_label` are left out. None takes those of
+            a data set of pairs.
+
+        Returns
+        -------
+        dict
+            Share of right classes "before" (the network given, or the one built, pre-trained) and
+            "after" fine-tuning.
+
+        Raises
+        ------
+        ValueError
+            If there are no labels, no in-distribution rows, or labels that are not in `classes_`.
+        """
+        check_is_fitted(self)
+        y = self._labels_of(X) if y is None else y
+        X = self._check_rows(X)
+        if y is None:
+            raise ValueError("id_accuracy needs labels: pass y, one label of `classes_` a row.")
+        labels = as_labels(y, row_count(X))
+        rows = np.flatnonzero(~is_outlier(labels, self.ood_label))
+        if len(rows) == 0 or not np.isin(labels[rows], self.classes_).all():
+            raise ValueError(
+                f"id_accuracy got y with the labels {np.unique(labels)[:12].tolist()}; expected "
+                f"those of the classifier, {self.classes_[:12].tolist()}, and perhaps "
+                f"ood_label={self.ood_label!r}."
+            )
+        before = self._pretrained or self._given_network(X, rows, self.device_)
+        return {
+            name: float(np.mean(self.classes_[self._outputs(network, X, rows)[1]] == labels[rows]))
+            for name, network in {"before": before, "after": self._network}.items()
+            if network is not None
+        }
 
     def calibrate(self, X: Any, tpr: float | None = None) -> Self:
         """Move the threshold to fresh in-distribution rows, without training again.
@@ -533,6 +597,7 @@ class SparseEnergyOODDetector(OutlierMixin, BaseEstimator):
             Area under the ROC curve, between 0 and 1.
         """
         check_is_fitted(self)
+        y = self._labels_of(X) if y is None else y
         X = self._check_rows(X)
         inliers, outliers, _ = self._split_outliers(X, y)
         if len(inliers) == 0:
@@ -551,6 +616,11 @@ class SparseEnergyOODDetector(OutlierMixin, BaseEstimator):
         scores = self._outputs(self._network, X)[0]
         if len(outliers) > 0:
             return metrics.auroc(scores[inliers], scores[outliers])
+        if is_loadable(X):
+            raise TypeError(
+                "score makes outliers from rows of numbers, and X is a data set or holds "
+                "references. Label known outliers with ood_label=, or pass scoring= to the search."
+            )
         surrogates = self._check_rows(surrogate_outliers(as_array(X), random_state=0))
         return metrics.auroc(scores, self._outputs(self._network, surrogates)[0])
 
@@ -579,49 +649,46 @@ class SparseEnergyOODDetector(OutlierMixin, BaseEstimator):
         return self._network.dtypes
 
     def _check_rows(self, X: Any, *, reset: bool = False) -> Rows:
-        """X as an array or tensor, neither copied nor cast, with rows like those of `fit`."""
-        if isinstance(X, Dataset):
-            raise TypeError(
-                f"X is a {type(X).__name__}; pass an array or a tensor of rows, such as the data "
-                "that the data set wraps."
-            )
-        rows = check_tensor(X) if isinstance(X, Tensor) else self._check_array(X)
+        """X ready to be read row by row, neither copied nor cast, with rows like those of `fit`."""
+        rows = as_rows(X, with_preprocess=self.preprocess is not None)
+        shape = row_shape(rows)
         if reset:
             for name in {"n_features_in_", "feature_names_in_", "input_shape_"} & set(vars(self)):
                 delattr(self, name)
         expected = getattr(self, "input_shape_", None)
-        if rows.ndim == 2 and expected is None:
-            validate_data(
-                self, X if hasattr(X, "shape") else rows, reset=reset, skip_check_array=True
-            )
+        if len(shape) == 1 and expected is None:
+            table = X if hasattr(X, "shape") else np.empty((1, *shape))
+            validate_data(self, table, reset=reset, skip_check_array=True)
             return rows
         if reset:
-            self.input_shape_ = tuple(rows.shape[1:])
-        elif tuple(rows.shape[1:]) != (expected := expected or (self.n_features_in_,)):
+            self.input_shape_ = shape
+        elif shape != (expected := (self.n_features_in_,) if expected is None else expected):
             raise ValueError(
-                f"X has rows of shape {tuple(rows.shape[1:])}, but {type(self).__name__} was "
-                f"fitted on rows of shape {expected}. Pass an array of shape (n, "
-                f"{', '.join(map(str, expected))})."
+                f"X has rows of shape {shape}, but {type(self).__name__} was fitted on rows of "
+                f"shape {expected}. Pass an array of shape (n, {str(expected)[1:]}."
             )
         return rows
 
-    def _check_array(self, X: Any) -> NDArray[Any]:
-        return check_array(
-            X,
-            dtype="numeric",
-            ensure_all_finite=False,
-            allow_nd=True,
-            estimator=self,
-            input_name="X",
-        )
+    def _labels_of(self, X: Any) -> ArrayLike | None:
+        """Labels that a data set brings along."""
+        return read_labels(X, self._n_workers) if isinstance(X, Dataset) else None
+
+    @property
+    def _n_workers(self) -> int | None:
+        return None if self.num_workers == "auto" else int(self.num_workers)
+
+    def _batcher(
+        self, device: torch.device, dtype: torch.dtype, preprocess: Callable[[Any], Tensor] | None
+    ) -> Batcher:
+        return Batcher(device, dtype, preprocess, self._n_workers)
 
     def _split_outliers(
         self, X: Rows, y: ArrayLike | None
     ) -> tuple[NDArray[np.intp], NDArray[np.intp], NDArray[Any] | None]:
         """Rows in and out of the distribution, and labels of the former if of several classes."""
         if y is None:
-            return np.arange(len(X)), np.arange(0), None
-        labels = as_labels(y, len(X))
+            return np.arange(row_count(X)), np.arange(0), None
+        labels = as_labels(y, row_count(X))
         outlying = is_outlier(labels, self.ood_label)
         inliers, outliers = np.flatnonzero(~outlying), np.flatnonzero(outlying)
         return inliers, outliers, labels[inliers] if len(np.unique(labels[inliers])) > 1 else None
@@ -646,14 +713,14 @@ class SparseEnergyOODDetector(OutlierMixin, BaseEstimator):
         if self.module is None:
             return None
         module = copy_module(self.module)
-        batcher = Batcher(device, floating_dtype(module), self.preprocess)
+        batcher = self._batcher(device, floating_dtype(module), self.preprocess)
         return self._open(module, batcher, X, rows, single_rows=True)
 
     def _default_network(self, data: TrainingData, device: torch.device) -> Network:
         preprocess = self.preprocess
-        if preprocess is None and has_channels_last(data.X.shape):
+        if preprocess is None and has_channels_last((1, *row_shape(data.X))):
             preprocess = channels_first
-        batcher = Batcher(device, torch.float32, preprocess)
+        batcher = self._batcher(device, torch.float32, preprocess)
         mean, std = moments(batcher, data.X, data.rows)
         shape = tuple(batcher(data.X, data.rows[:1]).shape[1:])
         with torch.device("cpu"):  # whatever device and dtype are the caller's default
@@ -693,10 +760,14 @@ class SparseEnergyOODDetector(OutlierMixin, BaseEstimator):
         if network is not None:
             return np.arange(network.n_logits), self._outputs(network, X, rows)[1]
         if labels is None:
-            batcher = Batcher(torch.device("cpu"), torch.float64, self.preprocess)
-            labels = cluster_labels(
-                lambda picks: batcher(X, rows[picks]).flatten(1).numpy(), len(rows), seeds.clusters
-            )
+            batcher = self._batcher(torch.device("cpu"), torch.float64, self.preprocess)
+
+            def read(picks: NDArray[np.intp]) -> NDArray[np.float64]:
+                indices = (rows[picks[piece]] for piece in slices(len(picks), STREAM_ROWS))
+                batches = batcher.stream(X, indices, len(picks))
+                return torch.cat([batch.flatten(1) for batch in batches]).numpy()
+
+            labels = cluster_labels(read, len(rows), seeds.clusters)
         return np.unique(labels, return_inverse=True)
 
     def _pretrain(
@@ -764,7 +835,7 @@ class SparseEnergyOODDetector(OutlierMixin, BaseEstimator):
     ) -> tuple[ScoreArray, NDArray[np.int64]]:
         """Score and most likely logit of each row, or of those asked for."""
         score = self.score_function_
-        n_rows = len(X) if rows is None else len(rows)
+        n_rows = row_count(X) if rows is None else len(rows)
         scores, winners = np.empty(n_rows), np.empty(n_rows, dtype=np.int64)
         needs_features = getattr(score, "uses_features", True)
         for piece, features, logits in forward_rows(network, X, rows=rows, features=needs_features):

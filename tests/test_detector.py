@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+import pickle
 import warnings
 
 import numpy as np
@@ -13,8 +14,9 @@ from modules import WidthAgnostic, trained_mlp
 from scipy.special import logsumexp, softmax
 from sklearn.datasets import load_digits
 from sklearn.exceptions import NotFittedError
-from sklearn.model_selection import train_test_split
+from sklearn.model_selection import GridSearchCV, StratifiedKFold, train_test_split
 from torch import nn
+from torch.utils.data import Dataset, Subset, TensorDataset
 
 from skood import SparseEnergyOODDetector
 from skood.metrics import auroc
@@ -451,10 +453,106 @@ def test_everything_asks_for_a_fit_first(digits):
         assert not hasattr(detector, attribute)
 
 
-def test_a_data_set_is_answered_with_what_to_pass(digits):
-    rows = torch.utils.data.TensorDataset(torch.zeros(10, 64))
-    with pytest.raises(TypeError, match="TensorDataset; pass an array"):
-        plain(digits.module).fit(rows)
+class Pairs(Dataset):
+    """Digits as pairs (x, y), one by one."""
+
+    def __init__(self, X, y):
+        self.X, self.y = X, y
+
+    def __len__(self):
+        return len(self.X)
+
+    def __getitem__(self, row):
+        return self.X[row], self.y[row]
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_data_sets_and_references_give_what_arrays_give(digits, num_workers):
+    parameters = {"max_epochs": 1, "random_state": 0, "num_workers": num_workers}
+    expected = quiet_fit(SparseEnergyOODDetector(digits.module, **parameters), digits.X, digits.y)
+    scores = expected.score_samples(digits.X_test)
+
+    def check(detector, X_test):
+        assert np.array_equal(detector.score_samples(X_test), scores)
+        assert detector.offset_ == expected.offset_
+        assert np.array_equal(detector.features(X_test), expected.features(digits.X_test))
+        moved = copy.deepcopy(detector).calibrate(X_test)
+        assert np.array_equal(moved.calibration_scores_, scores)
+
+    train, test = Pairs(digits.X, digits.y), Pairs(digits.X_test, digits.y_test)
+    by_pairs = quiet_fit(SparseEnergyOODDetector(digits.module, **parameters), train)
+    assert by_pairs.n_features_in_ == 64
+    check(by_pairs, test)
+    check(by_pairs, Subset(test, range(len(test))))
+    check(by_pairs, digits.X_test)
+
+    tensors = TensorDataset(torch.from_numpy(digits.X), torch.from_numpy(digits.y))
+    check(quiet_fit(SparseEnergyOODDetector(digits.module, **parameters), tensors), test)
+
+    everything = np.concatenate([digits.X, digits.X_test])
+    by_numbers = SparseEnergyOODDetector(
+        digits.module, preprocess=lambda rows: torch.from_numpy(everything[rows]), **parameters
+    )
+    quiet_fit(by_numbers, np.arange(len(digits.X)), digits.y)
+    assert by_numbers.input_shape_ == ()
+    check(by_numbers, np.arange(len(digits.X), len(everything)))
+
+
+def test_labels_given_take_the_place_of_those_of_a_data_set(digits):
+    pairs = Pairs(digits.X, [99] * len(digits.X))
+    detector = quiet_fit(plain(digits.module), pairs, digits.y)
+    assert detector.classes_.tolist() == list(range(10))
+
+
+def test_a_search_over_references(digits):
+    search = GridSearchCV(
+        SparseEnergyOODDetector(
+            digits.module,
+            preprocess=lambda rows: torch.from_numpy(digits.X[rows]),
+            max_epochs=1,
+            ood_label=9,
+            random_state=0,
+        ),
+        {"sparsity_weight": [0.0, 0.1]},
+        cv=StratifiedKFold(2),
+        error_score="raise",
+    )
+    quiet_fit(search, np.arange(len(digits.X)), digits.y)
+    assert np.isfinite(search.cv_results_["mean_test_score"]).all()
+
+
+def test_surrogate_outliers_are_not_made_of_references(digits):
+    detector = plain(digits.module, preprocess=lambda rows: torch.from_numpy(digits.X[rows]))
+    detector.fit(np.arange(100))
+    with pytest.raises(TypeError, match="ood_label="):
+        detector.score(np.arange(100))
+
+
+def test_accuracy_before_and_after(digits):
+    detector = plain(digits.module, ood_label=9)
+    quiet_fit(detector, digits.X, digits.y)
+    accuracy = detector.id_accuracy(digits.X_test, digits.y_test)
+    kept = digits.y_test != 9
+    right = (detector.predict_class(digits.X_test) == digits.y_test)[kept]
+    assert accuracy == {"before": right.mean(), "after": right.mean()}
+    trained = quiet_fit(
+        SparseEnergyOODDetector(pretrain_epochs=20, sparsity_weight=1.0, random_state=0),
+        digits.X,
+        digits.y,
+    )
+    accuracy = trained.id_accuracy(digits.X_test, digits.y_test)
+    assert accuracy["after"] == np.mean(trained.predict_class(digits.X_test) == digits.y_test)
+    assert accuracy["before"] > accuracy["after"]
+    assert pickle.loads(pickle.dumps(trained)).id_accuracy(digits.X_test, digits.y_test) == accuracy
+
+
+@pytest.mark.parametrize(
+    ("y", "message"),
+    [(None, "pass y"), ([10, 1], r"labels \[1, 10\]; expected"), ([0], "1 labels for 2 rows")],
+)
+def test_accuracy_needs_labels_of_the_classifier(fitted, digits, y, message):
+    with pytest.raises(ValueError, match=message):
+        fitted.id_accuracy(digits.X_test[:2], y)
 
 
 def test_another_default_dtype_is_no_obstacle(digits):

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .batches import transformed
+from .loading import transformed
 
 Augment = Callable[[Tensor, torch.Generator], Tensor]
 

@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.utils.data import Dataset
 
-Rows = NDArray[Any] | Tensor
-Index = slice | NDArray[np.intp]
-Transform = Callable[[Tensor], Tensor]
+from .loading import Index, is_loadable, load, load_batch, transformed
+
+Rows = NDArray[Any] | Tensor | Dataset[Any]
+Transform = Callable[[Any], Tensor]
+
+STREAM_ROWS = 256
+"""Rows of a batch where nothing else decides."""
 
 
 @dataclass(frozen=True)
 class Batcher:
-    """Turns slices of X into batches on a device.
+    """Turns rows of X into batches on a device.
 
     Parameters
     ----------
@@ -27,21 +33,50 @@ class Batcher:
     dtype : torch.dtype
         Floating dtype of the batches.
     preprocess : callable or None
-        Applied to each batch, in the dtype of X, before it is cast.
+        Applied to each batch, in the dtype of X, before it is cast. Where X holds references it
+        loads them.
+    workers : int, optional
+        Processes that load rows which are not in memory; None takes one a core.
     """
 
     device: torch.device
     dtype: torch.dtype
     preprocess: Transform | None
+    workers: int | None = None
 
     def __call__(self, X: Rows, index: Index) -> Tensor:
         """Copy the rows `index` of X into a batch as the network takes them."""
+        if is_loadable(X):
+            return self._loaded(*load_batch(X, self.preprocess, index), index)
         # A copy of its own: what the network or preprocess does to it must not reach X, and memory
         # that torch allocates is aligned alike, on which the last bits of a product depend.
         dtype = self.dtype if self.preprocess is None else None
-        batch = _to_tensor(X[index]).to(self.device, dtype, copy=True)
+        return self._ready(_to_tensor(X[index]).to(self.device, dtype, copy=True), index)
+
+    def stream(self, X: Rows, indices: Iterable[Index], n_rows: int) -> Iterator[Tensor]:
+        """Batches of consecutive indices, of about `n_rows` rows in all.
+
+        Rows that must be loaded are loaded ahead, by worker processes.
+        """
+        if is_loadable(X):
+            fetch = partial(load_batch, X, self.preprocess)
+            for index, loaded in load(fetch, indices, n_rows, self.workers):
+                yield self._loaded(*loaded, index)
+        else:
+            for index in indices:
+                yield self(X, index)
+
+    def _loaded(self, batch: Tensor, preprocessed: bool, index: Index) -> Tensor:
+        batch = batch.to(self.device)
+        return self._finished(batch, index) if preprocessed else self._ready(batch, index)
+
+    def _ready(self, batch: Tensor, index: Index) -> Tensor:
         if self.preprocess is not None:
             batch = transformed(batch, self.preprocess, "preprocess")
+        return self._finished(batch, index)
+
+    def _finished(self, batch: Tensor, index: Index) -> Tensor:
+        """In the dtype and layout that the network takes."""
         if batch.is_floating_point() or self.preprocess is None:
             batch = batch.to(self.dtype)
         if batch.is_floating_point() and not torch.isfinite(batch).all():
@@ -70,8 +105,9 @@ def moments(batcher: Batcher, X: Rows, rows: NDArray[np.intp]) -> tuple[Tensor, 
 
     def mean_of(function: Transform) -> Tensor:
         total, count = torch.zeros((), dtype=torch.float64, device="cpu"), 0
-        for piece in slices(len(rows), 4096):
-            values = function(_by_channel(batcher(X, rows[piece]).cpu().double()))
+        indices = (rows[piece] for piece in slices(len(rows), STREAM_ROWS))
+        for batch in batcher.stream(X, indices, len(rows)):
+            values = function(_by_channel(batch.cpu().double()))
             total = total + values.sum(dim=(0, 2))
             count += values.shape[0] * values.shape[2]
         return total / count
@@ -93,30 +129,7 @@ def slices(n_rows: int, size: int) -> Iterator[slice]:
         yield slice(start, min(start + size, n_rows))
 
 
-def transformed(batch: Tensor, transform: Transform, name: str) -> Tensor:
-    """A batch after a user's function, which must keep the number of rows.
-
-    Raises
-    ------
-    TypeError, ValueError
-        If it returns anything but a tensor with as many rows; the message calls it `name`.
-    """
-    result = transform(batch)
-    if not isinstance(result, Tensor):
-        raise TypeError(
-            f"{name} returned a {type(result).__name__} for a batch of shape "
-            f"{tuple(batch.shape)}; it must return a torch tensor with the same number of rows."
-        )
-    if result.ndim == 0 or len(result) != len(batch):
-        raise ValueError(
-            f"{name} turned a batch of shape {tuple(batch.shape)} into {tuple(result.shape)}; the "
-            "number of rows must stay the same. It is called on whole batches, not on single "
-            "rows."
-        )
-    return result
-
-
-def check_finite(X: Rows) -> None:
+def check_finite(X: NDArray[Any] | Tensor) -> None:
     """Refuse NaN and infinity in X, reading it slice by slice.
 
     Raises
@@ -130,7 +143,7 @@ def check_finite(X: Rows) -> None:
             _refuse_nonfinite(chunk, rows)
 
 
-def _to_tensor(rows: Rows) -> Tensor:
+def _to_tensor(rows: NDArray[Any] | Tensor) -> Tensor:
     if isinstance(rows, Tensor):
         return rows.detach()
     dtype = rows.dtype.newbyteorder("=")
@@ -168,7 +181,7 @@ def check_tensor(X: Tensor) -> Tensor:
     return X.detach()
 
 
-def as_array(values: Rows) -> NDArray[Any]:
+def as_array(values: NDArray[Any] | Tensor) -> NDArray[Any]:
     """Values as a numpy array, in float32 where numpy lacks their dtype."""
     if not isinstance(values, Tensor):
         return values

@@ -9,7 +9,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from .batches import Index, Rows, slices
+from .batches import Rows, slices
+from .loading import Index, row_count
 from .network import Network
 
 FORWARD_ROWS = 256
@@ -54,12 +55,14 @@ def forward_rows(
     NonFiniteLogitsError
         If a logit is NaN or infinite.
     """
-    n_rows = len(X) if rows is None else len(rows)
+    n_rows = row_count(X) if rows is None else len(rows)
     shape = 1 if n_rows <= network.few_rows else FORWARD_ROWS
+    indices = (_padded(piece, shape, rows) for piece in slices(n_rows, shape))
+    batches = network.batcher.stream(X, indices, n_rows)
     for piece in slices(n_rows, shape):
         size = piece.stop - piece.start
         with torch.inference_mode(), autocast(network.device, None):
-            batch = network.batcher(X, _padded(piece, shape, rows))
+            batch = next(batches)
         with torch.inference_mode(), autocast(network.device, network.precision.scoring):
             hidden, logits = (
                 network.features_and_logits(batch) if features else (None, network.logits(batch))

@@ -158,31 +158,14 @@ def train(
     probe = data.rows[:PROBE_ROWS]
     spread = _energy_spread(network, data.X, probe)
     optimizer = _optimizer(network, recipe)
-    generator = torch.Generator(device="cpu").manual_seed(seed)
-    steps = recipe.epochs * len(_batches(np.arange(len(data.rows)), recipe.batch_size))
-    rates = _cosine(recipe, steps)
-    # An epoch is one pass over the in-distribution rows; outliers follow in a cycle of their own.
-    outlier_batches = _endless_batches(data.outliers, recipe.batch_size, generator)
     history: list[Record] = []
-    with reproducible(seed, network.device):
-        for epoch in range(1, recipe.epochs + 1):
-            start = time.perf_counter()
-            network.train(True)
-            means: list[Step] = []
-            for picks in _batches(_permutation(len(data.rows), generator), recipe.batch_size):
-                _set_rate(optimizer, next(rates))
-                batch = network.batcher(data.X, data.rows[picks])
-                if objective.outlier_weight > 0:
-                    batch = torch.cat([batch, network.batcher(data.X, next(outlier_batches))])
-                if augment is not None:
-                    batch = augment(batch, generator).to(batch.dtype)
-                labels = torch.from_numpy(data.labels[picks]).to(batch.device)
-                means.append(_step(network, batch, labels, objective, optimizer))
-            network.train(False)
-            record = _epoch_record(epoch, means, time.perf_counter() - start)
-            _check_progress(network, data.X, probe, spread, record, _remedy(objective, recipe))
-            history.append(record)
-            after_epoch(record)
+    for epoch in range(1, recipe.epochs + 1):
+        start = time.perf_counter()
+        means = _epoch(network, data, objective, recipe, augment, optimizer, epoch, seed)
+        record = _epoch_record(epoch, means, time.perf_counter() - start)
+        _check_progress(network, data.X, probe, spread, record, _remedy(objective, recipe))
+        history.append(record)
+        after_epoch(record)
     return history
 
 
@@ -279,6 +262,47 @@ def loss_terms(
         uniform = -F.log_softmax(logits[n_rows:], dim=1).mean()
         loss = loss + objective.outlier_weight * uniform
     return loss, cross_entropy, penalty
+
+
+def _epoch(
+    network: Network,
+    data: TrainingData,
+    objective: Objective,
+    recipe: Recipe,
+    augment: Augment | None,
+    optimizer: torch.optim.Optimizer,
+    epoch: int,
+    seed: int,
+) -> list[Step]:
+    """One pass over the in-distribution rows, decided by the seed and the epoch's number alone."""
+    orders = np.random.SeedSequence([seed, epoch]).generate_state(4).tolist()
+    order, outlier_order, draws = (
+        torch.Generator(device="cpu").manual_seed(state) for state in orders[:3]
+    )
+    batches = _batches(_permutation(len(data.rows), order), recipe.batch_size)
+    rates = _cosine(recipe, len(batches), epoch)
+    inliers = network.batcher.stream(
+        data.X, (data.rows[picks] for picks in batches), len(data.rows)
+    )
+    outliers = network.batcher.stream(
+        data.X,
+        _endless_batches(data.outliers, recipe.batch_size, outlier_order),
+        len(data.outliers),
+    )
+    means = []
+    with reproducible(orders[3], network.device):
+        network.train(True)
+        for picks, rate in zip(batches, rates, strict=True):
+            _set_rate(optimizer, rate)
+            batch = next(inliers)
+            if objective.outlier_weight > 0:
+                batch = torch.cat([batch, next(outliers)])
+            if augment is not None:
+                batch = augment(batch, draws).to(batch.dtype)
+            labels = torch.from_numpy(data.labels[picks]).to(batch.device)
+            means.append(_step(network, batch, labels, objective, optimizer))
+        network.train(False)
+    return means
 
 
 def _step(
@@ -395,11 +419,13 @@ def _optimizer(network: Network, recipe: Recipe) -> torch.optim.Optimizer:
     )
 
 
-def _cosine(recipe: Recipe, steps: int) -> Iterator[float]:
-    """Learning rates of all steps, from the first to the final one along half a cosine."""
+def _cosine(recipe: Recipe, steps: int, epoch: int) -> list[float]:
+    """Learning rates of an epoch's steps; over all epochs they go down half a cosine."""
     low = min(recipe.final_learning_rate, recipe.learning_rate)
-    for step in range(steps):
-        yield low + (recipe.learning_rate - low) * 0.5 * (1 + math.cos(math.pi * step / steps))
+    return [
+        low + (recipe.learning_rate - low) * 0.5 * (1 + math.cos(math.pi * step))
+        for step in (np.arange(steps) / steps + epoch - 1) / recipe.epochs
+    ]
 
 
 def _set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
