@@ -9,8 +9,9 @@ import os
 import pickle
 import sys
 import sysconfig
+import tempfile
 import types
-from collections.abc import Callable
+import warnings
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -18,13 +19,15 @@ from typing import Any
 import numpy as np
 import torch
 from joblib import Memory
-from torch import Tensor, nn
+from torch import Tensor
 
 from .engine.batches import STREAM_ROWS, slices
-from .engine.network import Network, on_cpu
-from .engine.training import Objective, Recipe, Record, TrainingData
+from .engine.network import Network
+from .engine.training import Objective, Progress, Recipe, TrainingData
 
-__all__ = ["fingerprint", "training_key", "with_memory"]
+__all__ = ["TrainingStore", "fingerprint", "training_key"]
+
+DIGEST_BYTES = hashlib.sha256().digest_size
 
 # What a class holds that decides behaviour: its functions and plain values.
 TELLING = (
@@ -41,43 +44,58 @@ TELLING = (
     np.ndarray,
 )
 
-Result = tuple[list[Record], nn.Module]
 
+class TrainingStore:
+    """What is left of one training, after each of its epochs, in a folder.
 
-def with_memory(
-    memory: str | PathLike[str] | Memory,
-    key: str,
-    network: Network,
-    run: Callable[[], list[Record]],
-) -> list[Record]:
-    """Train a network, or load what an equal training left in a memory.
+    A training that was interrupted goes on from there, and one that was finished need not run. An
+    entry carries a digest of its bytes: a damaged one counts as none.
 
     Parameters
     ----------
     memory : path or joblib.Memory
-        Where results are kept.
+        Where entries are kept; of a `joblib.Memory`, its folder, which its ``clear`` empties.
     key : str
         From `training_key`.
-    network : Network
-        Trained in place by `run`, or given the weights that were kept.
-    run : callable
-        Trains the network and returns its history.
-
-    Returns
-    -------
-    list of dict
-        The history.
     """
-    memory = memory if isinstance(memory, Memory) else Memory(os.fspath(memory), verbose=0)
-    history, module = memory.cache(_trained, ignore=["network", "run"])(key, network, run)
-    if module is not network.module:
-        network.adopt(module.to(network.device))
-    return history
 
+    def __init__(self, memory: str | PathLike[str] | Memory, key: str) -> None:
+        memory = memory if isinstance(memory, Memory) else Memory(os.fspath(memory), verbose=0)
+        backend = memory.store_backend
+        self.path = None if backend is None else Path(backend.location) / "skood" / f"{key}.pt"
 
-def _trained(key: str, network: Network, run: Callable[[], list[Record]]) -> Result:
-    # The module itself and not its state_dict, which leaves out what training may change as well.
-    return run(), on_cpu(network.module)
+    def load(self) -> Progress | None:
+        """The last epoch that was kept, or None."""
+        if self.path is None or not self.path.exists():
+            return None
+        content = self.path.read_bytes()
+        digest, payload = content[:DIGEST_BYTES], content[DIGEST_BYTES:]
+        if hashlib.sha256(payload).digest() != digest:
+            warnings.warn(
+                f"{self.path} is damaged, so what it kept is computed again.",
+                UserWarning,
+                stacklevel=2,
+            )
+            return None
+        # What was trained on a GPU goes on anywhere. The bytes are our own, so they may hold code.
+        progress: Progress = torch.load(io.BytesIO(payload), map_location="cpu", weights_only=False)
+        return progress
+
+    def save(self, progress: Progress) -> None:
+        """Keep an epoch in place of the one before; whoever is killed meanwhile leaves that one."""
+        if self.path is None:
+            return
+        buffer = io.BytesIO()
+        torch.save(progress, buffer)
+        payload = buffer.getvalue()
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=self.path.parent, delete=False) as file:
+            file.write(hashlib.sha256(payload).digest() + payload)
+        try:
+            os.replace(file.name, self.path)
+        except BaseException:
+            os.unlink(file.name)
+            raise
 
 
 def training_key(

@@ -24,7 +24,7 @@ from tqdm.auto import tqdm
 
 from . import metrics
 from .accuracy import warn_if_accuracy_dropped, warn_if_near_chance, warn_if_seen_before
-from .caching import training_key, with_memory
+from .caching import TrainingStore, training_key
 from .calibration import calibration_split, conformal_p_values, place_threshold
 from .engine.augmentation import AUGMENTATIONS, get_augment
 from .engine.batches import (
@@ -49,8 +49,8 @@ from .engine.loading import (
 from .engine.network import Network, copy_module, floating_dtype, on_cpu, open_network
 from .engine.training import (
     Objective,
+    Progress,
     Recipe,
-    Record,
     TrainingData,
     pretraining_recipe,
     reproducible,
@@ -65,6 +65,8 @@ from .rows import as_rows, warn_if_unscaled
 from .scores import ScoreFunction, apply_score, get_score, list_scores
 
 ScoreArray = NDArray[np.float64]
+
+SHOWN_OF_AN_EPOCH = ("loss", "accuracy", "mean_l1")
 
 
 class SparseEnergyOODDetector(OutlierMixin, BaseEstimator):
@@ -133,8 +135,9 @@ class SparseEnergyOODDetector(OutlierMixin, BaseEstimator):
         Processes that load the rows of a data set or of references; 0 loads in this process. "auto"
         is one a core on Linux, 0 elsewhere. Arrays of numbers need none.
     memory : path or joblib.Memory, default=None
-        Where to keep trained networks: a fit with the same network, rows and settings then loads
-        its result. Needs a `random_state`.
+        Where to keep networks, after each epoch: a fit with the same network, rows and settings
+        loads its result, and one that was interrupted goes on after the last epoch. Needs a
+        `random_state`.
     random_state : int, RandomState or None, default=None
         Seeds the split, the order of rows, augmentation, dropout and initial weights. None draws
         fresh entropy; no global generator is read or advanced.
@@ -800,31 +803,38 @@ class SparseEnergyOODDetector(OutlierMixin, BaseEstimator):
     ) -> list[dict[str, Any]]:
         if recipe.epochs == 0:
             return []
+        memory, store, resume = self._usable_memory(), None, None
+        if memory is not None:
+            key = training_key(network, data, objective, recipe, self.augment, seed)
+            store = TrainingStore(memory, key)
+            resume = store.load()
+        n_kept = 0 if resume is None else len(resume.history)
         with tqdm(
-            total=recipe.epochs, desc=phase, unit="epoch", disable=not self.verbose
-        ) as progress:
+            total=recipe.epochs,
+            initial=n_kept,
+            desc=f"{phase}, {n_kept} from memory" if n_kept else phase,
+            unit="epoch",
+            disable=not self.verbose,
+        ) as bar:
 
-            def show(record: Record) -> None:
-                progress.set_postfix(
-                    {name: f"{record[name]:.4g}" for name in ("loss", "accuracy", "mean_l1")}
+            def after_epoch(progress: Progress) -> None:
+                if store is not None:
+                    store.save(progress)
+                bar.set_postfix(
+                    {name: f"{progress.history[-1][name]:.4g}" for name in SHOWN_OF_AN_EPOCH}
                 )
-                progress.update()
+                bar.update()
 
-            def run() -> list[Record]:
-                augment = get_augment(self.augment)
-                return train(
-                    network, data, objective, recipe, augment=augment, seed=seed, after_epoch=show
-                )
-
-            memory = self._usable_memory()
-            if memory is None:
-                history = run()
-            else:
-                key = training_key(network, data, objective, recipe, self.augment, seed)
-                history = with_memory(memory, key, network, run)
-                if not progress.n:
-                    progress.set_description(f"{phase}, from memory")
-                    progress.update(recipe.epochs)
+            history = train(
+                network,
+                data,
+                objective,
+                recipe,
+                augment=get_augment(self.augment),
+                seed=seed,
+                resume=resume,
+                after_epoch=after_epoch,
+            )
         return [{"phase": phase, **record} for record in history]
 
     def _usable_memory(self) -> str | PathLike[str] | Memory | None:

@@ -14,7 +14,7 @@ from joblib import Memory
 from torch import nn
 
 import skood
-from skood.caching import fingerprint, training_key, with_memory
+from skood.caching import TrainingStore, fingerprint, training_key
 from skood.engine.training import Objective, Recipe, TrainingData, train
 from skood.penalties import l1, l1_over_l2
 
@@ -305,23 +305,33 @@ def test_keys_outlive_the_process(capsys):
 
 
 class Training:
-    """A training in a memory that counts how often it really ran."""
+    """A training in a memory that counts the epochs that really ran."""
 
     def __init__(self, opened, memory):
-        self.opened, self.memory, self.runs = opened, memory, 0
+        self.opened, self.memory, self.epochs = opened, memory, 0
 
-    def __call__(self, seed=0, module=None):
+    def __call__(self, seed=0, module=None, killed_after=None):
         network = self.opened(module or classifier(), X)
         data = TrainingData(X, np.arange(30), LABELS, np.array([], dtype=np.intp))
-        objective = Objective(l1, 0.02)
-
-        def run():
-            self.runs += 1
-            return train(network, data, objective, RECIPE, seed=seed)
-
         # A key of its own keeps this apart from how keys are made.
         name = f"seed {seed}, weights {network.module[1].weight.sum().item()}"
-        history = with_memory(self.memory, name, network, run)
+        store = TrainingStore(self.memory, name)
+
+        def after_epoch(progress):
+            self.epochs += 1
+            store.save(progress)
+            if self.epochs == killed_after:
+                raise KeyboardInterrupt
+
+        history = train(
+            network,
+            data,
+            Objective(l1, 0.02),
+            RECIPE,
+            seed=seed,
+            resume=store.load(),
+            after_epoch=after_epoch,
+        )
         return network.module, history
 
 
@@ -343,13 +353,13 @@ def assert_bitwise(found, expected):
 
 def test_equal_trainings_run_once_and_give_the_same_bits(training, opened):
     first = training()
-    assert training.runs == 1
+    assert training.epochs == RECIPE.epochs
     network = opened(classifier(), X)
     data = TrainingData(X, np.arange(30), LABELS, np.array([], dtype=np.intp))
     history = train(network, data, Objective(l1, 0.02), RECIPE, seed=0)
     assert_bitwise_but_seconds(first, (network.module, history))
     again = training()
-    assert training.runs == 1
+    assert training.epochs == RECIPE.epochs
     assert_bitwise(again, first)
     assert not torch.equal(again[0][1].weight, classifier()[1].weight)
 
@@ -357,12 +367,27 @@ def test_equal_trainings_run_once_and_give_the_same_bits(training, opened):
 def test_other_trainings_run_again(training):
     first = training()
     other = training(seed=1)
-    assert training.runs == 2
+    assert training.epochs == 2 * RECIPE.epochs
     assert not torch.equal(other[0][1].weight, first[0][1].weight)
     training(module=classifier(seed=1))
-    assert training.runs == 3
+    assert training.epochs == 3 * RECIPE.epochs
     assert_bitwise(training(), first)
-    assert training.runs == 3
+    assert training.epochs == 3 * RECIPE.epochs
+
+
+def test_an_interrupted_training_goes_on_after_its_last_epoch(training, opened, tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        training(killed_after=1)
+    resumed = training()
+    assert training.epochs == RECIPE.epochs
+    whole = Training(opened, str(tmp_path / "another"))
+    assert_bitwise_but_seconds(resumed, whole())
+
+
+def test_nothing_is_kept_where_the_memory_has_no_folder(opened):
+    training = Training(opened, Memory(None))
+    assert_bitwise_but_seconds(training(), training())
+    assert training.epochs == 2 * RECIPE.epochs
 
 
 def test_a_network_loaded_from_memory_can_be_trained_on_without_changing_what_is_kept(training):
@@ -373,22 +398,36 @@ def test_a_network_loaded_from_memory_can_be_trained_on_without_changing_what_is
         for parameter in loaded.parameters():
             parameter.zero_()
     again, _ = training()
-    assert training.runs == 1
+    assert training.epochs == RECIPE.epochs
     for name, tensor in again.state_dict().items():
         assert torch.equal(tensor, kept[name])
 
 
-@pytest.mark.parametrize("damage", [b"", b"nonsense"])
-@pytest.mark.filterwarnings("ignore::UserWarning:joblib")
+def flipped(content):
+    """One bit in the middle, among the weights, is wrong."""
+    middle = len(content) // 2
+    return content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]
+
+
+@pytest.mark.parametrize("damage", [lambda _: b"", lambda _: b"no", flipped, lambda c: c[:-1]])
 def test_a_damaged_entry_is_computed_again(training, tmp_path, damage):
     first = training()
-    entries = list(tmp_path.rglob("output.pkl"))
-    assert len(entries) == 1
-    entries[0].write_bytes(damage)
-    assert_bitwise_but_seconds(training(), first)
-    assert training.runs == 2
+    (entry,) = tmp_path.rglob("*.pt")
+    entry.write_bytes(damage(entry.read_bytes()))
+    with pytest.warns(UserWarning, match="is damaged, so what it kept is computed again"):
+        again = training()
+    assert_bitwise_but_seconds(again, first)
+    assert training.epochs == 2 * RECIPE.epochs
     training()
-    assert training.runs == 2
+    assert training.epochs == 2 * RECIPE.epochs
+
+
+def test_clearing_the_memory_clears_all(opened, tmp_path):
+    memory = Memory(tmp_path, verbose=0)
+    Training(opened, memory)()
+    assert list(tmp_path.rglob("*.pt"))
+    memory.clear(warn=False)
+    assert not list(tmp_path.rglob("*.pt"))
 
 
 def assert_bitwise_but_seconds(found, expected):
@@ -397,16 +436,21 @@ def assert_bitwise_but_seconds(found, expected):
     assert_bitwise((module, drop[0]), (expected_module, drop[1]))
 
 
-def test_a_training_that_fails_is_not_kept(training, opened):
-    network = opened(classifier(), X)
+def test_whoever_is_killed_while_saving_leaves_the_epoch_before(training, tmp_path, monkeypatch):
+    with pytest.raises(KeyboardInterrupt):
+        training(killed_after=1)
 
-    def fail():
-        raise RuntimeError("diverged")
+    def kill(*_):
+        raise KeyboardInterrupt
 
-    with pytest.raises(RuntimeError, match="diverged"):
-        with_memory(training.memory, "a key", network, fail)
-    history = with_memory(training.memory, "a key", network, lambda: [{"epoch": 1.0}])
-    assert history == [{"epoch": 1.0}]
+    with monkeypatch.context() as patch:
+        patch.setattr("skood.caching.os.replace", kill)
+        with pytest.raises(KeyboardInterrupt):
+            training()
+    assert len(list(tmp_path.rglob("skood/*"))) == 1
+    epochs = training.epochs
+    training()
+    assert training.epochs == epochs + RECIPE.epochs - 1
 
 
 HELPERS = """

@@ -8,11 +8,12 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -111,6 +112,28 @@ class TrainingData:
     outliers: NDArray[np.intp]
 
 
+@dataclass(frozen=True)
+class Progress:
+    """What a training needs to go on after an epoch.
+
+    Parameters
+    ----------
+    history : list of dict
+        Records of the epochs so far.
+    initial_spread : float
+        Range of the energies before the first.
+    module : nn.Module
+        The network.
+    optimizer : dict
+        State of the optimizer.
+    """
+
+    history: list[Record]
+    initial_spread: float
+    module: nn.Module
+    optimizer: dict[str, Any]
+
+
 class DivergenceError(RuntimeError):
     """The loss became NaN or infinite, or the scores collapsed to a constant."""
 
@@ -123,7 +146,8 @@ def train(
     *,
     augment: Augment | None = None,
     seed: int,
-    after_epoch: Callable[[Record], None] = lambda record: None,
+    resume: Progress | None = None,
+    after_epoch: Callable[[Progress], None] = lambda progress: None,
 ) -> list[Record]:
     """Train a network in place and leave it in evaluation mode.
 
@@ -141,8 +165,10 @@ def train(
         Applied to in-distribution and outlier batches, drawn per row.
     seed : int
         Seeds the order of rows, the augmentation and the dropout.
+    resume : Progress, optional
+        Go on after these epochs of the same training; the outcome is bitwise that of all in one.
     after_epoch : callable, optional
-        Called with the record of each epoch, the network in evaluation mode.
+        Called with the progress after each epoch, the network in evaluation mode.
 
     Returns
     -------
@@ -156,16 +182,22 @@ def train(
     """
     _check_batch_size(network, data, recipe)
     probe = data.rows[:PROBE_ROWS]
-    spread = _energy_spread(network, data.X, probe)
+    if resume is not None:
+        network.adopt(resume.module.to(network.device))
     optimizer = _optimizer(network, recipe)
-    history: list[Record] = []
-    for epoch in range(1, recipe.epochs + 1):
+    if resume is None:
+        history: list[Record] = []
+        spread = _energy_spread(network, data.X, probe)
+    else:
+        history, spread = list(resume.history), resume.initial_spread
+        optimizer.load_state_dict(resume.optimizer)
+    for epoch in range(len(history) + 1, recipe.epochs + 1):
         start = time.perf_counter()
         means = _epoch(network, data, objective, recipe, augment, optimizer, epoch, seed)
         record = _epoch_record(epoch, means, time.perf_counter() - start)
         _check_progress(network, data.X, probe, spread, record, _remedy(objective, recipe))
         history.append(record)
-        after_epoch(record)
+        after_epoch(Progress(history, spread, network.module, optimizer.state_dict()))
     return history
 
 

@@ -342,9 +342,9 @@ def test_after_each_epoch_the_record_is_shown_in_evaluation_mode(opened):
     network = opened(regularized_network(), X)
     shown = []
 
-    def show(record):
+    def show(progress):
         assert not network.module.training
-        shown.append(record)
+        shown.append(progress.history[-1])
 
     data, recipe = data_of(X, labels), Recipe(3, 16, 0.1, 0.9, 0)
     history = train(network, data, Objective(l1), recipe, seed=0, after_epoch=show)
@@ -679,7 +679,7 @@ def test_scores_that_collapse_name_their_epoch_and_the_parameter(opened):
             Objective(l1, 50.0),
             recipe,
             seed=0,
-            after_epoch=history.append,
+            after_epoch=lambda progress: history.append(progress.history[-1]),
         )
     assert f"epoch {len(history) + 1}:" in str(raised.value)
     energies = np.log(np.exp(numpy_forward(parameters_of(network.module), X)[1]).sum(axis=1))
