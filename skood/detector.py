@@ -59,12 +59,15 @@ from .engine.training import (
 from .labels import as_labels, cluster_labels, encode_labels, is_outlier
 from .model_selection import surrogate_outliers
 from .networks import default_network
-from .penalties import PENALTIES, Penalty, get_penalty, l1
+from .penalties import PENALTIES, Penalty, Relative, get_penalty, l1
 from .randomness import random_generator
 from .rows import as_rows, warn_if_unscaled
 from .scores import ScoreFunction, apply_score, get_score, list_scores
 
 ScoreArray = NDArray[np.float64]
+
+ROWS_OF_A_UNIT = 1024
+"""Rows on which the unit of a relative penalty is measured."""
 
 SHOWN_OF_AN_EPOCH = ("loss", "accuracy", "mean_l1")
 
@@ -84,7 +87,9 @@ class SparseEnergyOODDetector(OutlierMixin, BaseEstimator):
     sparsity_weight : float, default=0.02
         Weight of the penalty, at least 0; 0 fine-tunes on cross-entropy alone.
     penalty : str or callable, default="l1"
-        Sparsity measure, see `skood.penalties`. A callable maps features (n, d) to values (n,).
+        Sparsity measure, see `skood.penalties`: "l1" is the paper's, and the weight of
+        "relative_l1" means the same at any width and scale of the features. A callable maps
+        features (n, d) to values (n,).
     score_function : str, object or callable, default="energy"
         Score, see `skood.scores`. A callable maps features (n, d) and float64 logits (n, K) to
         values (n,), higher for in-distribution.
@@ -786,7 +791,15 @@ class SparseEnergyOODDetector(OutlierMixin, BaseEstimator):
     def _fine_tune(
         self, network: Network, data: TrainingData, seeds: _Seeds
     ) -> list[dict[str, Any]]:
-        objective = Objective(get_penalty(self.penalty), self.sparsity_weight, self.outlier_weight)
+        penalty = get_penalty(self.penalty)
+        if isinstance(penalty, Relative):
+            # Evenly spaced: rows may come class by class.
+            spaced = np.linspace(0, len(data.rows) - 1, min(len(data.rows), ROWS_OF_A_UNIT))
+            pieces = forward_rows(
+                network, data.X, rows=data.rows[spaced.astype(int)], features=True
+            )
+            penalty = penalty.measured_on(torch.cat([h for _, h, _ in pieces if h is not None]))
+        objective = Objective(penalty, self.sparsity_weight, self.outlier_weight)
         recipe = Recipe(
             self.max_epochs, self.batch_size, self.learning_rate, self.momentum, self.weight_decay
         )

@@ -8,11 +8,12 @@ and name it in `PENALTIES`.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-__all__ = ["PENALTIES", "get_penalty", "hoyer_index", "l1", "l1_over_l2"]
+__all__ = ["PENALTIES", "Relative", "get_penalty", "hoyer_index", "l1", "l1_over_l2"]
 
 Penalty = Callable[[Tensor], Tensor]
 
@@ -20,7 +21,8 @@ Penalty = Callable[[Tensor], Tensor]
 def l1(features: Tensor) -> Tensor:
     """Sum of absolute features of each row.
 
-    The penalty of the paper: its weight is tied to the width and the scale of the features.
+    The penalty of the paper: its weight is tied to the width and the scale of the features, from
+    which `Relative` frees it.
 
     Parameters
     ----------
@@ -114,7 +116,81 @@ def hoyer_index(features: Tensor) -> Tensor:
     return ((root - l1_over_l2(features)) / (root - 1)).clamp(0, 1)
 
 
-PENALTIES: dict[str, Penalty] = {"l1": l1, "l1_over_l2": l1_over_l2}
+@dataclass(frozen=True)
+class Relative:
+    """A penalty measured in units of its mean before fine-tuning.
+
+    What a weight of `l1` does depends on how many features there are and how large they are. In
+    units of what the network starts from it does not: 1 is the penalty of the classifier given, on
+    its training rows, whatever its width and the scale of its features.
+
+    Parameters
+    ----------
+    penalty : callable
+        Features (n, d) to values (n,).
+    unit : float, default=1.0
+        The mean of `penalty` before fine-tuning, which `fit` measures.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from skood.penalties import Relative, l1
+    >>> features = torch.tensor([[3.0, -4.0], [1.0, 0.0]])
+    >>> relative = Relative(l1).measured_on(features)
+    >>> relative(features)
+    tensor([1.7500, 0.2500])
+    """
+
+    penalty: Penalty
+    unit: float = 1.0
+
+    def __call__(self, features: Tensor) -> Tensor:
+        """Values of the penalty, divided by the unit.
+
+        Parameters
+        ----------
+        features : Tensor of shape (n, d)
+            Penultimate features, any floating dtype.
+
+        Returns
+        -------
+        Tensor of shape (n,)
+            Values, in the dtype of `features`.
+        """
+        return self.penalty(features) / self.unit
+
+    def measured_on(self, features: Tensor) -> Relative:
+        """The same penalty, its unit the mean over some features.
+
+        Parameters
+        ----------
+        features : Tensor of shape (n, d)
+            Features of in-distribution rows before fine-tuning.
+
+        Returns
+        -------
+        Relative
+            A new object.
+
+        Raises
+        ------
+        ValueError
+            If that mean is no positive number, so that nothing can be measured by it.
+        """
+        unit = float(self.penalty(features.float()).mean())
+        if not 0 < unit < float("inf"):
+            raise ValueError(
+                f"The penalty's mean before fine-tuning is {unit:g}, which is no unit to measure "
+                'by: the features may all be zero. Pass penalty="l1", or check the network.'
+            )
+        return Relative(self.penalty, unit)
+
+
+PENALTIES: dict[str, Penalty] = {
+    "l1": l1,
+    "l1_over_l2": l1_over_l2,
+    "relative_l1": Relative(l1),
+}
 """The penalties by name, as ``penalty=`` takes them."""
 
 

@@ -109,6 +109,19 @@ def test_fine_tuning_makes_features_smaller(digits):
     assert sizes[0.1] < 0.9 * sizes[0.0]
 
 
+@pytest.mark.parametrize("given", [True, False])
+def test_a_relative_penalty_is_one_before_fine_tuning(digits, given):
+    detector = SparseEnergyOODDetector(
+        digits.module[:3] + digits.module[4:] if given else None,  # without its dropout
+        penalty="relative_l1",
+        learning_rate=1e-12,
+        max_epochs=1,
+        random_state=0,
+    )
+    quiet_fit(detector, digits.X, digits.y)
+    assert detector.history_[-1]["penalty"] == pytest.approx(1, abs=0.05)
+
+
 def test_history_and_fitted_facts(fitted):
     assert [record["epoch"] for record in fitted.history_] == [1, 2]
     assert {record["phase"] for record in fitted.history_} == {"fine-tune"}

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from skood.penalties import PENALTIES, get_penalty, hoyer_index, l1, l1_over_l2
+from skood.penalties import PENALTIES, Relative, get_penalty, hoyer_index, l1, l1_over_l2
 
 DTYPES = [torch.float32, torch.float64]
 
@@ -87,6 +87,29 @@ def test_every_penalty_gives_one_non_negative_value_a_row_from_that_row_alone(na
     assert (values >= 0).all()
     alone = torch.cat([PENALTIES[name](row[None]) for row in features])
     torch.testing.assert_close(values, alone)
+
+
+def test_a_relative_penalty_has_mean_one_where_it_was_measured():
+    features = torch.tensor(random_features(), dtype=torch.float32)
+    relative = Relative(l1).measured_on(features)
+    assert relative(features).mean().item() == pytest.approx(1, rel=1e-6)
+    assert relative.unit == pytest.approx(np.abs(random_features()).sum(axis=1).mean(), rel=1e-6)
+
+
+def test_a_relative_penalty_is_free_of_width_and_scale():
+    features = torch.tensor(random_features())
+    wide = 50 * features.repeat(1, 7)
+    expected = Relative(l1).measured_on(features)(features / 2)
+    torch.testing.assert_close(
+        Relative(l1).measured_on(wide)(wide / 2), expected, rtol=1e-6, atol=0
+    )
+    assert l1(wide).mean() == pytest.approx(350 * l1(features).mean())
+
+
+@pytest.mark.parametrize("value", [0.0, float("nan")])
+def test_a_penalty_without_a_unit_is_refused(value):
+    with pytest.raises(ValueError, match=f"mean before fine-tuning is {value:g}"):
+        Relative(l1).measured_on(torch.full((2, 3), value))
 
 
 def test_hoyer_index_follows_its_definition():
