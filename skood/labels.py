@@ -53,6 +53,11 @@ def as_labels(y: ArrayLike, n_rows: int) -> Labels:
             f"y has shape {array.shape}; expected one label a row, (n,). Turn one-hot or "
             "multi-label rows into one label each, for instance with y.argmax(axis=1)."
         )
+    if array.dtype.kind == "c":
+        raise ValueError(
+            f"y has dtype {array.dtype}; labels are integers, strings or booleans, and complex "
+            "numbers are none. Pass the class of each row."
+        )
     labels = column_or_1d(array)
     if len(labels) != n_rows:
         raise ValueError(

@@ -75,4 +75,9 @@ def warn_if_unscaled(X: Rows) -> None:
 
 
 def _numbers(X: Any) -> NDArray[Any]:
-    return check_array(X, dtype="numeric", ensure_all_finite=False, allow_nd=True, input_name="X")
+    rows = check_array(X, dtype="numeric", ensure_all_finite=False, allow_nd=True, input_name="X")
+    if rows.size == 0:  # which scikit-learn sees in two dimensions only
+        raise ValueError(
+            f"X has shape {rows.shape}, so its rows are empty; expected at least one value in each."
+        )
+    return rows
