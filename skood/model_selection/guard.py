@@ -1,0 +1,155 @@
+"""Which candidate of a search to take."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from numbers import Real
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["AccuracyGuard"]
+
+ROUNDING = 1e-9
+"""A loss of accuracy that equals the tolerance may exceed it by the rounding of a mean."""
+
+
+class AccuracyGuard:
+    """Refit rule: the best detector among those that still classify well.
+
+    A larger sparsity weight may detect better and classify worse. As ``refit=`` of a search, this
+    takes the candidate of the best mean score among those whose accuracy on in-distribution rows is
+    at most `tolerance` below that of the untouched classifier; of equal ones, the first.
+
+    Parameters
+    ----------
+    metric : str, default="auroc"
+        What to maximise: a name from `make_ood_scorer`, or ``<metric>_<set>`` for one named set.
+    tolerance : float, default=0.01
+        Accuracy that may be lost, as a fraction, at least 0.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If a parameter is of the wrong type, or `tolerance` is negative or NaN.
+
+    Examples
+    --------
+    >>> from skood.model_selection import AccuracyGuard
+    >>> cv_results = {
+    ...     "mean_test_auroc": [0.80, 0.90, 0.95],
+    ...     "mean_test_accuracy_change": [0.0, -0.005, -0.1],
+    ... }
+    >>> AccuracyGuard("auroc")(cv_results)
+    1
+
+    In a search, with the scores that it needs:
+
+    >>> from sklearn.model_selection import GridSearchCV
+    >>> from skood import SparseEnergyOODDetector
+    >>> from skood.model_selection import InDistributionKFold, make_ood_scorer
+    >>> search = GridSearchCV(
+    ...     SparseEnergyOODDetector(ood_label=-1, random_state=0),
+    ...     {"sparsity_weight": [0.0, 0.01, 0.1]},
+    ...     cv=InDistributionKFold(ood_label=-1, random_state=0),
+    ...     scoring=make_ood_scorer(["auroc", "accuracy_change"], ood_label=-1),
+    ...     refit=AccuracyGuard("auroc"),
+    ... )
+    """
+
+    def __init__(self, metric: str = "auroc", *, tolerance: float = 0.01) -> None:
+        _check_metric(metric)
+        _check_tolerance(tolerance)
+        self.metric = metric
+        self.tolerance = tolerance
+
+    def __repr__(self) -> str:
+        return f"AccuracyGuard({self.metric!r}, tolerance={self.tolerance!r})"
+
+    # The `score` of a search that refits by a rule looks the rule up among the scores by name.
+    def __eq__(self, other: object) -> bool:
+        return (
+            vars(self) == vars(other) if isinstance(other, AccuracyGuard) else self.metric == other
+        )
+
+    def __hash__(self) -> int:
+        return hash(self.metric)
+
+    def __call__(self, cv_results: Mapping[str, Any]) -> int:
+        """Index of the candidate to take.
+
+        Parameters
+        ----------
+        cv_results : dict of str to array-like of shape (n_candidates,)
+            A search's ``cv_results_``, with "mean_test_<metric>" and "mean_test_accuracy_change".
+
+        Returns
+        -------
+        int
+            Position in `cv_results`. Candidates whose scores are NaN are not considered.
+
+        Raises
+        ------
+        ValueError
+            If a column is missing, or every candidate is NaN.
+
+        Warns
+        -----
+        UserWarning
+            If no candidate is accurate enough; the one that loses least is taken.
+        """
+        score = self._column(cv_results, self.metric)
+        change = self._column(cv_results, "accuracy_change")
+        scored = ~(np.isnan(score) | np.isnan(change))
+        if not scored.any():
+            raise ValueError(
+                f"All {len(score)} candidates have NaN as {self.metric} or accuracy_change, as "
+                "fitting or scoring failed: the warnings of the search say why, and "
+                "error_score='raise' stops it at the first failure."
+            )
+        accurate = scored & accurate_enough(change, self.tolerance)
+        if accurate.any():
+            return int(np.argmax(np.where(accurate, score, -np.inf)))
+        least = int(np.argmax(np.where(scored, change, -np.inf)))
+        warnings.warn(
+            f"Every candidate loses more than tolerance={self.tolerance:g} of the accuracy on "
+            f"in-distribution rows; taking the one that loses least, {-change[least]:.4f}. Search "
+            "smaller values of sparsity_weight, learning_rate or max_epochs, or raise the "
+            "tolerance.",
+            UserWarning,
+            stacklevel=2,
+        )
+        return least
+
+    def _column(self, cv_results: Mapping[str, Any], metric: str) -> NDArray[np.float64]:
+        try:
+            return np.asarray(cv_results[f"mean_test_{metric}"], dtype=np.float64)
+        except KeyError:
+            found = [name.removeprefix("mean_test_") for name in cv_results if "mean_test" in name]
+            raise ValueError(
+                f"cv_results_ has no scores named {metric!r}, only {found}. {self!r} needs "
+                f"scoring=make_ood_scorer([{self.metric!r}, 'accuracy_change'], ...), and finds "
+                "'score' alone where that failed in every fold: error_score='raise' shows how."
+            ) from None
+
+
+def accurate_enough(change: NDArray[np.float64], tolerance: float) -> NDArray[np.bool_]:
+    """Which candidates lose no more accuracy than is tolerated."""
+    return change >= -tolerance - ROUNDING
+
+
+def _check_metric(metric: object) -> None:
+    if not isinstance(metric, str):
+        raise TypeError(f"metric={metric!r}; expected the name of a score, such as 'auroc'.")
+
+
+def _check_tolerance(tolerance: object) -> None:
+    if not isinstance(tolerance, Real) or isinstance(tolerance, bool):
+        raise TypeError(f"tolerance={tolerance!r}; expected a number such as 0.01.")
+    if not float(tolerance) >= 0:
+        raise ValueError(
+            f"tolerance={tolerance!r}; expected a fraction of at least 0, such as 0.01 for one "
+            "point of accuracy."
+        )

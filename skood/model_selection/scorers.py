@@ -1,0 +1,399 @@
+"""Scorers of outlier detectors, for scikit-learn's searches."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from numbers import Real
+from typing import Any, cast
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from sklearn.frozen import FrozenEstimator
+from sklearn.pipeline import Pipeline
+from sklearn.utils import _safe_indexing
+from sklearn.utils.validation import _num_samples
+from torch import Tensor
+
+from ..engine.batches import as_array
+from ..labels import as_labels, is_outlier
+from ..metrics import Positive, _check_positive, aupr, auroc, detection_error, fpr_at_tpr
+from .surrogates import surrogate_outliers
+
+__all__ = ["make_ood_scorer"]
+
+Scores = NDArray[np.float64]
+Metric = Callable[..., float]
+
+
+def _neg_fpr_at_tpr(score_id: Scores, score_ood: Scores, *, positive: Positive) -> float:
+    return -fpr_at_tpr(score_id, score_ood, positive=positive)
+
+
+def _neg_detection_error(score_id: Scores, score_ood: Scores, *, positive: Positive) -> float:
+    return -detection_error(score_id, score_ood, positive=positive)
+
+
+METRICS: dict[str, Metric] = {
+    "auroc": auroc,
+    "aupr": aupr,
+    "neg_fpr_at_tpr": _neg_fpr_at_tpr,
+    "neg_detection_error": _neg_detection_error,
+}
+ACCURACY_CHANGE = "accuracy_change"
+
+
+def make_ood_scorer(
+    metric: str | Metric | Sequence[str | Metric] = "auroc",
+    X_ood: Any = None,
+    *,
+    ood_label: int | str | bool | None = None,
+    positive: Positive = "id",
+) -> _OODScorer:
+    """Scorer of how well a detector tells in-distribution (ID) from out-of-distribution (OOD) rows.
+
+    For ``scoring=`` of scikit-learn's searches and of `cross_validate`; any outlier detector will
+    do, alone or as the last step of a `Pipeline`, whose `score_samples` (or else
+    `decision_function`) is higher for ID rows.
+
+    Parameters
+    ----------
+    metric : str, callable or list, default="auroc"
+        What to compute, greater being better.
+
+        - "auroc", "aupr": as in `skood.metrics`.
+        - "neg_fpr_at_tpr", "neg_detection_error": as in `skood.metrics`, negated.
+        - "accuracy_change": accuracy of the fine-tuned classifier on the ID rows less that of the
+          untouched one, from `SparseEnergyOODDetector.id_accuracy`; see `AccuracyGuard`.
+        - a callable: maps the scores of ID and of OOD rows, (n_id,) and (n_ood,), to a float.
+
+        A list makes the scorer return a dict, from a single scoring of the rows.
+    X_ood : array-like of shape (n_ood, ...) or dict of str to array-like, default=None
+        OOD rows like those of X, or several named sets of them, over which the mean is taken; a
+        list of metrics adds each set's value as ``<metric>_<set>``.
+    ood_label : int, str or bool, default=None
+        Label in y of known OOD rows. Without `X_ood` they are the OOD rows; with it, they are
+        merely left out of the ID rows.
+    positive : {"id", "ood"}, default="id"
+        The positive class of the named metrics, as in `skood.metrics`.
+
+    Returns
+    -------
+    callable
+        ``scorer(estimator, X, y=None)``, a float, or a dict of them where `metric` is a list.
+
+        Without `X_ood` and `ood_label` it makes OOD rows from the ID rows it is given, see
+        `surrogate_outliers`. It raises ValueError or TypeError where it cannot score: a fold
+        without ID or without labelled OOD rows, ID labels that the detector was not trained on,
+        scores that are not finite.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If a metric is unknown or an error rate, or a set of OOD rows is empty.
+
+    Warns
+    -----
+    UserWarning
+        When scoring, if the detector's own `ood_label` is another, so that a search that refits
+        would train it on the OOD rows.
+
+    Notes
+    -----
+    Training folds of `InDistributionKFold` hold no labelled OOD rows: leave
+    ``return_train_score=False``, which halving searches must be told.
+
+    Where scoring fails, searches warn and go on with NaN, and for a list of metrics may stop with
+    another error at their end; ``error_score="raise"`` stops them at the cause.
+
+    Examples
+    --------
+    >>> from sklearn.datasets import load_digits
+    >>> from sklearn.ensemble import IsolationForest
+    >>> from sklearn.model_selection import GridSearchCV
+    >>> from skood.model_selection import InDistributionKFold, make_ood_scorer
+    >>> X, y = load_digits(return_X_y=True)
+    >>> search = GridSearchCV(
+    ...     IsolationForest(n_estimators=10, random_state=0),
+    ...     {"max_features": [0.1, 1.0]},
+    ...     cv=InDistributionKFold(2, random_state=0),
+    ...     scoring=make_ood_scorer("auroc", X_ood=16 - X),
+    ... ).fit(X, y)
+    >>> bool(search.best_score_ > 0.9)
+    True
+
+    Several metrics and sets, from one scoring:
+
+    >>> scorer = make_ood_scorer(["auroc", "neg_fpr_at_tpr"], {"dark": 0 * X, "light": 16 - X})
+    >>> sorted(scorer(search.best_estimator_, X))  # doctest: +NORMALIZE_WHITESPACE
+    ['auroc', 'auroc_dark', 'auroc_light',
+     'neg_fpr_at_tpr', 'neg_fpr_at_tpr_dark', 'neg_fpr_at_tpr_light']
+    """
+    return _OODScorer(metric, X_ood, ood_label, positive)
+
+
+class _OODScorer:
+    """What `make_ood_scorer` returns."""
+
+    def __init__(
+        self,
+        metric: str | Metric | Sequence[str | Metric],
+        X_ood: Any,
+        ood_label: int | str | bool | None,
+        positive: Positive,
+    ) -> None:
+        _check_positive(positive)
+        _check_sets(X_ood)
+        self.metric = metric
+        self.X_ood = X_ood
+        self.ood_label = ood_label
+        self.positive = positive
+        self._several = isinstance(metric, list | tuple)
+        listed = cast(Sequence[str | Metric], metric if self._several else [metric])
+        self._names = [_name(each) for each in listed]
+        self._metrics = {
+            name: _as_metric(each, positive)
+            for name, each in zip(self._names, listed, strict=True)
+            if name != ACCURACY_CHANGE
+        }
+        self._check_names()
+
+    def __call__(
+        self, estimator: Any, X: Any, y: ArrayLike | None = None
+    ) -> float | dict[str, float]:
+        X_id, labels, X_labelled = self._split(X, y)
+        detector = _last_step(estimator)
+        self._check_classes(detector, labels)
+        self._warn_if_refit_learns_outliers(detector, X_labelled)
+        values = {}
+        if self._metrics:
+            values = self._detection(estimator, X_id, self._outliers(X_id, labels, X_labelled))
+        if ACCURACY_CHANGE in self._names:
+            values[ACCURACY_CHANGE] = _accuracy_change(estimator, X_id, labels)
+        return values if self._several else values[self._names[0]]
+
+    def __repr__(self) -> str:
+        X_ood: Any = None if self.X_ood is None else f"<{_num_samples(self.X_ood)} rows>"
+        if isinstance(self.X_ood, Mapping):
+            X_ood = {name: f"<{_num_samples(rows)} rows>" for name, rows in self.X_ood.items()}
+        return (
+            f"make_ood_scorer({self.metric!r}, X_ood={X_ood}, ood_label={self.ood_label!r}, "
+            f"positive={self.positive!r})"
+        )
+
+    def _split(self, X: Any, y: ArrayLike | None) -> tuple[Any, NDArray[Any] | None, Any]:
+        """ID rows with their labels, and the labelled OOD rows, or None where there are none."""
+        if y is None:
+            if self.ood_label is not None:
+                raise ValueError(
+                    f"{self!r} got y=None, so no row can carry ood_label. Pass y, one label a row, "
+                    f"together with {self._cure()}."
+                )
+            return X, None, None
+        labels = as_labels(y, _num_samples(X))
+        outlying = is_outlier(labels, self.ood_label)
+        if outlying.all():
+            raise ValueError(
+                f"All {len(labels)} rows to score carry ood_label={self.ood_label!r}; expected "
+                f"in-distribution rows as well. Pass {self._cure()}, which puts both kinds in "
+                "every test fold."
+            )
+        if not outlying.any():
+            return X, labels, None
+        inliers, outliers = np.flatnonzero(~outlying), np.flatnonzero(outlying)
+        return _safe_indexing(X, inliers), labels[inliers], _safe_indexing(X, outliers)
+
+    def _outliers(self, X_id: Any, labels: NDArray[Any] | None, X_labelled: Any) -> dict[str, Any]:
+        """Sets of OOD rows by name; a set that is alone has none."""
+        if isinstance(self.X_ood, Mapping):
+            return dict(self.X_ood)
+        if self.X_ood is not None:
+            return {"": self.X_ood}
+        if self.ood_label is None:
+            return {"": _surrogates(X_id, labels)}
+        if X_labelled is None:
+            raise ValueError(
+                f"None of the {_num_samples(X_id)} rows to score carries ood_label="
+                f"{self.ood_label!r}. Pass {self._cure()}, which puts such rows in every test "
+                "fold, and return_train_score=False, for training folds hold none."
+            )
+        return {"": X_labelled}
+
+    def _detection(self, estimator: Any, X_id: Any, outliers: dict[str, Any]) -> dict[str, float]:
+        """Each metric's mean over the sets, and its value for each set that has a name."""
+        score_id = _scores(estimator, X_id, "the in-distribution rows")
+        score_ood = {
+            name: _scores(estimator, rows, f"the out-of-distribution rows {name}".strip())
+            for name, rows in outliers.items()
+        }
+        values = {}
+        for name, metric in self._metrics.items():
+            of_sets = {
+                f"{name}_{of}": _finite(name, metric(score_id, scores))
+                for of, scores in score_ood.items()
+            }
+            values[name] = float(np.mean(list(of_sets.values())))
+            if isinstance(self.X_ood, Mapping):
+                values |= of_sets
+        return values
+
+    def _check_classes(self, detector: Any, labels: NDArray[Any] | None) -> None:
+        """Refuse labels that the detector was not trained on."""
+        if labels is None or not hasattr(detector, "classes_"):
+            return
+        trained_on = set(np.asarray(detector.classes_).tolist())
+        unknown = set(labels.tolist()) - trained_on
+        # Labels of another kind than all classes are none: the detector made up classes of its own.
+        if not {type(label) for label in unknown} & {type(label) for label in trained_on}:
+            return
+        raise ValueError(
+            f"The rows to score have the labels {sorted(unknown)[:12]}, which "
+            f"{type(detector).__name__} was not trained on; its classes_ are "
+            f"{sorted(trained_on)[:12]}. Where rows are ordered by class, plain folds leave whole "
+            f"classes out of training: pass {self._cure()}. If such a label marks known outliers, "
+            "pass it as ood_label=; if y holds no classes, pass y=None."
+        )
+
+    def _warn_if_refit_learns_outliers(self, detector: Any, X_labelled: Any) -> None:
+        if X_labelled is None or not hasattr(detector, "ood_label"):
+            return
+        if detector.ood_label != self.ood_label:
+            warnings.warn(
+                f"{type(detector).__name__} has ood_label={detector.ood_label!r}, the scorer "
+                f"{self.ood_label!r}: a search that refits would train it on the outliers as a "
+                f"class of their own. Pass ood_label={self.ood_label!r} to both.",
+                UserWarning,
+                stacklevel=3,
+            )
+
+    def _check_names(self) -> None:
+        sets = list(self.X_ood) if isinstance(self.X_ood, Mapping) else []
+        names = self._names + [f"{name}_{of}" for name in self._metrics for of in sets]
+        if not names or len(set(names)) < len(names):
+            raise ValueError(
+                f"metric={self.metric!r} and the sets {sets} give scores of the names {names}; "
+                "expected at least one, and no name twice."
+            )
+
+    def _cure(self) -> str:
+        label = "" if self.ood_label is None else f"ood_label={self.ood_label!r}"
+        return f"cv=InDistributionKFold({label})"
+
+
+def _check_sets(X_ood: Any) -> None:
+    if X_ood is None:
+        return
+    sets = X_ood if isinstance(X_ood, Mapping) else {"X_ood": X_ood}
+    if not sets:
+        raise ValueError("X_ood is an empty dict; expected at least one set of rows.")
+    for name, rows in sets.items():
+        if _num_samples(rows) == 0:
+            raise ValueError(f"The out-of-distribution set {name!r} has no rows; expected some.")
+
+
+def _name(metric: object) -> str:
+    """Name of a metric in the scores of a search."""
+    names = [*METRICS, ACCURACY_CHANGE]
+    function = metric.func if isinstance(metric, partial) else metric
+    name = metric if isinstance(metric, str) else getattr(function, "__name__", "metric")
+    if function in (fpr_at_tpr, detection_error) or f"neg_{metric}" in METRICS:
+        raise ValueError(
+            f"metric={metric!r} is an error, of which less is better, while searches maximise. "
+            f"Pass 'neg_{name}', or a function that returns it negated."
+        )
+    if isinstance(metric, str) and metric not in names:
+        raise ValueError(f"metric={metric!r} is unknown; expected one of {names}.")
+    if not isinstance(metric, str) and not callable(metric):
+        raise TypeError(
+            f"metric={metric!r}; expected one of {names}, a function of the scores of "
+            "in-distribution and of out-of-distribution rows, or a list of these."
+        )
+    return name
+
+
+def _as_metric(metric: str | Metric, positive: Positive) -> Metric:
+    """Function of the scores of ID and of OOD rows."""
+    function = METRICS[metric] if isinstance(metric, str) else metric
+    return partial(function, positive=positive) if function in METRICS.values() else function
+
+
+def _unwrapped(estimator: Any) -> Any:
+    """The estimator in a search or a `FrozenEstimator`."""
+    if isinstance(estimator, FrozenEstimator):
+        return _unwrapped(estimator.estimator)
+    if hasattr(estimator, "best_estimator_"):
+        return _unwrapped(estimator.best_estimator_)
+    return estimator
+
+
+def _last_step(estimator: Any) -> Any:
+    estimator = _unwrapped(estimator)
+    return _last_step(estimator[-1]) if isinstance(estimator, Pipeline) else estimator
+
+
+def _scores(estimator: Any, X: Any, rows: str) -> Scores:
+    for method in ("score_samples", "decision_function"):
+        if hasattr(estimator, method):
+            break
+    else:
+        raise TypeError(
+            f"{type(estimator).__name__} has neither score_samples nor decision_function; expected "
+            "an outlier detector (LocalOutlierFactor with novelty=True)."
+        )
+    scores = np.asarray(getattr(estimator, method)(X), dtype=np.float64)
+    if scores.shape != (_num_samples(X),):
+        raise ValueError(
+            f"{type(estimator).__name__}.{method} gave scores of shape {scores.shape} for {rows}; "
+            f"expected one a row, ({_num_samples(X)},), as outlier detectors give."
+        )
+    n_bad = np.count_nonzero(~np.isfinite(scores))
+    if n_bad:
+        raise ValueError(
+            f"{type(estimator).__name__}.{method} gave {n_bad} NaN or infinite scores for {rows}, "
+            f"of {len(scores)}. Look there for what made them: rows out of range, or training "
+            "that went astray."
+        )
+    return scores
+
+
+def _finite(name: str, value: object) -> float:
+    if not isinstance(value, Real) or not np.isfinite(float(value)):
+        raise ValueError(f"The metric {name!r} gave {value!r}; expected a finite number.")
+    return float(value)
+
+
+def _accuracy_change(estimator: Any, X: Any, labels: NDArray[Any] | None) -> float:
+    estimator = _unwrapped(estimator)
+    if isinstance(estimator, Pipeline):
+        steps = estimator[:-1]
+        return _accuracy_change(estimator[-1], steps.transform(X) if len(steps) else X, labels)
+    if not hasattr(estimator, "id_accuracy"):
+        raise TypeError(
+            f"{type(estimator).__name__} has no id_accuracy(X, y), which {ACCURACY_CHANGE!r} is "
+            "computed from; it is for SparseEnergyOODDetector. Leave it out of the metrics."
+        )
+    if labels is None or len(np.unique(labels)) < 2:
+        given = "none" if labels is None else f"{np.unique(labels).tolist()} alone"
+        raise ValueError(
+            f"{ACCURACY_CHANGE!r} needs the in-distribution rows' labels of at least two classes, "
+            f"and got {given}. Pass y with the classes, or leave it out of the metrics."
+        )
+    accuracy = estimator.id_accuracy(X, labels)
+    return float(accuracy["after"] - accuracy["before"])
+
+
+def _surrogates(X: Any, labels: NDArray[Any] | None) -> Any:
+    """Surrogate outliers, in a data frame where X is one."""
+    rows = as_array(X) if isinstance(X, Tensor) else np.asarray(X)
+    if rows.dtype.kind not in "biuf":
+        raise ValueError(
+            f"X, a {type(X).__name__} of dtype {rows.dtype}, is no array of numbers, and has no "
+            "surrogate outliers. Pass out-of-distribution rows to make_ood_scorer as X_ood=, or "
+            "name their label in y with ood_label=."
+        )
+    outliers = surrogate_outliers(rows, labels, random_state=0)
+    if not hasattr(X, "columns"):
+        return outliers
+    names = "columns" if hasattr(X, "iloc") else "schema"  # as pandas and polars have it
+    return type(X)(outliers, **{names: list(X.columns)})

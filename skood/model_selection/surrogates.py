@@ -1,0 +1,245 @@
+"""Outliers made from in-distribution rows alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy import ndimage
+
+from ..engine.batches import as_array, has_channels_last, slices
+from ..labels import as_labels
+from ..randomness import random_generator
+
+__all__ = ["surrogate_outliers"]
+
+Rows = NDArray[Any]
+Maker = Callable[[Rows, Rows, np.random.RandomState], Rows]
+
+GRID = 4
+BLUR = 1 / 24
+"""Standard deviation of the blur, as a share of the larger side."""
+
+CONTRAST = 0.2
+NOISE = 0.3
+CHUNK_ROWS = 1024
+
+
+def surrogate_outliers(
+    X: ArrayLike,
+    y: ArrayLike | None = None,
+    *,
+    kind: str = "auto",
+    random_state: int | np.random.RandomState | None = None,
+) -> NDArray[Any]:
+    """Outliers made from in-distribution rows, for judging a detector without outlier data.
+
+    Parameters
+    ----------
+    X : array-like of shape (n, ...)
+        In-distribution rows: a table (n, d) or images (n, h, w), (n, c, h, w) or (n, h, w, c).
+    y : array-like of shape (n,), default=None
+        Label of each row; "mixture" mixes rows of different labels, or any two without them.
+    kind : str, default="auto"
+        For images "patches", "blur", "contrast", "frequencies", "noise", "colours" or "mixture",
+        for a table "columns", "mixture" or "scale"; see the notes. "auto" takes "columns" for a
+        table, and for images "patches", "blur" and "contrast" in turn.
+    random_state : int, RandomState or None, default=None
+        Source of what is drawn; pass an int for the same outliers at every call.
+
+    Returns
+    -------
+    ndarray of the shape and dtype of X
+        The outliers, within the range of X but for "scale".
+
+    Raises
+    ------
+    ValueError
+        If X has no surrogates of this kind.
+
+    Notes
+    -----
+    Images:
+
+    - "patches" cuts each image into a grid of at most 4 x 4 cells and permutes the cells;
+    - "blur" takes the details away, by a Gaussian of a 24th of the larger side;
+    - "contrast" keeps a fifth of each image's difference from its mean colour;
+    - "frequencies" keeps the amplitudes of an image's Fourier transform and takes the phases of
+      another image;
+    - "noise" adds Gaussian noise of 0.3 times the range of X;
+    - "colours" gives each channel the values of the next; images of one channel are inverted;
+    - "mixture" is the mean of two images.
+
+    Tables:
+
+    - "columns" permutes each column on its own, which keeps its distribution and breaks its
+      relation to the others;
+    - "mixture" is the mean of two rows;
+    - "scale" moves each row away from the mean of X, to three times its distance.
+
+    Which of them rank detectors as real outliers do was measured on CIFAR-10, see the guide on
+    choosing the sparsity weight: "patches", "blur" and "contrast" do, "noise", "colours" and
+    "mixture" do not.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from skood.model_selection import surrogate_outliers
+    >>> X = np.arange(6).reshape(3, 2)
+    >>> sorted(surrogate_outliers(X, random_state=0)[:, 1].tolist())
+    [1, 3, 5]
+    """
+    X = np.asarray(as_array(X))  # type: ignore[arg-type]
+    makers = _makers(X)
+    if kind != "auto" and kind not in makers:
+        raise ValueError(
+            f"kind={kind!r} is no surrogate for X of shape {X.shape}; pass "
+            f"{', '.join(map(repr, ['auto', *makers]))}."
+        )
+    random = random_generator(random_state)
+    kinds = AUTO[X.ndim == 2] if kind == "auto" else (kind,)
+    partners = _partners(len(X), y if kind == "mixture" else None, random)
+    outliers = np.empty_like(X)
+    for place, name in enumerate(kinds):
+        rows = np.arange(place, len(X), len(kinds))
+        for piece in slices(len(rows), len(rows) if name == "columns" else CHUNK_ROWS):
+            some = rows[piece]
+            made = makers[name](_floating(X[some]), _floating(X[partners[some]]), random)
+            if name != "scale":
+                made = made.clip(X.min(), X.max())
+            outliers[some] = _like(made, X.dtype)
+    return outliers
+
+
+def _makers(X: Rows) -> dict[str, Maker]:
+    """What can be made of a table, or of images."""
+    if X.ndim not in (2, 3, 4) or X.dtype.kind not in "biuf":
+        raise ValueError(
+            f"X of shape {X.shape} and dtype {X.dtype} is neither a table of numbers nor a set of "
+            f"images, so it has no surrogate outliers. {INSTEAD}"
+        )
+    if X.ndim == 2:
+        if X.shape[1] < 2 or len(X) < 2:
+            raise ValueError(
+                f"X of shape {X.shape} has no columns to permute against each other; surrogate "
+                f"outliers need at least 2 rows and 2 columns. {INSTEAD}"
+            )
+        return {"columns": _columns, "mixture": _mixture, "scale": _scale(X)}
+    axes = (1, 2) if X.ndim == 3 or has_channels_last(X.shape) else (2, 3)
+    if max(X.shape[axis] for axis in axes) < 2:
+        raise ValueError(
+            f"images of shape {X.shape[1:]} are too small to permute patches. {INSTEAD}"
+        )
+    return {
+        name: _on_images(maker, axes)
+        for name, maker in {
+            "patches": _patches,
+            "blur": _blur,
+            "contrast": _contrast,
+            "frequencies": _frequencies,
+            "noise": _noise(float(X.max()) - float(X.min())),
+            "colours": _colours(float(X.max()) + float(X.min())),
+            "mixture": _mixture,
+        }.items()
+    }
+
+
+AUTO = {True: ("columns",), False: ("patches", "blur", "contrast")}
+"""Kinds that "auto" takes in turn, for a table and for images."""
+
+INSTEAD = (
+    "Judge the detector on known outliers instead: make_ood_scorer(X_ood=...), or rows of X that y "
+    "labels ood_label."
+)
+
+
+def _partners(n_rows: int, y: ArrayLike | None, random: np.random.RandomState) -> NDArray[np.intp]:
+    """Another row for each row, of another label where there is one."""
+    partners = random.permutation(n_rows)
+    if y is None:
+        return partners
+    labels = as_labels(y, n_rows)
+    if len(np.unique(labels)) < 2:
+        return partners
+    for row in np.flatnonzero(labels == labels[partners]):
+        partners[row] = random.choice(np.flatnonzero(labels != labels[row]))
+    return partners
+
+
+def _floating(rows: Rows) -> Rows:
+    return rows.astype(np.result_type(rows.dtype, np.float32))
+
+
+def _like(made: Rows, dtype: np.dtype[Any]) -> Rows:
+    return (np.rint(made) if dtype.kind in "iub" else made).astype(dtype)
+
+
+def _on_images(maker: Maker, axes: tuple[int, int]) -> Maker:
+    """A maker of images (n, h, w, c), for images whose height and width lie elsewhere."""
+
+    def make(images: Rows, others: Rows, random: np.random.RandomState) -> Rows:
+        images, others = (np.moveaxis(each, axes, (1, 2)) for each in (images, others))
+        return np.moveaxis(maker(images, others, random), (1, 2), axes)
+
+    return make
+
+
+def _columns(rows: Rows, _: Rows, random: np.random.RandomState) -> Rows:
+    return np.column_stack([column[random.permutation(len(rows))] for column in rows.T])
+
+
+def _mixture(rows: Rows, others: Rows, _: np.random.RandomState) -> Rows:
+    return (rows + others) / 2
+
+
+def _scale(X: Rows) -> Maker:
+    return lambda rows, _, __: X.mean(axis=0) + 3 * (rows - X.mean(axis=0))
+
+
+def _patches(images: Rows, _: Rows, random: np.random.RandomState) -> Rows:
+    n_images, height, width = images.shape[:3]
+    rows, columns = min(GRID, height), min(GRID, width)
+    high, wide = height // rows, width // columns
+    permuted = images.copy()  # the border that fits no cell stays
+    cells = permuted[:, : rows * high, : columns * wide]
+    shape = (n_images, rows, high, columns, wide, *images.shape[3:])
+    grid = cells.reshape(shape).swapaxes(2, 3)
+    grid = grid.reshape(n_images, rows * columns, *grid.shape[3:])
+    order = np.argsort(random.random_sample((n_images, rows * columns)), axis=1)
+    grid = grid[np.arange(n_images)[:, None], order]
+    grid = grid.reshape(n_images, rows, columns, *grid.shape[2:]).swapaxes(2, 3)
+    cells[...] = grid.reshape(cells.shape)
+    return permuted
+
+
+def _blur(images: Rows, _: Rows, __: np.random.RandomState) -> Rows:
+    sigma = BLUR * max(images.shape[1:3])
+    others = (0,) * (images.ndim - 3)
+    return ndimage.gaussian_filter(images, (0, sigma, sigma, *others))
+
+
+def _contrast(images: Rows, _: Rows, __: np.random.RandomState) -> Rows:
+    mean = images.mean(axis=(1, 2), keepdims=True)
+    return mean + CONTRAST * (images - mean)
+
+
+def _frequencies(images: Rows, others: Rows, _: np.random.RandomState) -> Rows:
+    amplitudes = np.abs(np.fft.fft2(images, axes=(1, 2)))
+    phases = np.angle(np.fft.fft2(others, axes=(1, 2)))
+    return np.fft.ifft2(amplitudes * np.exp(1j * phases), axes=(1, 2)).real
+
+
+def _noise(value_range: float) -> Maker:
+    return lambda images, _, random: (
+        images + NOISE * value_range * random.standard_normal(images.shape)
+    )
+
+
+def _colours(extremes: float) -> Maker:
+    return lambda images, _, __: (
+        np.roll(images, 1, axis=3)
+        if images.ndim == 4 and images.shape[3] > 1
+        else extremes - images
+    )

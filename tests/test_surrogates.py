@@ -1,0 +1,235 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from skood.model_selection import surrogate_outliers
+
+
+def numbered(*shape, dtype=np.int64):
+    """Distinct values, so that every one can be followed."""
+    return np.arange(np.prod(shape), dtype=dtype).reshape(shape)
+
+
+def cells_of(image, size):
+    """Cells of an image (h, w), as tuples of their values, row by row."""
+    height, width = image.shape
+    return [
+        tuple(image[top : top + size, left : left + size].ravel().tolist())
+        for top in range(0, height, size)
+        for left in range(0, width, size)
+    ]
+
+
+# Surrogates of tables
+
+
+@pytest.mark.parametrize("kind", ["auto", "columns"])
+def test_columns_keep_their_values_and_lose_their_relation(kind):
+    X = numbered(200, 4, dtype=np.float32)
+    outliers = surrogate_outliers(X, kind=kind, random_state=0)
+    assert outliers.shape == X.shape
+    assert outliers.dtype == X.dtype
+    assert (np.sort(outliers, axis=0) == X).all()
+    rows_of_origin = outliers.astype(int) // 4
+    for i in range(4):
+        assert (rows_of_origin[:, i] != np.arange(200)).mean() > 0.9
+        for j in range(i):
+            assert (rows_of_origin[:, i] == rows_of_origin[:, j]).mean() < 0.1
+
+
+# Surrogates of images
+
+
+def test_patches_move_whole_within_their_image():
+    X = numbered(20, 8, 8)
+    outliers = surrogate_outliers(X, kind="patches", random_state=0)
+    orders = []
+    for image, outlier in zip(X, outliers, strict=True):
+        cells = cells_of(image, 2)
+        moved = cells_of(outlier, 2)
+        assert sorted(moved) == sorted(cells)
+        orders.append(tuple(cells.index(cell) for cell in moved))
+    assert len(set(orders)) == len(orders)
+    for position in range(16):
+        assert len({order[position] for order in orders}) > 5
+
+
+def test_layouts_of_the_same_images_agree():
+    images = numbered(6, 3, 12, 8)
+    for kind in ["auto", "patches", "blur", "contrast", "frequencies", "colours", "mixture"]:
+        first = surrogate_outliers(images, kind=kind, random_state=1)
+        last = surrogate_outliers(np.moveaxis(images, 1, -1), kind=kind, random_state=1)
+        assert (np.moveaxis(last, -1, 1) == first).all()
+        for channel in range(3 if kind in ("patches", "contrast", "mixture") else 0):
+            grey = surrogate_outliers(images[:, channel], kind=kind, random_state=1)
+            assert (grey == first[:, channel]).all()
+
+
+def test_the_border_that_fits_no_patch_stays():
+    X = numbered(5, 9, 9)
+    outliers = surrogate_outliers(X, kind="patches", random_state=0)
+    assert (outliers[:, 8] == X[:, 8]).all()
+    assert (outliers[:, :, 8] == X[:, :, 8]).all()
+    assert (outliers[:, :8, :8] != X[:, :8, :8]).any()
+
+
+@pytest.mark.parametrize("shape", [(7, 7), (11, 11), (8, 32)])
+def test_the_grid_has_at_most_four_by_four_patches(shape):
+    X = numbered(30, *shape)
+    outliers = surrogate_outliers(X, kind="patches", random_state=0)
+    # Within a patch, neighbours stay neighbours.
+    neighbours = outliers[:, :, 1:] - outliers[:, :, :-1] == 1
+    broken_columns = (~neighbours).any(axis=(0, 1)).sum()
+    neighbours = outliers[:, 1:] - outliers[:, :-1] == shape[1]
+    broken_rows = (~neighbours).any(axis=(0, 2)).sum()
+    # Three cuts between four cells, and one before the border.
+    assert broken_columns <= 4
+    assert broken_rows <= 4
+
+
+def test_dtype_and_input_are_kept():
+    X = np.random.RandomState(0).randint(256, size=(4, 8, 8, 3), dtype=np.uint8)
+    before = X.copy()
+    X.setflags(write=False)
+    outliers = surrogate_outliers(X, random_state=0)
+    assert outliers.dtype == np.uint8
+    assert outliers.shape == X.shape
+    assert np.array_equal(X, before)
+    assert (outliers != X).any()
+
+
+@pytest.mark.parametrize("shape", [(50, 4), (10, 8, 8)])
+def test_the_seed_decides_and_the_global_generator_does_not(shape, generator_states):
+    X = numbered(*shape)
+    before = generator_states()
+    first, second, other = (surrogate_outliers(X, random_state=seed) for seed in (0, 0, 1))
+    assert (first == second).all()
+    assert (first != other).any()
+    assert generator_states() == before
+
+
+# Rows without surrogates
+
+
+@pytest.mark.parametrize("shape", [(10, 1), (1, 10)])
+def test_a_table_without_a_relation_to_break_is_refused(shape):
+    with pytest.raises(ValueError, match="at least 2 rows and 2 columns"):
+        surrogate_outliers(np.zeros(shape))
+
+
+def test_images_of_one_pixel_are_refused():
+    with pytest.raises(ValueError, match="too small to permute patches"):
+        surrogate_outliers(np.zeros((5, 1, 1)))
+
+
+@pytest.mark.parametrize("shape", [(10,), (2, 3, 4, 4, 4)])
+def test_other_shapes_are_refused(shape):
+    with pytest.raises(ValueError, match="neither a table of numbers nor a set of images"):
+        surrogate_outliers(np.zeros(shape))
+
+
+@pytest.mark.parametrize(
+    ("shape", "kind", "known"),
+    [((5, 4, 4), "columns", "'patches', 'blur'"), ((5, 4), "patches", "'columns', 'mixture'")],
+)
+def test_a_kind_for_other_rows_is_refused_with_those_that_there_are(shape, kind, known):
+    with pytest.raises(ValueError, match=f"kind='{kind}' is no surrogate .*'auto', {known}"):
+        surrogate_outliers(np.zeros(shape), kind=kind)
+
+
+def test_words_are_refused():
+    with pytest.raises(ValueError, match="neither a table of numbers nor a set of images"):
+        surrogate_outliers(np.full((5, 4), "a"))
+
+
+# What the other kinds make
+
+
+RANDOM = np.random.RandomState(0)
+IMAGES = RANDOM.rand(30, 3, 16, 16)
+
+
+def test_auto_takes_patches_blur_and_contrast_in_turn():
+    outliers = surrogate_outliers(IMAGES, random_state=0)
+    kinds = ["patches", "blur", "contrast"]
+    for place, kind in enumerate(kinds):
+        some = surrogate_outliers(IMAGES[place::3], kind=kind, random_state=0)
+        if kind == "patches":  # drawn from a generator that has drawn before
+            outliers[place::3].sort(axis=3)
+            np.testing.assert_allclose(outliers[place::3].sum(), some.sum())
+        else:
+            np.testing.assert_allclose(outliers[place::3], some)
+
+
+def test_blur_keeps_the_mean_and_takes_the_details():
+    outliers = surrogate_outliers(IMAGES, kind="blur", random_state=0)
+    np.testing.assert_allclose(outliers.mean(axis=(2, 3)), IMAGES.mean(axis=(2, 3)), atol=0.02)
+    assert np.diff(outliers).std() < 0.6 * np.diff(IMAGES).std()
+    # Channels do not run into each other.
+    one = np.zeros((2, 3, 16, 16))
+    one[:, 0] = 1
+    np.testing.assert_allclose(surrogate_outliers(one, kind="blur", random_state=0), one)
+
+
+def test_contrast_keeps_the_mean_and_a_fifth_of_the_differences():
+    outliers = surrogate_outliers(IMAGES, kind="contrast", random_state=0)
+    mean = IMAGES.mean(axis=(2, 3), keepdims=True)
+    np.testing.assert_allclose(outliers - mean, 0.2 * (IMAGES - mean), atol=1e-12)
+
+
+def test_frequencies_keep_the_amplitudes_within_the_range():
+    X = 0.5 + 1e-3 * (IMAGES - 0.5)
+    X[0, 0, 0, :2] = 0, 1  # a wide range, so that nothing is cut off elsewhere
+    outliers = surrogate_outliers(X, kind="frequencies", random_state=0)
+    np.testing.assert_allclose(
+        np.abs(np.fft.fft2(outliers[1:])), np.abs(np.fft.fft2(X[1:])), atol=1e-6
+    )
+    assert (np.abs(outliers - X).max(axis=(1, 2, 3)) > 1e-4).mean() > 0.9
+
+
+def test_noise_has_a_third_of_the_range():
+    outliers = surrogate_outliers(np.clip(IMAGES, 0.499, 0.501), kind="noise", random_state=0)
+    assert outliers.min() >= 0.499
+    assert outliers.max() <= 0.501
+    grey = np.full((50, 16, 16), 128.0)
+    grey[0, 0, :2] = 0, 255
+    noise = surrogate_outliers(grey, kind="noise", random_state=0)[1:] - 128
+    # Mean of |N(0, 76.5)| cut off at 128.
+    assert np.abs(noise).mean() == pytest.approx(58.0, rel=0.03)
+
+
+def test_colours_move_on_and_greys_are_inverted():
+    outliers = surrogate_outliers(IMAGES, kind="colours", random_state=0)
+    np.testing.assert_array_equal(outliers, IMAGES[:, [2, 0, 1]])
+    grey = IMAGES[:, 0]
+    inverted = surrogate_outliers(grey, kind="colours", random_state=0)
+    np.testing.assert_allclose(inverted, grey.max() + grey.min() - grey)
+
+
+@pytest.mark.parametrize("X", [IMAGES, RANDOM.rand(30, 5)], ids=["images", "table"])
+def test_a_mixture_is_the_mean_with_a_row_of_another_label(X):
+    y = np.arange(30) % 2
+    outliers = surrogate_outliers(X, y, kind="mixture", random_state=0)
+    for row, outlier in enumerate(outliers):
+        other = 2 * outlier - X[row]
+        (partner,) = np.flatnonzero([np.allclose(other, x) for x in X])
+        assert y[partner] != y[row]
+
+
+def test_scaled_rows_lie_three_times_as_far_from_the_mean():
+    X = RANDOM.rand(30, 5)
+    outliers = surrogate_outliers(X, kind="scale", random_state=0)
+    np.testing.assert_allclose(outliers - X.mean(axis=0), 3 * (X - X.mean(axis=0)))
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int16, np.float32, np.float64])
+@pytest.mark.parametrize("kind", ["auto", "blur", "contrast", "frequencies", "noise", "colours"])
+def test_every_kind_keeps_dtype_shape_and_range(kind, dtype):
+    X = (200 * IMAGES + 20).astype(dtype)
+    outliers = surrogate_outliers(X, kind=kind, random_state=0)
+    assert outliers.dtype == dtype
+    assert outliers.shape == X.shape
+    assert outliers.min() >= X.min()
+    assert outliers.max() <= X.max()
+    assert (outliers != X).any(axis=(1, 2, 3)).all()
