@@ -10,9 +10,7 @@ from __future__ import annotations
 import argparse
 import csv
 import hashlib
-import os
 import pickle
-import platform
 import re
 import sys
 import time
@@ -24,15 +22,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import sklearn
 import torch
+from environment import machine, versions
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import nn
 
 import skood
 from skood import SparseEnergyOODDetector
 from skood.metrics import detection_report
-from skood.networks import CifarResNet, WideResNet
+from skood.networks import CifarResNet, NormalizeImages, WideResNet
 from skood.penalties import PENALTIES
 
 STAND_INS = {"tinyimagenet_crop": "LSUN-C", "tinyimagenet_resize": "LSUN-R", "intel_scenes": "iSUN"}
@@ -58,21 +56,9 @@ SETTINGS = (
 Row = dict[str, Any]
 
 
-@dataclass(frozen=True)
-class Normalise:
-    """Images (n, h, w, 3) in 0..255 to normalised (n, 3, h, w); mean and std are those of 0..1."""
-
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
-
-    def __call__(self, images: Tensor) -> Tensor:
-        mean, std = (images.new_tensor(v, dtype=torch.float32) for v in (self.mean, self.std))
-        return ((images / 255 - mean) / std).movedim(-1, 1)
-
-
 NORMALISATIONS = {
-    "imagenet": Normalise((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
-    "cifar": Normalise(
+    "imagenet": NormalizeImages((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+    "cifar": NormalizeImages(
         (125.3 / 255, 123.0 / 255, 113.9 / 255), (63.0 / 255, 62.1 / 255, 66.7 / 255)
     ),
 }
@@ -429,10 +415,8 @@ def header(options: argparse.Namespace, data: Data, detector: SparseEnergyOODDet
         f"- network: {options.checkpoint.name}, normalised as {options.normalise}",
         f"- fine-tuning: epochs {options.epochs}, flips, seeds "
         f"{', '.join(map(str, options.seeds))}",
-        f"- versions: skood {skood.__version__}, torch {torch.__version__}, scikit-learn "
-        f"{sklearn.__version__}, numpy {np.__version__}, Python {platform.python_version()}",
-        f"- machine: {platform.machine()}, {os.cpu_count()} cores, threads used "
-        f"{torch.get_num_threads()}, device {detector.device_}; {native}, so it trains in "
+        f"- versions: {versions()}",
+        f"- machine: {machine()}, device {detector.device_}; {native}, so it trains in "
         f"{training} and scores in {detector.precision_['scoring']}",
         "",
     ]

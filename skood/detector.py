@@ -468,7 +468,7 @@ class SparseEnergyOODDetector(OutlierMixin, BaseEstimator):
             If X does not look like the rows of `fit`, or holds NaN or infinity.
         """
         check_is_fitted(self)
-        return self._outputs(self._network, self._check_rows(X))[0]
+        return self._scores(self._check_rows(X))
 
     def decision_function(self, X: Any) -> ScoreArray:
         """Score measured from the threshold: at least 0 for rows taken as in-distribution.
@@ -550,9 +550,11 @@ class SparseEnergyOODDetector(OutlierMixin, BaseEstimator):
         labels = self.classes_[winners]
         if reject_label is None:
             return labels
-        if np.asarray(reject_label).dtype.kind != labels.dtype.kind:
+        kinds = {np.asarray(reject_label).dtype.kind, labels.dtype.kind}
+        if len(kinds) > 1 and kinds != {"i", "u"}:
             labels = labels.astype(object)
-        return np.where(scores - self.offset_ >= 0, labels, reject_label)
+        # As an array: a Python int would take the dtype of the labels, which may be unsigned.
+        return np.where(scores - self.offset_ >= 0, labels, np.asarray(reject_label))
 
     def predict_class_proba(self, X: Any) -> ScoreArray:
         """Softmax probabilities of the classes, in the order of `classes_`.
@@ -621,7 +623,7 @@ class SparseEnergyOODDetector(OutlierMixin, BaseEstimator):
                 UserWarning,
                 stacklevel=2,
             )
-        scores = self._outputs(self._network, X)[0]
+        scores = self._scores(X)
         if len(outliers) > 0:
             return metrics.auroc(scores[inliers], scores[outliers])
         if is_loadable(X):
@@ -630,7 +632,7 @@ class SparseEnergyOODDetector(OutlierMixin, BaseEstimator):
                 "references. Label known outliers with ood_label=, or pass scoring= to the search."
             )
         surrogates = self._check_rows(surrogate_outliers(as_array(X), random_state=0))
-        return metrics.auroc(scores, self._outputs(self._network, surrogates)[0])
+        return metrics.auroc(scores, self._scores(surrogates))
 
     @property
     def module_(self) -> nn.Module:
@@ -857,14 +859,27 @@ class SparseEnergyOODDetector(OutlierMixin, BaseEstimator):
         self, network: Network, X: Rows, rows: NDArray[np.intp] | None = None
     ) -> tuple[ScoreArray, NDArray[np.int64]]:
         """Score and most likely logit of each row, or of those asked for."""
-        score = self.score_function_
         n_rows = row_count(X) if rows is None else len(rows)
         scores, winners = np.empty(n_rows), np.empty(n_rows, dtype=np.int64)
+        for piece, some_scores, logits in self._scored(network, X, rows):
+            scores[piece], winners[piece] = some_scores, as_array(logits.argmax(dim=1))
+        return scores, winners
+
+    def _scores(self, X: Rows) -> ScoreArray:
+        """Score of each row, in no more memory than that of the result."""
+        scores = np.empty(row_count(X))
+        for piece, some_scores, _ in self._scored(self._network, X):
+            scores[piece] = some_scores
+        return scores
+
+    def _scored(
+        self, network: Network, X: Rows, rows: NDArray[np.intp] | None = None
+    ) -> Iterator[tuple[slice, ScoreArray, Tensor]]:
+        """Positions, scores and logits, piece by piece."""
+        score = self.score_function_
         needs_features = getattr(score, "uses_features", True)
         for piece, features, logits in forward_rows(network, X, rows=rows, features=needs_features):
-            scores[piece] = as_array(apply_score(score, features, logits))
-            winners[piece] = as_array(logits.argmax(dim=1))
-        return scores, winners
+            yield piece, as_array(apply_score(score, features, logits)), logits
 
     def _place_threshold(self, scores: ScoreArray, tpr: float) -> None:
         self.offset_ = place_threshold(scores, tpr)

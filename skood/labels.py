@@ -55,8 +55,8 @@ def as_labels(y: ArrayLike, n_rows: int) -> Labels:
         )
     if array.dtype.kind == "c":
         raise ValueError(
-            f"y has dtype {array.dtype}; labels are integers, strings or booleans, and complex "
-            "numbers are none. Pass the class of each row."
+            f"Complex data not supported: y has dtype {array.dtype}; labels are integers, strings "
+            "or booleans. Pass the class of each row."
         )
     labels = column_or_1d(array)
     if len(labels) != n_rows:
@@ -104,7 +104,8 @@ def is_outlier(labels: Labels, ood_label: Any) -> NDArray[np.bool_]:
     """
     if ood_label is None:
         return np.zeros(len(labels), dtype=bool)
-    kind = {str: "U", bool: "b", np.bool_: "b"}.get(type(ood_label), "iu")
+    kind = np.asarray(ood_label).dtype.kind
+    kind = "iu" if kind in "iu" else kind
     if labels.dtype.kind not in kind:
         raise ValueError(
             f"ood_label={ood_label!r} is a {type(ood_label).__name__} while y has dtype "
@@ -161,7 +162,8 @@ def encode_labels(labels: Labels, n_logits: int) -> tuple[Labels, NDArray[np.int
         f"The module gives {n_logits} logits, but y holds {len(distinct)} distinct labels: "
         f"{shown}. Labels are either integers within 0..{n_logits - 1}, which are logit indices, "
         f"or exactly {n_logits} distinct values, matched to the logits in sorted order. Map y to "
-        "logit indices, or name the label of known outliers with ood_label=."
+        "logit indices, or name the label of known outliers with ood_label=. In a search, "
+        "cv=InDistributionKFold() keeps every class in every fold."
     )
 
 

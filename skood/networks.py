@@ -1,7 +1,8 @@
 """Networks: the small ones built where the user brings none, and two families known from CIFAR.
 
 All end in a `torch.nn.Linear` head on non-negative (post-ReLU) features, and in evaluation mode
-each row of a batch is processed independently of the others.
+each row of a batch is processed independently of the others. :class:`NormalizeImages` makes their
+input of images.
 """
 
 from __future__ import annotations
@@ -15,10 +16,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .engine.batches import has_channels_last
+
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
 
-__all__ = ["CifarResNet", "Standardize", "WideResNet", "default_network"]
+__all__ = ["CifarResNet", "NormalizeImages", "Standardize", "WideResNet", "default_network"]
 
 # By number of dimensions. A side of three pixels is far more often a channel axis put last.
 SMALLEST_ROWS = {1: (1,), 2: (4, 4), 3: (1, 4, 4)}
@@ -128,27 +131,96 @@ class Standardize(nn.Module):
 
     def __init__(self, mean: ArrayLike, std: ArrayLike) -> None:
         super().__init__()
-        means = torch.asarray(mean, dtype=torch.float32, copy=True)
-        stds = torch.asarray(std, dtype=torch.float32, copy=True)
+        means, stds = _as_float32(mean), _as_float32(std)
         if means.ndim != 1 or means.shape != stds.shape:
             raise ValueError(
                 "mean and std must be vectors of one length, got shapes "
                 f"{tuple(means.shape)} and {tuple(stds.shape)}."
             )
-        if not (means.isfinite().all() and stds.isfinite().all() and stds.min() >= 0):
-            raise ValueError(
-                "mean and std must be finite in float32 and std at least 0, "
-                f"got mean={means.tolist()} and std={stds.tolist()}."
-            )
-        # The std of a constant column may come out as a rounding error, no scale to divide by.
-        constant = stds <= torch.finfo(torch.float32).eps * means.abs()
-        self.mean = nn.Buffer(means)
-        self.std = nn.Buffer(stds.masked_fill(constant, 1.0))
+        self.mean, self.std = _buffers(means, stds)
 
     def forward(self, x: Tensor) -> Tensor:
         """Standardize a batch."""
-        per_channel = [-1] + [1] * (x.dim() - 2)
-        return (x - self.mean.view(per_channel)) / self.std.view(per_channel)
+        return _standardized(x, self.mean, self.std)
+
+
+class NormalizeImages(nn.Module):
+    """Make of images what a network trained on scaled and normalized images takes.
+
+    Pass it as ``preprocess=`` where X holds images as files have them. It is
+    ``(x / 255 - mean) / std`` for uint8 and ``(x - mean) / std`` for floats.
+
+    Parameters
+    ----------
+    mean, std : float or array-like of float of shape (c,), default=0.0 and 1.0
+        Mean and standard deviation, on the scale 0..1, that the network was trained with: one
+        number, or one for each channel. They are kept as :class:`Standardize` keeps them, where a
+        `std` of 0 counts as 1, and follow each batch to its device.
+
+    Raises
+    ------
+    ValueError
+        If `mean` and `std` are no numbers and no vectors of one length, or, in float32, a value is
+        not finite or a `std` negative.
+
+    Notes
+    -----
+    Takes tensors of uint8 within 0..255 or of floats within 0..1: `(n, h, w, c)`, `(n, c, h, w)`,
+    or grey `(n, h, w)`. The channels are the axis with as many entries as `mean` and `std` have;
+    where these are numbers, the one with 1, 3 or 4. Gives float32 `(n, c, h, w)`. Anything else is
+    refused: a TypeError for other dtypes, a ValueError for other shapes and values.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from skood.networks import NormalizeImages
+    >>> normalize = NormalizeImages(mean=[0.0, 0.0, 0.6], std=[1.0, 0.5, 0.2])
+    >>> images = torch.full((5, 32, 32, 3), 255, dtype=torch.uint8)
+    >>> normalize(images).shape
+    torch.Size([5, 3, 32, 32])
+    >>> normalize(images)[0, :, 0, 0]
+    tensor([1.0000, 2.0000, 2.0000])
+    """
+
+    def __init__(self, mean: ArrayLike = 0.0, std: ArrayLike = 1.0) -> None:
+        super().__init__()
+        means, stds = _as_float32(mean), _as_float32(std)
+        lengths = {values.shape for values in (means, stds) if values.ndim > 0}
+        if len(lengths) > 1 or any(len(shape) > 1 for shape in lengths):
+            raise ValueError(
+                "mean and std must be numbers or vectors of one length, got shapes "
+                f"{tuple(means.shape)} and {tuple(stds.shape)}."
+            )
+        self.mean, self.std = _buffers(*torch.broadcast_tensors(means, stds))
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Normalize a batch of images."""
+        white = _white(images)
+        x = self._channels_first(images).to(self.mean.dtype) / white
+        return _standardized(x, self.mean.to(x.device), self.std.to(x.device))
+
+    def _channels_first(self, images: Tensor) -> Tensor:
+        """Images as (n, c, h, w)."""
+        is_grey = images.ndim == 3
+        x = images[:, None] if is_grey else images
+        first, last = self._channel_axes(x.shape) if x.ndim == 4 else (False, False)
+        if first == last or (last and is_grey):
+            channels = len(self.mean) if self.mean.ndim else "1, 3 or 4"
+            raise ValueError(
+                f"images of shape {tuple(images.shape)} do not tell which axis has the channels; "
+                f"expected (n, h, w, c) or (n, c, h, w), with {channels} channels on one of these "
+                "two axes and not on the other, or grey (n, h, w). Pass mean and std with one "
+                "value for each channel, as images[..., :3] drop channels that these lack, or make "
+                "a batch of a single image with images[None]."
+            )
+        return x.movedim(3, 1) if last else x
+
+    def _channel_axes(self, shape: Sequence[int]) -> tuple[bool, bool]:
+        """Whether the axes 1 and 3 may be that of the channels."""
+        n, c, h, w = shape
+        if self.mean.ndim:
+            return c == len(self.mean), w == len(self.mean)
+        return has_channels_last((n, w, h, c)), has_channels_last((n, c, h, w))
 
 
 class CifarResNet(nn.Module):
@@ -329,6 +401,51 @@ class _PreActivationBlock(nn.Module):
         out = self.conv2(self.dropout(out))
         # Only the identity carries the raw input past the activation.
         return out + (x if self.shortcut is None else self.shortcut(activated))
+
+
+def _as_float32(values: ArrayLike) -> Tensor:
+    return torch.asarray(values, dtype=torch.float32, copy=True)
+
+
+def _buffers(means: Tensor, stds: Tensor) -> tuple[nn.Buffer, nn.Buffer]:
+    """Mean and standard deviation to keep in a module, or an error where they cannot be used."""
+    if not (means.isfinite().all() and stds.isfinite().all() and (stds >= 0).all()):
+        raise ValueError(
+            "mean and std must be finite in float32 and std at least 0, "
+            f"got mean={means.tolist()} and std={stds.tolist()}."
+        )
+    # The std of a constant column may come out as a rounding error, no scale to divide by.
+    constant = stds <= torch.finfo(torch.float32).eps * means.abs()
+    return nn.Buffer(means.contiguous()), nn.Buffer(stds.masked_fill(constant, 1.0))
+
+
+def _standardized(x: Tensor, mean: Tensor, std: Tensor) -> Tensor:
+    per_channel = [-1] + [1] * (x.dim() - 2)
+    return (x - mean.view(per_channel)) / std.view(per_channel)
+
+
+def _white(images: Tensor) -> int:
+    """Value of a pixel at its brightest, told by the dtype."""
+    if not isinstance(images, Tensor):
+        raise TypeError(
+            f"images are a {type(images).__name__}; expected a tensor, such as "
+            "torch.from_numpy(images)."
+        )
+    if images.dtype == torch.uint8:
+        return 255
+    if not images.is_floating_point():
+        raise TypeError(
+            f"images have dtype {str(images.dtype).removeprefix('torch.')}; expected uint8 within "
+            "0..255 or floats within 0..1. Cast pixels of 0..255 to uint8."
+        )
+    if ((images < 0) | (images > 1)).any():
+        raise ValueError(
+            f"images of dtype {str(images.dtype).removeprefix('torch.')} have values from "
+            f"{images.min().item():g} to {images.max().item():g}; expected 0..1. Scale them, such "
+            "as by images / 255, or cast pixels of 0..255 to uint8; clamp what interpolation "
+            "overshoots."
+        )
+    return 1
 
 
 def _perceptron(n_columns: int) -> list[nn.Module]:

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import csv
 import importlib
-import pickle
+import time
 from pathlib import Path
 
 import numpy as np
@@ -16,9 +16,20 @@ MEAN, STD = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
 
 
 @pytest.fixture
-def real_images(monkeypatch):
+def script(monkeypatch):
+    """A function that imports a benchmark by name."""
     monkeypatch.syspath_prepend(Path(__file__).parents[1] / "benchmarks")
-    return importlib.import_module("real_images")
+    return importlib.import_module
+
+
+@pytest.fixture
+def real_images(script):
+    return script("real_images")
+
+
+@pytest.fixture
+def memory(script):
+    return script("memory")
 
 
 def images(n_rows, seed):
@@ -219,13 +230,14 @@ def test_each_network_has_its_normalisation(real_images, network, expected):
     assert options.normalise == "cifar"
 
 
-def test_normalise_makes_channels_first_and_pickles(real_images):
+def test_normalisations_are_those_of_the_published_networks(real_images):
     x, _ = images(3, seed=0)
-    normalise = pickle.loads(pickle.dumps(real_images.NORMALISATIONS["imagenet"]))
+    imagenet = real_images.NORMALISATIONS["imagenet"](torch.from_numpy(x))
     expected = ((x / 255 - MEAN) / STD).transpose(0, 3, 1, 2)
-    np.testing.assert_allclose(normalise(torch.from_numpy(x)).numpy(), expected, atol=1e-6)
-    cifar = real_images.NORMALISATIONS["cifar"](torch.full((1, 1, 1, 3), 255, dtype=torch.uint8))
-    np.testing.assert_allclose(cifar.flatten(), [129.7 / 63, 132 / 62.1, 141.1 / 66.7], rtol=1e-6)
+    np.testing.assert_allclose(imagenet.numpy(), expected, atol=1e-6)
+    white = torch.full((1, 8, 8, 3), 255, dtype=torch.uint8)
+    cifar = real_images.NORMALISATIONS["cifar"](white)[0, :, 0, 0]
+    np.testing.assert_allclose(cifar, [129.7 / 63, 132 / 62.1, 141.1 / 66.7], rtol=1e-6)
 
 
 def change(name, **arrays):
@@ -296,3 +308,52 @@ def test_refuses_bad_options(real_images, files, capsys, changed):
         real_images.parse(arguments(**changed))
     assert raised.value.code == 2
     assert f"--{next(iter(changed))}" in capsys.readouterr().err
+
+
+# Memory
+
+
+def test_memory_of_scoring_is_a_small_part_of_the_rows(memory, tmp_path, monkeypatch, capsys):
+    assert memory.METHODS == ("score_samples", "predict", "decision_function")
+    monkeypatch.setattr(memory, "METHODS", ("predict",))  # which calls the others
+    monkeypatch.setattr(memory, "TRAINING_ROWS", 200)
+    memory.main(["--rows", "300000", "--folder", str(tmp_path)])
+    assert list(tmp_path.iterdir()) == []
+    output = capsys.readouterr().out
+    assert "`python benchmarks/memory.py --rows 300000`" in output
+    lines = [
+        [cell.strip() for cell in line.split("|")[1:-1]]
+        for line in output.splitlines()
+        if line.startswith("|")
+    ]
+    assert lines[0] == list(memory.COLUMNS)
+    (case,) = lines[2:]
+    assert case[:3] == ["predict", "300000", "38.4"]
+    _, before, peak, above, vector, rest = map(float, case[2:])
+    assert above == pytest.approx(peak - before, abs=0.11)
+    assert vector == 2.4
+    assert rest == pytest.approx(above - vector, abs=0.11)
+    # Some is held for each row; a copy of X would be 38.4.
+    assert 1.2 < above < 19.2
+
+
+def test_memory_is_seen_while_a_call_holds_it(memory):
+    def call():
+        block = np.ones(8_000_000)
+        time.sleep(0.1)
+        return len(block)
+
+    before = memory.anonymous_memory()
+    assert memory.peak_memory(call) - before > 60_000_000
+
+
+def test_memory_is_measured_on_linux_alone(memory, monkeypatch):
+    monkeypatch.setattr("sys.platform", "darwin")
+    with pytest.raises(SystemExit, match=r"error: .* Linux"):
+        memory.main([])
+
+
+def test_memory_refuses_no_rows(memory, capsys):
+    with pytest.raises(SystemExit):
+        memory.main(["--rows", "0"])
+    assert "0 is not at least 1" in capsys.readouterr().err

@@ -9,7 +9,14 @@ import pytest
 import torch
 from torch import nn
 
-from skood.networks import CifarResNet, Standardize, WideResNet, default_network
+from skood import SparseEnergyOODDetector
+from skood.networks import (
+    CifarResNet,
+    NormalizeImages,
+    Standardize,
+    WideResNet,
+    default_network,
+)
 
 ROW_SHAPES = [
     (1,),
@@ -147,6 +154,178 @@ def test_standardize_takes_read_only_arrays():
 def test_standardize_refuses(mean, std, message):
     with pytest.raises(ValueError, match=message):
         Standardize(mean, std)
+
+
+# Images
+
+
+RGB = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
+
+
+def pixels(*shape):
+    return np.random.RandomState(0).randint(256, size=shape).astype(np.uint8)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.float16, np.float32, np.float64])
+@pytest.mark.parametrize(
+    ("shape", "to_channels_first", "mean", "std"),
+    [
+        ((5, 8, 9, 3), (0, 3, 1, 2), *RGB),
+        ((5, 3, 8, 9), (0, 1, 2, 3), *RGB),
+        ((5, 8, 9, 3), (0, 3, 1, 2), 0.5, 0.25),
+        ((5, 3, 8, 9), (0, 1, 2, 3), 0.5, 0.25),
+        ((5, 8, 9, 1), (0, 3, 1, 2), 0.5, 0.25),
+        ((5, 4, 8, 9), (0, 1, 2, 3), 0.5, [0.1, 0.2, 0.3, 0.4]),
+        ((5, 8, 9, 4), (0, 3, 1, 2), [0.1, 0.2, 0.3, 0.4], 0.5),
+        # Told by mean and std, where 1, 3 or 4 would not tell.
+        ((5, 8, 9, 2), (0, 3, 1, 2), [0.1, 0.2], [0.3, 0.4]),
+        ((5, 12, 8, 9), (0, 1, 2, 3), np.linspace(0, 1, 12), 1.0),
+        ((5, 3, 4, 4), (0, 1, 2, 3), *RGB),
+        ((5, 4, 4, 3), (0, 3, 1, 2), *RGB),
+    ],
+)
+def test_images_are_scaled_normalized_and_put_channels_first(
+    shape, to_channels_first, mean, std, dtype
+):
+    x = pixels(*shape)
+    channels_first = x.transpose(to_channels_first)
+    mean_of_each, std_of_each = (
+        np.broadcast_to(values, channels_first.shape[1])[:, None, None] for values in (mean, std)
+    )
+    expected = (channels_first / 255 - mean_of_each) / std_of_each
+    images = torch.from_numpy(x if dtype == np.uint8 else (x / 255).astype(dtype))
+    before = images.clone()
+    normalized = NormalizeImages(mean, std)(images)
+    assert normalized.dtype == torch.float32
+    tolerance = 1e-2 if dtype == np.float16 else 1e-5
+    np.testing.assert_allclose(normalized.numpy(), expected, atol=tolerance, rtol=0)
+    assert torch.equal(images, before)
+
+
+def test_grey_images_get_a_channel_axis():
+    x = pixels(5, 8, 9)
+    for values in ((0.5, 0.25), ([0.5], [0.25]), ([0.5], 0.25)):
+        normalized = NormalizeImages(*values)(torch.from_numpy(x))
+        np.testing.assert_allclose(normalized.numpy(), ((x / 255 - 0.5) / 0.25)[:, None], atol=1e-6)
+
+
+def test_images_are_scaled_alone_by_default():
+    x = torch.from_numpy(pixels(2, 3, 8, 8))
+    assert torch.equal(NormalizeImages()(x), x / 255)
+    assert NormalizeImages()(
+        torch.tensor([[[0, 255] * 3]], dtype=torch.uint8)
+    ).unique().tolist() == [0, 1]
+
+
+def test_images_without_rows_stay_without():
+    assert NormalizeImages()(torch.empty(0, 8, 8, 3)).shape == (0, 3, 8, 8)
+
+
+def test_nonfinite_pixels_pass_on_for_the_detector_to_name():
+    images = torch.zeros(2, 3, 8, 8)
+    images[1, 2, 3, 4] = float("nan")
+    assert NormalizeImages()(images).isnan().sum() == 1
+
+
+@pytest.mark.parametrize("values", [RGB, (0.5, 0.25)], ids=["vectors", "numbers"])
+def test_images_are_normalized_on_their_device(values):
+    normalize = NormalizeImages(*values)
+    images = torch.empty(2, 8, 8, 3, dtype=torch.uint8, device="meta")
+    assert normalize(images).device == images.device
+    assert normalize.mean.device == torch.device("cpu")
+
+
+def test_normalization_of_images_is_part_of_a_network():
+    images = torch.from_numpy(pixels(4, 16, 16, 3))
+    normalize = NormalizeImages(*RGB)
+    network = nn.Sequential(normalize, CifarResNet(8)).eval()
+    logits = network[1](normalize(images))
+    for twin in (pickle.loads(pickle.dumps(network)), copy.deepcopy(network)):
+        assert torch.equal(twin(images), logits)
+    assert {name for name in network.state_dict() if name.startswith("0")} == {"0.mean", "0.std"}
+    assert list(normalize.parameters()) == []
+    other = NormalizeImages(0.0, [1.0] * 3)
+    other.load_state_dict(normalize.state_dict())
+    assert torch.equal(other(images), normalize(images))
+    torch.testing.assert_close(network.double()(images).float(), logits, rtol=1e-4, atol=1e-5)
+    assert network(images).dtype == torch.float64
+
+
+def test_a_detector_takes_images_with_it():
+    x = pixels(120, 8, 8)
+    y = np.arange(120) % 2
+    x[y == 1, :4] //= 4
+    detector = SparseEnergyOODDetector(
+        preprocess=NormalizeImages(0.3, 0.2), pretrain_epochs=1, max_epochs=1, random_state=0
+    )
+    scores = detector.fit(x, y).score_samples(x)
+    assert np.array_equal(detector.score_samples((x / 255).astype(np.float32)), scores)
+    plain = SparseEnergyOODDetector(pretrain_epochs=1, max_epochs=1, random_state=0)
+    rows = ((x[:, None] / np.float32(255) - np.float32(0.3)) / np.float32(0.2)).astype(np.float32)
+    np.testing.assert_allclose(plain.fit(rows, y).score_samples(rows), scores, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("images", "error", "message"),
+    [
+        (torch.zeros(2, 8, 8, 3, dtype=torch.int64), TypeError, "dtype int64; .* to uint8"),
+        (torch.zeros(2, 8, 8, 3, dtype=torch.bool), TypeError, "dtype bool; expected uint8"),
+        (np.zeros((2, 8, 8, 3), np.uint8), TypeError, "a ndarray; expected a tensor"),
+        (torch.full((2, 8, 8, 3), 255.0), ValueError, r"to 255; expected 0\.\.1\. Scale .* uint8"),
+        (torch.linspace(-0.5, 1, 384).view(2, 3, 8, 8), ValueError, "from -0.5 to 1; expected"),
+        (torch.full((2, 3, 8, 8), 1.001), ValueError, "from 1.001 to 1.001; expected"),
+    ],
+)
+def test_images_of_other_kinds_and_scales_are_refused(images, error, message):
+    with pytest.raises(error, match=message):
+        NormalizeImages()(images)
+
+
+@pytest.mark.parametrize(
+    ("shape", "n_channels"),
+    [
+        ((8, 8, 4, 4, 3), None),
+        ((5, 64), None),
+        ((64,), None),
+        ((), None),
+        ((5, 8, 9, 2), None),  # no axis of 1, 3 or 4
+        ((5, 3, 8, 4), None),  # two of them
+        ((5, 3, 8, 3), None),
+        ((32, 32, 3), None),  # a single image
+        ((32, 32, 3), 3),
+        ((5, 3, 8, 3), 3),
+        ((5, 8, 9, 4), 3),
+        ((5, 1, 8, 9), 3),
+        ((5, 8, 9), 3),
+        ((5, 3, 8, 9), 1),
+    ],
+)
+def test_images_whose_channels_cannot_be_told_are_refused(shape, n_channels):
+    normalize = NormalizeImages() if n_channels is None else NormalizeImages([0.5] * n_channels)
+    expected = "1, 3 or 4" if n_channels is None else n_channels
+    with pytest.raises(ValueError, match=f"expected .* {expected} channels") as raised:
+        normalize(torch.zeros(shape, dtype=torch.uint8))
+    assert str(raised.value).startswith(f"images of shape {shape} ")
+    assert "images[None]" in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("mean", "std", "message"),
+    [
+        ([0.0, 0.0], [1.0], r"numbers or vectors of one length, got shapes \(2,\) and \(1,\)"),
+        ([[0.0]], 1.0, r"got shapes \(1, 1\) and \(\)"),
+        (0.0, -1.0, "std at least 0, got mean=0.0 and std=-1.0"),
+        ([0.0], [-1.0], r"std at least 0, got mean=\[0.0\] and std=\[-1.0\]"),
+        (float("nan"), 1.0, "finite in float32 .* got mean=nan"),
+    ],
+)
+def test_normalization_refuses(mean, std, message):
+    with pytest.raises(ValueError, match=message):
+        NormalizeImages(mean, std)
+
+
+def test_normalization_leaves_constant_channels_unscaled():
+    assert NormalizeImages(0.5, [0.0, 2.0]).std.tolist() == [1.0, 2.0]
 
 
 # The default networks

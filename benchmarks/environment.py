@@ -1,0 +1,23 @@
+"""What a result depends on beside its settings."""
+
+from __future__ import annotations
+
+import os
+import platform
+
+import numpy as np
+import sklearn
+import torch
+
+import skood
+
+
+def versions() -> str:
+    return (
+        f"skood {skood.__version__}, torch {torch.__version__}, scikit-learn "
+        f"{sklearn.__version__}, numpy {np.__version__}, Python {platform.python_version()}"
+    )
+
+
+def machine() -> str:
+    return f"{platform.machine()}, {os.cpu_count()} cores, threads used {torch.get_num_threads()}"

@@ -1,0 +1,239 @@
+"""The detector as a classifier that may decline to answer."""
+
+from __future__ import annotations
+
+import warnings
+from numbers import Integral
+from typing import Any, ClassVar, Self
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from sklearn.base import BaseEstimator, ClassifierMixin, MetaEstimatorMixin, clone
+from sklearn.exceptions import DataConversionWarning
+from sklearn.utils import Tags, get_tags
+from sklearn.utils._param_validation import HasMethods
+from sklearn.utils.validation import check_is_fitted
+
+from .detector import SparseEnergyOODDetector
+from .engine.loading import row_count
+from .labels import as_labels, is_outlier
+from .rows import as_rows
+
+__all__ = ["RejectingClassifier"]
+
+
+class _Classifying(HasMethods):
+    """What a detector must offer, with a hint for those who nest the other way round."""
+
+    def __str__(self) -> str:
+        return (
+            f"{super().__str__()}, such as SparseEnergyOODDetector (a Pipeline or a search goes "
+            "around RejectingClassifier, not inside it)"
+        )
+
+
+class RejectingClassifier(ClassifierMixin, MetaEstimatorMixin, BaseEstimator):
+    """Classifier that gives a label of its own to rows unlike the training data.
+
+    It composes like any classifier of scikit-learn's: a `Pipeline` or a search goes around it.
+
+    Parameters
+    ----------
+    detector : SparseEnergyOODDetector
+        Cloned and fitted by `fit`. Inside `sklearn.frozen.FrozenEstimator`, a detector that is
+        fitted and calibrated already is used as it is.
+    reject_label : int or str, default=-1
+        Answer for rows that the detector takes as out-of-distribution. It is none of the classes,
+        and of their kind: an int beside integers, a str such as "rejected" beside strings.
+
+    Attributes
+    ----------
+    detector_ : SparseEnergyOODDetector
+        The fitted detector; ``detector_.calibrate(X_fresh)`` moves its threshold.
+    classes_ : ndarray of shape (K,)
+        Labels of the classes; neither `reject_label` nor the detector's ``ood_label`` is one.
+    n_features_in_ : int
+        Number of columns, for X of two dimensions.
+    feature_names_in_ : ndarray of str
+        Names of the columns, where X has them all as strings.
+
+    Notes
+    -----
+    Where y labels outliers with `reject_label`, accuracy counts right rejections, and so does a
+    cross-validation; a rejected row of a class counts as an error. Set the detector's ``ood_label``
+    to the same label, so that `fit` does not take it for a class. Probabilities know no rejection:
+    scorers that use them need rows of the classes alone.
+
+    Examples
+    --------
+    Outliers in y and rejected rows are both -1. Here digits below 8 are classes, the 8 is an
+    outlier known at training, and the 9 appears in the test rows alone.
+
+    >>> import numpy as np
+    >>> from sklearn.datasets import load_digits
+    >>> from skood import RejectingClassifier, SparseEnergyOODDetector
+    >>> X, digits = load_digits(return_X_y=True)
+    >>> y = np.where(digits < 8, digits, -1)
+    >>> train = (np.arange(len(X)) < 1200) & (digits < 9)
+    >>> X_test, y_test = X[1200:], y[1200:]
+    >>> detector = SparseEnergyOODDetector(ood_label=-1, random_state=0)
+    >>> classifier = RejectingClassifier(detector, reject_label=-1).fit(X[train], y[train])
+    >>> classifier.classes_
+    array([0, 1, 2, 3, 4, 5, 6, 7])
+    >>> right = classifier.predict(X_test) == y_test
+    >>> bool(right[y_test == -1].any())
+    True
+    >>> bool(classifier.score(X_test, y_test) == right.mean())
+    True
+
+    For deployment, a detector that is fitted and calibrated already:
+
+    >>> from sklearn.frozen import FrozenEstimator
+    >>> detector = classifier.detector_.calibrate(X_test[y_test >= 0])
+    >>> frozen = RejectingClassifier(FrozenEstimator(detector)).fit(X[train], y[train])
+    >>> bool((frozen.predict(X_test[y_test >= 0]) >= 0).mean() > 0.9)
+    True
+    """
+
+    _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
+        "detector": [_Classifying(["predict_class", "predict_class_proba"])],
+        "reject_label": [Integral, str],
+    }
+
+    def __init__(self, detector: SparseEnergyOODDetector, *, reject_label: int | str = -1) -> None:
+        self.detector = detector
+        self.reject_label = reject_label
+
+    def fit(self, X: Any, y: ArrayLike) -> Self:
+        """Fit a clone of the detector.
+
+        Parameters
+        ----------
+        X : array-like or Tensor of shape (n, ...)
+            Rows as `detector` takes them.
+        y : array-like of shape (n,)
+            Labels of at least two classes; rows labelled with the detector's ``ood_label`` are
+            known outliers.
+
+        Returns
+        -------
+        self : RejectingClassifier
+            The fitted classifier. Where fit fails, it is as it was before.
+
+        Raises
+        ------
+        ValueError
+            If a parameter, X or y cannot be used, `reject_label` is one of the classes or of
+            another kind, or a frozen detector does not know a label of y.
+        """
+        self._validate_params()
+        detector = clone(self.detector)
+        rows = as_rows(X, with_preprocess=detector.preprocess is not None)
+        labels = self._check_labels(y, row_count(rows))
+        classes = np.unique(labels[~is_outlier(labels, detector.ood_label)])
+        # Once before training, to fail early; a given module may bring further classes.
+        self._check_reject_label(classes)
+        if len(classes) < 2:  # of which the detector would make clusters
+            raise ValueError(
+                f"y holds {len(classes)} class(es), {classes.tolist()}, where rows labelled "
+                f"ood_label={detector.ood_label!r} do not count; pass rows of at least 2, or use "
+                "the detector alone."
+            )
+        detector.fit(X, labels)
+        self._check_reject_label(detector.classes_)
+        unknown = np.setdiff1d(classes, detector.classes_)
+        if len(unknown) > 0:
+            raise ValueError(
+                f"y holds the labels {unknown[:12].tolist()}, which the fitted detector does not "
+                f"have; expected {detector.classes_[:12].tolist()} and perhaps "
+                f"ood_label={detector.ood_label!r}. Pass the labels that the detector was fitted "
+                "on, or a detector that is not frozen."
+            )
+        self.detector_ = detector
+        return self
+
+    def predict(self, X: Any) -> NDArray[Any]:
+        """Class of each row, or `reject_label` where the row is out-of-distribution.
+
+        Parameters
+        ----------
+        X : array-like or Tensor of shape (n, ...)
+            Rows like those of `fit`.
+
+        Returns
+        -------
+        ndarray of shape (n,)
+            Labels.
+        """
+        check_is_fitted(self)
+        labels = self.detector_.predict_class(X, reject_label=self.reject_label)
+        # Unsigned classes beside a negative label come as objects, which no metric takes.
+        return labels.astype(np.int64) if labels.dtype == object else labels
+
+    def predict_proba(self, X: Any) -> NDArray[np.float64]:
+        """Probabilities of the classes, given that the row is of one of them.
+
+        Parameters
+        ----------
+        X : array-like or Tensor of shape (n, ...)
+            Rows like those of `fit`.
+
+        Returns
+        -------
+        ndarray of shape (n, K), float64
+            Probabilities in the order of `classes_`, whether the row is rejected or not.
+        """
+        check_is_fitted(self)
+        return self.detector_.predict_class_proba(X)
+
+    @property
+    def classes_(self) -> NDArray[Any]:
+        """Labels of the classes."""
+        return self.detector_.classes_
+
+    @property
+    def n_features_in_(self) -> int:
+        """Number of columns."""
+        return self.detector_.n_features_in_
+
+    @property
+    def feature_names_in_(self) -> NDArray[np.object_]:
+        """Names of the columns."""
+        return self.detector_.feature_names_in_
+
+    def _check_labels(self, y: ArrayLike, n_rows: int) -> NDArray[Any]:
+        if y is None:
+            raise ValueError(
+                "RejectingClassifier requires y to be passed, but the target y is None. Pass one "
+                "label a row, those of a data set too; without labels, use the detector alone."
+            )
+        if getattr(y, "ndim", 1) > 1:
+            warnings.warn(
+                "A column-vector y was passed when a 1d array was expected. Pass y.ravel().",
+                DataConversionWarning,
+                stacklevel=3,
+            )
+        return as_labels(y, n_rows)
+
+    def _check_reject_label(self, classes: NDArray[Any]) -> None:
+        label = self.reject_label
+        try:
+            taken = is_outlier(classes, label).any()
+        except ValueError:  # of another kind
+            raise ValueError(
+                f"reject_label={label!r} is of type {type(label).__name__}, but the classes have "
+                f"dtype {classes.dtype}, so no metric can compare predictions with y. Pass a label "
+                'of their kind: an int such as -1 beside integers, a str such as "rejected" beside '
+                "strings; turn booleans into integers."
+            ) from None
+        if taken:
+            raise ValueError(
+                f"reject_label={label!r} is one of the classes {classes[:12].tolist()}; pass a "
+                "label that no class has. If y gives it to known outliers, set the detector's "
+                f"ood_label={label!r}."
+            )
+
+    def __sklearn_tags__(self) -> Tags:
+        tags = super().__sklearn_tags__()
+        tags.input_tags = get_tags(self.detector).input_tags
+        return tags
