@@ -46,7 +46,14 @@ from .engine.loading import (
     row_count,
     row_shape,
 )
-from .engine.network import Network, copy_module, floating_dtype, on_cpu, open_network
+from .engine.network import (
+    Network,
+    check_trainable,
+    copy_module,
+    floating_dtype,
+    on_cpu,
+    open_network,
+)
 from .engine.training import (
     Objective,
     Progress,
@@ -818,6 +825,9 @@ class SparseEnergyOODDetector(OutlierMixin, BaseEstimator):
     ) -> list[dict[str, Any]]:
         if recipe.epochs == 0:
             return []
+        if self.module is not None:
+            penalized = objective.sparsity_weight > 0
+            check_trainable(network, data.X, data.rows, penalized=penalized)
         memory, store, resume = self._usable_memory(), None, None
         if memory is not None:
             key = training_key(network, data, objective, recipe, self.augment, seed)

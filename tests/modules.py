@@ -1,10 +1,12 @@
-"""Small networks that the tests bring to the detector."""
+"""Small networks that the tests bring, and what they check of each."""
 
 from __future__ import annotations
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+
+from skood.engine.outputs import logits_of
 
 
 class WidthAgnostic(nn.Module):
@@ -57,3 +59,44 @@ def trained_mlp(X: np.ndarray, y: np.ndarray, *, epochs: int = 60, seed: int = 0
                 loss.backward()
                 optimizer.step()
     return module.eval()
+
+
+def mlp(n_classes=4, bias=True, dtype=torch.float64):
+    """A multilayer perceptron on six columns, with what behaves otherwise in training."""
+    return nn.Sequential(
+        nn.Linear(6, 8),
+        nn.BatchNorm1d(8),
+        nn.ReLU(),
+        nn.Dropout(0.5),
+        nn.Linear(8, n_classes, bias=bias),
+    ).to(dtype)
+
+
+class Body(nn.Module):
+    """A classifier on six columns with a body and a head, to be varied."""
+
+    def __init__(self, head=None):
+        super().__init__()
+        self.body = nn.Linear(6, 8)
+        self.head = head or nn.Linear(8, 4)
+        self.double()
+
+    def features(self, x):
+        return torch.relu(self.body(x))
+
+    def forward(self, x):
+        return self.head(self.features(x))
+
+
+def assert_head_gives_the_logits(network, rows):
+    """head(features) equals the logits, which equal what the untouched module returns."""
+    batch = network.batcher(rows, slice(0, len(rows)))
+    with torch.no_grad():
+        features, logits = network.features_and_logits(batch)
+        torch.testing.assert_close(logits, logits_of(network.module(batch)), rtol=0, atol=0)
+        torch.testing.assert_close(network.logits(batch), logits, rtol=0, atol=0)
+        head = network.module.get_submodule(network.head)
+        torch.testing.assert_close(head(features), logits, rtol=1e-6, atol=1e-6)
+    assert features.ndim == 2
+    assert logits.shape == (len(rows), network.n_logits)
+    return features

@@ -290,7 +290,7 @@ NETWORKS = [
     Mistake(
         "all frozen",
         ValueError,
-        ("requires_grad=True", "max_epochs=0"),
+        ("requires_grad=False", "max_epochs=0"),
         module=network().requires_grad_(False),
     ),
     Mistake("fails inside", KeyError, ("a part that is missing",), module=Failing()),

@@ -1,11 +1,14 @@
-"""A classifier seen as features and logits: finds the head and captures what enters it."""
+"""A classifier seen as features and logits: made ready, tried on rows, and captured at its head."""
 
 from __future__ import annotations
 
 import copy
 import dataclasses
+import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping
+import types
+import warnings
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -14,11 +17,17 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from .batches import Batcher, Rows
+from .batches import Batcher, Rows, has_channels_last
 from .hardware import Precision, available_device, resolve_precision
+from .heads import captured_calls, close, find_head
+from .outputs import check_usable, logits_of, run
+from .scripted import bring_out_head, has_bare_scripts, portable, scripted_parts, wrapped_scripts
 
 TRIAL_ROWS = 8
 """Rows on which a network is tried before anything else."""
+
+COMPILED = "_orig_mod"
+"""Name under which what torch.compile returns holds the module."""
 
 FEW_ROWS = 16
 """Images up to this number are scored one by one on a CPU."""
@@ -105,11 +114,14 @@ class Network:
         """Features (n, d) and logits (n, K) of a batch, from one forward."""
         if self.compiled:
             return self._compiled_forward(batch)
-        head = {self.head: self.module.get_submodule(self.head)}
-        with self._capturing(), _captured_calls(head) as calls:
-            logits = self.logits(batch)
-        features, _ = calls[self.head]
-        return features.flatten(1), logits
+        with self._capturing():
+            features, logits = features_and_logits(self.module, self.head, batch)
+        if logits.shape[1] != self.n_logits:
+            raise ValueError(
+                f"The module returns logits (n, {self.n_logits}) in evaluation mode, but "
+                f"{tuple(logits.shape)} in training mode. Make its forward return the same in both."
+            )
+        return features, logits
 
     def __getstate__(self) -> dict[str, Any]:
         # Weights travel on the CPU, so that what was trained on a GPU loads anywhere; compiled code
@@ -182,45 +194,223 @@ def open_network(
     ValueError, TypeError
         If the module gives no logits or has no head; its own errors pass through, with a note.
     """
+    _check_has_values(module)
+    if compiled and scripted_parts(module):
+        raise ValueError(
+            "compile=True cannot compile a TorchScript module. Pass compile=False, or the "
+            "nn.Module from which it was made."
+        )
     module = module.to(batcher.device).eval()
     batch = batcher(X, rows[:TRIAL_ROWS])
-    try:
-        with torch.no_grad():
-            n_logits = run(module, batch).shape[1]
-            if batch.ndim == 4:  # after a first forward, which makes what is lazy
-                module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    except Exception as error:
-        error.add_note(
-            f"Raised by the module given, {type(module).__name__}, on a batch of shape "
-            f"{tuple(batch.shape)} and dtype {batch.dtype}. If it expects another shape, dtype or "
-            "layout, pass a function that makes it as preprocess=."
-        )
-        raise
     with torch.no_grad():
-        _check_rows_alone(module, batcher, X, rows[:TRIAL_ROWS])
+        with _explained(module, batch, X, batcher):
+            output = module(batch)
+        logits = logits_of(output, len(batch))
+        check_usable(logits, batch, module)
+        # After a first forward, which makes what is lazy.
+        if batch.ndim == 4 and all(p.ndim < 5 for p in module.parameters()):
+            module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        alone = _must_run_alone(module)
+        _check_rows_alone(module, batcher, X, rows[: 1 if alone else TRIAL_ROWS])
+    few_rows = 0
+    if alone:
+        few_rows = sys.maxsize
+    elif single_rows and batch.ndim > 2 and batcher.device.type == "cpu":
+        few_rows = FEW_ROWS
     return Network(
         module,
-        find_head(module, batch, head),
+        _head_of(module, batch, head),
         batcher,
         resolve_precision(precision, module, batcher.device),
-        n_logits,
-        few_rows=FEW_ROWS if single_rows and batch.ndim > 2 and batcher.device.type == "cpu" else 0,
+        logits.shape[1],
+        few_rows=few_rows,
         compiled=compiled,
     )
+
+
+def _check_has_values(module: nn.Module) -> None:
+    for name, tensor in (*module.named_parameters(), *module.named_buffers()):
+        if tensor.is_meta:
+            raise ValueError(
+                f"The module's {name!r} is on the meta device, where tensors have no values. Load "
+                'them first: module.to_empty(device="cpu"), then module.load_state_dict(...).'
+            )
+
+
+def _must_run_alone(module: nn.Module) -> bool:
+    """Whether the rounding of a row depends on its batch, as in dynamically quantized layers."""
+    dynamic = "torch.ao.nn.quantized.dynamic"
+    if not any(type(part).__module__.startswith(dynamic) for part in module.modules()):
+        return False
+    warnings.warn(
+        "The network has dynamically quantized layers, which round the rows of a batch on one "
+        "scale: rows are scored one by one, so that a score depends on its row alone. The network "
+        "before quantization scores much faster.",
+        UserWarning,
+        stacklevel=3,
+    )
+    return True
+
+
+def _head_of(module: nn.Module, batch: Tensor, name: str | None) -> str:
+    """Name of the head, which is brought out of TorchScript if need be."""
+    try:
+        return find_head(module, batch, name)
+    except ValueError as error:
+        if not (parts := scripted_parts(module)):
+            raise
+        try:
+            return bring_out_head(module, batch, name)
+        except ValueError as inside:
+            raise (inside if "" in parts else error) from None
+
+
+@contextmanager
+def _explained(module: nn.Module, batch: Tensor, X: Rows, batcher: Batcher) -> Iterator[None]:
+    """Add to an error of the user's network what it was given, and what may help."""
+    try:
+        yield
+    except Exception as error:
+        hints = "".join(f" {hint}" for hint in _hints(module, batch, X, batcher, str(error)))
+        error.add_note(
+            f"Raised by the module given, {type(module).__name__}, on a batch of shape "
+            f"{tuple(batch.shape)} and dtype {batch.dtype}.{hints} If it expects another shape, "
+            "dtype or layout, pass a function that makes it as preprocess=."
+        )
+        raise
+
+
+def _hints(
+    module: nn.Module, batch: Tensor, X: Rows, batcher: Batcher, error: str
+) -> Iterator[str]:
+    parts = list(module.modules())
+    integers = "int" in str(getattr(X, "dtype", "")) and batcher.preprocess is None
+    if integers or any(isinstance(part, nn.Embedding) for part in parts):
+        yield (
+            "Without preprocess=, integers are cast to "
+            f"{str(batcher.dtype).removeprefix('torch.')}; a network on token ids takes them with "
+            "preprocess=torch.Tensor.long."
+        )
+    if has_channels_last(tuple(batch.shape)):
+        yield (
+            "The batch looks like images with channels last, (n, h, w, c), where networks take "
+            "(n, c, h, w): preprocess=skood.networks.NormalizeImages(mean, std) puts them first."
+        )
+    elif batch.ndim < 4 and any(isinstance(part, nn.Conv2d) for part in parts):
+        yield (
+            "It has 2-D convolutions, which take images (n, c, h, w): X.reshape(n, c, h, w) makes "
+            "them of flat rows, X[:, None] of gray images (n, h, w)."
+        )
+    if "inference" in error.lower():
+        yield (
+            "A part of forward runs under torch.inference_mode(), through which nothing can be "
+            "trained: remove it, or pass max_epochs=0 to use the network as it is."
+        )
+    if "device" in error.lower() or "cuda" in error.lower():
+        yield (
+            f"Its parameters and buffers, and the batch, are on {batch.device}. Tensors kept as "
+            "plain attributes stay where they were: use register_buffer. Remove .cuda() and "
+            ".to(...) from forward, or pass device= the device that they name."
+        )
+
+
+def check_trainable(
+    network: Network, X: Rows, rows: NDArray[np.intp], *, penalized: bool = True
+) -> None:
+    """Refuse to train a network whose logits carry no gradient to the parameters it could train.
+
+    The forward runs in evaluation mode, so no statistic and no random generator changes.
+
+    Parameters
+    ----------
+    network : Network
+        The network, in evaluation mode.
+    X : array or tensor of shape (n, ...)
+        Rows.
+    rows : ndarray of int
+        Rows of X to try it on; the first few are taken.
+    penalized : bool, default=True
+        Whether a penalty on the features is part of the loss.
+
+    Raises
+    ------
+    ValueError
+        If the logits carry no gradient.
+
+    Warns
+    -----
+    UserWarning
+        If the features carry none, so that the penalty can change nothing.
+    """
+    module = network.module
+    batch = network.batcher(X, rows[:TRIAL_ROWS])
+    parameters = [p for p in module.parameters() if p.requires_grad]
+    with torch.enable_grad(), _explained(module, batch, X, network.batcher):
+        features, logits = features_and_logits(module, network.head, batch)
+        trained, penalty_trained = (_has_gradient(z, parameters) for z in (logits, features))
+    if not trained:
+        raise ValueError(
+            "The logits carry no gradient, so the network cannot be fine-tuned: its parameters all "
+            "have requires_grad=False, or its forward cuts the gradient, as torch.no_grad, "
+            "inference_mode, .detach() and quantized layers do. Unfreeze parameters and remove "
+            "what cuts, or pass max_epochs=0 to use the network as it is."
+        )
+    if penalized and not penalty_trained:
+        warnings.warn(
+            f"Only the head, {network.head!r}, can be trained: its features carry no gradient, so "
+            "the sparsity penalty can change nothing. Unfreeze the body, or remove the "
+            "torch.no_grad or .detach() before the head; or pass sparsity_weight=0.",
+            UserWarning,
+            stacklevel=3,
+        )
+
+
+def _has_gradient(values: Tensor, parameters: list[nn.Parameter]) -> bool:
+    """Whether values depend on a parameter, and let its gradient through."""
+    if not (parameters and values.requires_grad):
+        return False
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of operators without a gradient, which is what we ask
+        gradients = torch.autograd.grad(
+            values.sum(), parameters, retain_graph=True, allow_unused=True
+        )
+    return any(gradient is not None for gradient in gradients)
+
+
+def features_and_logits(module: nn.Module, head: str, batch: Tensor) -> tuple[Tensor, Tensor]:
+    """Features (n, d), the input of a head, and logits (n, K) of a batch, from one forward."""
+    with captured_calls({head: module.get_submodule(head)}) as calls:
+        logits = run(module, batch)
+    if head not in calls:
+        mode = "training" if module.training else "evaluation"
+        raise RuntimeError(
+            f"In {mode} mode the module does not call its head, {head!r}, so there are no "
+            "features. Make its forward call it in both modes, or pass another head=."
+        )
+    return calls[head].features.flatten(1), logits
 
 
 def _check_rows_alone(module: nn.Module, batcher: Batcher, X: Rows, rows: NDArray[np.intp]) -> None:
     """Refuse a network whose logits for a row change from call to call, or with its company."""
     kept = max(len(rows) // 2, 1)
-    other_company = np.concatenate([rows[:kept], np.full(len(rows) - kept, rows[0])])
+    other_company = batcher(X, np.concatenate([rows[:kept], np.full(len(rows), rows[0])]))
     first, again = (run(module, batcher(X, rows))[:kept] for _ in range(2))
-    if not _close(first, again):
+    if not close(first, again):
         raise ValueError(
             "The module, or preprocess, gives other logits for the same rows when called again in "
             "evaluation mode, so no score would mean anything. Make what is random depend on "
             "self.training, as in F.dropout(x, p, training=self.training), or pass it as augment=."
         )
-    if not _close(first, run(module, batcher(X, other_company))[:kept]):
+    try:
+        logits = run(module, other_company)[:kept]
+    except Exception as error:
+        error.add_note(
+            f"The module given, {type(module).__name__}, took a batch of {len(rows)} rows, but not "
+            f"one of {len(other_company)}. Let forward read the number of rows from its input, "
+            "x.shape[0], and trace a module with that."
+        )
+        raise
+    if not close(first, logits):
         raise ValueError(
             "The logits of a row depend on the other rows of its batch, in evaluation mode, so its "
             "score would too. Causes: batch-norm with track_running_stats=False, a preprocess= "
@@ -228,32 +418,46 @@ def _check_rows_alone(module: nn.Module, batcher: Batcher, X: Rows, rows: NDArra
         )
 
 
-def _close(logits: Tensor, others: Tensor) -> bool:
-    scale = logits.abs().amax().clamp_min(torch.finfo(logits.dtype).tiny)
-    return bool(((logits - others).abs().amax() <= 1e-2 * scale) | ~torch.isfinite(scale))
-
-
 def copy_module(module: nn.Module) -> nn.Module:
     """Deep copy of a classifier, without the wrappers that tie it to devices or to a compiler."""
     wrapper = {nn.DataParallel: "module", nn.parallel.DistributedDataParallel: "module"}
-    while (name := wrapper.get(type(module), "_orig_mod")) in module._modules:
+    while (name := wrapper.get(type(module), COMPILED)) in module._modules:
         module = module.get_submodule(name)
     # Tensors computed by an earlier forward and kept as attributes have a graph, which copies of
     # modules must not: they are copied by value.
     attributes = [value for part in module.modules() for value in vars(part).values()]
     computed = [value for value in attributes if isinstance(value, Tensor) and not value.is_leaf]
     try:
-        return copy.deepcopy(module, {id(value): value.detach().clone() for value in computed})
+        copied = copy.deepcopy(
+            module,
+            {id(value): value.detach().clone() for value in computed} | wrapped_scripts(module),
+        )
     except Exception as error:
         raise TypeError(
             f"The module ({type(module).__name__}) cannot be copied: {error}. fit trains a copy "
             "and never touches the module given; remove what copy.deepcopy refuses, such as "
             "stored activations."
         ) from error
+    for part in list(copied.modules()):
+        for name, child in part.named_children():
+            if COMPILED in child._modules:
+                setattr(part, name, child._modules[COMPILED])
+    for name, part in copied.named_modules():
+        forward = vars(part).get("forward")
+        if isinstance(forward, types.FunctionType) and forward.__closure__:
+            raise TypeError(
+                f"The forward of {name or 'the module'!r} was replaced by a function, as "
+                "module.forward = torch.compile(module.forward) does. Copies share it, and with "
+                "it the weights of the module given, which fit must not touch. Use "
+                "module.compile() or torch.compile(module), or a subclass with another forward."
+            )
+    return copied
 
 
 def on_cpu(module: nn.Module) -> nn.Module:
-    """The module itself where it lies on the CPU, else a copy that does."""
+    """The module itself where it lies on the CPU and pickles, else a copy that does."""
+    if has_bare_scripts(module):
+        return portable(module)
     if all(tensor.device.type == "cpu" for tensor in (*module.parameters(), *module.buffers())):
         return module
     return copy.deepcopy(module).cpu()
@@ -265,42 +469,6 @@ def floating_dtype(module: nn.Module) -> torch.dtype:
         if tensor.is_floating_point():
             return tensor.dtype
     return torch.float32
-
-
-def run(module: nn.Module, batch: Tensor) -> Tensor:
-    """Logits (n, K) of a batch, one row for each of its rows."""
-    logits = logits_of(module(batch))
-    if len(logits) != len(batch):
-        raise ValueError(
-            f"The module returned logits of shape {tuple(logits.shape)} for {len(batch)} rows; "
-            "expected one row of logits for each row. A network that averages or splits its rows "
-            "cannot score them one by one."
-        )
-    return logits
-
-
-def logits_of(output: Any) -> Tensor:
-    """Logits (n, K) in what a classifier returned: a tensor, or a tuple, dict or object."""
-    found = output
-    if isinstance(found, Mapping):
-        found = found.get("logits", found)
-    elif hasattr(found, "logits"):
-        found = found.logits
-    elif isinstance(found, tuple | list) and found:
-        found = found[0]
-    if not isinstance(found, Tensor):
-        raise TypeError(
-            f"The module returned {_describe(output)}; expected logits: a tensor (n, K), a tuple "
-            'whose first element is that tensor, or a dict with the key "logits". Wrap the '
-            "module in one that returns its logits."
-        )
-    if found.ndim != 2 or found.shape[1] < 2:
-        raise ValueError(
-            f"The module returned logits of shape {tuple(found.shape)}; expected (n, K), one "
-            "column for each of K >= 2 classes. A network with one output for two classes needs "
-            "a second column: logits z become (0, z)."
-        )
-    return found
 
 
 def _view(module: nn.Module) -> nn.Module:
@@ -323,147 +491,3 @@ def _compiled_forward(module: nn.Module, head: str) -> Callable[[Tensor], tuple[
 
     module.get_submodule(head).register_forward_pre_hook(keep, with_kwargs=True)
     return torch.compile(forward, dynamic=False)
-
-
-def find_head(module: nn.Module, batch: Tensor, name: str | None = None) -> str:
-    """Name of the head: the submodule whose input are the features and whose output the logits.
-
-    The claim is checked on a real batch: the module runs once in evaluation mode, and the head's
-    output must equal the logits.
-
-    Parameters
-    ----------
-    module : nn.Module
-        The classifier, in evaluation mode.
-    batch : Tensor of shape (n, ...)
-        A batch as the classifier takes it.
-    name : str, optional
-        The head's name, where the user knows it; found otherwise.
-
-    Returns
-    -------
-    str
-        A name for ``module.get_submodule``.
-
-    Raises
-    ------
-    ValueError
-        If there is no such submodule; the message says what to pass.
-    """
-    linear = {n: m for n, m in module.named_modules() if isinstance(m, nn.Linear)}
-    if name is not None:
-        candidates = {name: _submodule(module, name, linear)}
-    else:
-        candidates = _declared_head(module) | linear
-    with torch.no_grad(), _captured_calls(candidates) as calls:
-        logits = run(module, batch)
-    for candidate in reversed(calls):
-        features, _ = calls[candidate]
-        # Called anew: the output of the first call may have been changed in place since.
-        with torch.no_grad():
-            output = candidates[candidate](features)
-        if _gives_logits(output, logits) and (name is not None or features.ndim == 2):
-            return candidate
-    raise ValueError(_no_head(name, calls, logits, linear))
-
-
-def _submodule(module: nn.Module, name: str, linear: Mapping[str, nn.Module]) -> nn.Module:
-    submodules = dict(module.named_modules())
-    if not name or name not in submodules:
-        raise ValueError(
-            f"head={name!r} names no submodule of {type(module).__name__}; its linear layers are "
-            f"{_names(linear)}. Pass the name of the module whose input are the features, as in "
-            "module.named_modules()."
-        )
-    return submodules[name]
-
-
-def _declared_head(module: nn.Module) -> dict[str, nn.Module]:
-    """The head that the network itself names, in timm's vocabulary."""
-    if not callable(getattr(module, "get_classifier", None)):
-        return {}
-    declared = module.get_classifier()  # type: ignore[operator]
-    return {n: m for n, m in module.named_modules() if m is declared and n}
-
-
-@contextmanager
-def _captured_calls(modules: Mapping[str, nn.Module]) -> Iterator[dict[str, tuple[Tensor, Tensor]]]:
-    """Input and output of the last call of each module, for forwards run by this thread."""
-    thread = threading.get_ident()
-    calls: dict[str, tuple[Tensor, Tensor]] = {}
-
-    def keeper(name: str) -> Any:
-        def keep(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-            inputs = [*args, *kwargs.values()]
-            # Another thread may be inside the same module: its calls are not ours.
-            if threading.get_ident() == thread and inputs:
-                calls.pop(name, None)
-                calls[name] = (inputs[0], output)
-
-        return keep
-
-    handles = [
-        m.register_forward_hook(keeper(name), with_kwargs=True) for name, m in modules.items()
-    ]
-    try:
-        yield calls
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def _gives_logits(output: Any, logits: Tensor) -> bool:
-    return (
-        isinstance(output, Tensor)
-        and output.flatten(1).shape == logits.shape
-        and torch.allclose(output.flatten(1), logits.to(output.dtype), rtol=1e-5, atol=1e-6)
-    )
-
-
-def _no_head(
-    name: str | None,
-    calls: Mapping[str, tuple[Tensor, Tensor]],
-    logits: Tensor,
-    linear: Mapping[str, nn.Module],
-) -> str:
-    shape = tuple(logits.shape)
-    remedy = (
-        'Pass head="NAME", the module whose input are the features and whose output are the '
-        "logits, or a module that ends in a torch.nn.Linear."
-    )
-    if name is not None:
-        got = (
-            f"its output, {_shape(calls[name][1])}, is not the logits {shape}"
-            if name in calls
-            else "the forward pass never calls it"
-        )
-        return f"head={name!r} is not the head: {got}. Linear layers: {_names(linear)}. {remedy}"
-    if not calls:
-        return (
-            "No classification head found: the forward pass calls no torch.nn.Linear "
-            f"(linear layers registered: {_names(linear)}). {remedy}"
-        )
-    outputs = ", ".join(f"{n} gives {_shape(out)}" for n, (_, out) in list(calls.items())[-3:])
-    return (
-        f"No classification head found: the output, of shape {shape}, is not the output of a "
-        f"linear layer on features (n, d) ({outputs}). A softmax or a sum after the last layer "
-        f"does that: return the logits themselves. {remedy}"
-    )
-
-
-def _names(linear: Mapping[str, nn.Module]) -> str:
-    names = list(linear)
-    return "none" if not names else ", ".join(names if len(names) <= 5 else ["...", *names[-5:]])
-
-
-def _shape(output: Any) -> str:
-    return str(tuple(output.shape)) if isinstance(output, Tensor) else _describe(output)
-
-
-def _describe(output: Any) -> str:
-    if isinstance(output, Mapping):
-        return f"a dict with the keys {list(output)}"
-    if isinstance(output, tuple | list):
-        kinds = ", ".join(type(item).__name__ for item in output)
-        return f"a {type(output).__name__} of {kinds or 'nothing'}"
-    return f"a {type(output).__name__}"

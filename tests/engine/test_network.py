@@ -5,23 +5,21 @@ import functools
 import pickle
 import threading
 import traceback
-from collections import OrderedDict, namedtuple
+import warnings
 from concurrent.futures import ThreadPoolExecutor
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
-import timm
 import torch
-import torchvision
+from modules import Body, assert_head_gives_the_logits, mlp
 from torch import nn
 
 from skood.engine.batches import Batcher
 from skood.engine.network import (
     Network,
+    check_trainable,
     copy_module,
     floating_dtype,
-    logits_of,
     on_cpu,
 )
 
@@ -36,46 +34,6 @@ def _same_weights():
         yield
 
 
-def mlp(n_classes=4, bias=True, dtype=torch.float64):
-    return nn.Sequential(
-        nn.Linear(6, 8),
-        nn.BatchNorm1d(8),
-        nn.ReLU(),
-        nn.Dropout(0.5),
-        nn.Linear(8, n_classes, bias=bias),
-    ).to(dtype)
-
-
-class Body(nn.Module):
-    """A classifier with a body and a head, to be varied."""
-
-    def __init__(self, head=None):
-        super().__init__()
-        self.body = nn.Linear(6, 8)
-        self.head = head or nn.Linear(8, 4)
-        self.double()
-
-    def features(self, x):
-        return torch.relu(self.body(x))
-
-    def forward(self, x):
-        return self.head(self.features(x))
-
-
-def assert_head_gives_the_logits(network, rows):
-    """head(features) equals the logits, which equal what the untouched module returns."""
-    batch = network.batcher(rows, slice(0, len(rows)))
-    with torch.no_grad():
-        features, logits = network.features_and_logits(batch)
-        torch.testing.assert_close(logits, logits_of(network.module(batch)), rtol=0, atol=0)
-        torch.testing.assert_close(network.logits(batch), logits, rtol=0, atol=0)
-        head = network.module.get_submodule(network.head)
-        torch.testing.assert_close(head(features), logits, rtol=1e-6, atol=1e-6)
-    assert features.ndim == 2
-    assert logits.shape == (len(rows), network.n_logits)
-    return features
-
-
 def hooks_of(module):
     return [
         hook
@@ -83,332 +41,6 @@ def hooks_of(module):
         for hooks in (part._forward_hooks, part._forward_pre_hooks, part._backward_hooks)
         for hook in hooks
     ]
-
-
-# Finding the head
-
-
-@pytest.mark.parametrize(
-    ("make", "head", "width"),
-    [
-        (mlp, "4", 8),
-        (functools.partial(mlp, bias=False), "4", 8),
-        (functools.partial(mlp, dtype=torch.float32), "4", 8),
-        (lambda: nn.Linear(6, 4), "", 6),
-        (lambda: nn.Sequential(nn.Flatten(), nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 2)), "3", 8),
-    ],
-)
-def test_head_of_sequential_networks(opened, make, head, width):
-    network = opened(make(), X)
-    assert network.head == head
-    assert assert_head_gives_the_logits(network, X).shape == (10, width)
-
-
-def torchvision_vit():
-    network = torchvision.models.vit_b_16(num_classes=7, image_size=32)
-    # It starts with logits of zero, which every layer would give.
-    nn.init.normal_(network.heads.head.weight)
-    return network
-
-
-@pytest.mark.parametrize(
-    ("make", "head", "width"),
-    [
-        (lambda: torchvision.models.resnet18(num_classes=7), "fc", 512),
-        (torchvision_vit, "heads.head", 768),
-        (lambda: timm.create_model("resnet10t", num_classes=7), "fc", 512),
-    ],
-    ids=["torchvision resnet18", "torchvision vit_b_16", "timm resnet10t"],
-)
-def test_head_of_well_known_networks(opened, make, head, width):
-    network = opened(make(), IMAGES)
-    assert network.head == head
-    assert network.n_logits == 7
-    assert assert_head_gives_the_logits(network, IMAGES).shape == (8, width)
-
-
-Logits = namedtuple("Logits", ["aux", "logits"])
-
-
-@pytest.mark.parametrize(
-    "wrap",
-    [
-        lambda z, h: (z, h),
-        lambda z, h: [z],
-        lambda z, h: {"aux": h, "logits": z},
-        lambda z, h: OrderedDict(logits=z),
-        lambda z, h: SimpleNamespace(logits=z, aux=h),
-        lambda z, h: Logits(h, z),
-    ],
-    ids=["tuple", "list", "dict", "OrderedDict", "object", "namedtuple"],
-)
-def test_networks_may_return_more_than_logits(opened, wrap):
-    class Wrapped(Body):
-        def forward(self, x):
-            features = self.features(x)
-            return wrap(self.head(features), features)
-
-    network = opened(Wrapped(), X)
-    assert network.head == "head"
-    assert_head_gives_the_logits(network, X)
-
-
-def test_dropout_between_features_and_head_drops_in_training_only(opened):
-    class Dropped(Body):
-        def forward(self, x):
-            return self.head(nn.functional.dropout(self.features(x), 0.5, self.training))
-
-    network = opened(Dropped(), X)
-    features = assert_head_gives_the_logits(network, X)
-    torch.testing.assert_close(features, network.module.features(torch.tensor(X)))
-    network.train(True)
-    dropped, logits = network.features_and_logits(torch.tensor(X))
-    torch.testing.assert_close(network.module.head(dropped), logits)
-    assert (dropped == 0).sum() > (features == 0).sum()
-
-
-def test_unused_linear_layers_are_passed_over(opened):
-    class Cluttered(Body):
-        def __init__(self):
-            super().__init__()
-            self.projection = nn.Linear(8, 4).double()
-            self.another_head = nn.Linear(8, 4).double()
-
-    assert opened(Cluttered(), X).head == "head"
-
-
-def test_an_auxiliary_head_that_runs_later_is_passed_over(opened):
-    class Auxiliary(Body):
-        def __init__(self):
-            super().__init__()
-            self.auxiliary = nn.Linear(8, 4).double()
-
-        def forward(self, x):
-            features = self.features(x)
-            logits = self.head(features)
-            return logits, self.auxiliary(features)
-
-    network = opened(Auxiliary(), X)
-    assert network.head == "head"
-    assert_head_gives_the_logits(network, X)
-
-
-def test_a_head_may_be_called_with_a_keyword(opened):
-    class Keyword(Body):
-        def forward(self, x):
-            return self.head(input=self.features(x))
-
-    network = opened(Keyword(), X)
-    assert network.head == "head"
-    assert_head_gives_the_logits(network, X)
-
-
-def test_of_two_layers_that_give_the_logits_the_last_is_the_head(opened):
-    module = nn.Sequential(nn.Linear(6, 4), nn.Linear(4, 4, bias=False)).double()
-    nn.init.eye_(module[1].weight)
-    assert opened(module, X).head == "1"
-
-
-def test_one_layer_under_two_names_is_found_under_the_first(opened):
-    class Shared(Body):
-        def __init__(self):
-            super().__init__()
-            self.alias = self.head
-
-        def forward(self, x):
-            return self.alias(self.features(x))
-
-    network = opened(Shared(), X)
-    assert network.head == "head"
-    assert_head_gives_the_logits(network, X)
-
-
-def test_the_features_of_a_head_called_twice_are_those_of_its_last_call(opened):
-    class Twice(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.layer = nn.Linear(6, 6).double()
-
-        def forward(self, x):
-            return self.layer(torch.relu(self.layer(x)))
-
-    network = opened(Twice(), X)
-    features = assert_head_gives_the_logits(network, X)
-    torch.testing.assert_close(features, torch.relu(network.module.layer(torch.tensor(X))))
-
-
-class Cosine(nn.Module):
-    """A head that is no linear layer."""
-
-    def __init__(self):
-        super().__init__()
-        self.weight = nn.Parameter(torch.randn(8, 4))
-
-    def forward(self, h):
-        return nn.functional.normalize(h, dim=1) @ self.weight
-
-
-def sequential_head():
-    return nn.Sequential(nn.Linear(8, 5), nn.Tanh(), nn.Linear(5, 4))
-
-
-@pytest.mark.parametrize(("make", "width"), [(Cosine, 8), (sequential_head, 8)])
-def test_a_head_that_is_not_linear_can_be_named(opened, make, width):
-    network = opened(Body(make()), X, head="head")
-    assert network.head == "head"
-    features = assert_head_gives_the_logits(network, X)
-    torch.testing.assert_close(features, network.module.features(torch.tensor(X)))
-
-
-def test_without_a_name_the_last_linear_layer_of_a_classifier_is_the_head(opened):
-    network = opened(Body(sequential_head()), X)
-    assert network.head == "head.2"
-    assert assert_head_gives_the_logits(network, X).shape == (10, 5)
-
-
-def test_a_convolutional_head_can_be_named_and_its_features_are_flat(opened):
-    class Convolutional(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.body = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1))
-            self.head = nn.Conv2d(8, 4, 1)
-
-        def forward(self, x):
-            return self.head(self.body(x)).flatten(1)
-
-    network = opened(Convolutional(), IMAGES, head="head")
-    batch = network.batcher(IMAGES, slice(0, 8))
-    with torch.no_grad():
-        features, logits = network.features_and_logits(batch)
-        torch.testing.assert_close(features, network.module.body(batch).flatten(1))
-        torch.testing.assert_close(logits, network.module(batch))
-
-
-# Where there is no head
-
-
-class AfterHead(Body):
-    """A classifier with something after its last layer."""
-
-    def __init__(self, after):
-        super().__init__()
-        self.after = after
-
-    def forward(self, x):
-        return self.after(self.head(self.features(x)))
-
-
-def subtract_in_place(logits):
-    logits -= logits.logsumexp(dim=1, keepdim=True)
-    return logits
-
-
-@pytest.mark.parametrize(
-    "after",
-    [
-        functools.partial(torch.softmax, dim=1),
-        functools.partial(torch.log_softmax, dim=1),
-        lambda logits: logits / 2,
-        lambda logits: logits[:, :3],
-        # Changes what the head returned as well.
-        subtract_in_place,
-    ],
-    ids=["softmax", "log-softmax", "scale", "columns", "in place"],
-)
-def test_anything_after_the_last_layer_is_refused_with_what_to_do(opened, after):
-    message = (
-        r"No classification head found: the output, of shape \(8, [34]\), is not the output of "
-        r"a linear layer .*body gives \(8, 8\), head gives \(8, 4\).*softmax .*"
-        r'return the logits themselves.*Pass head="NAME"'
-    )
-    with pytest.raises(ValueError, match=message):
-        opened(AfterHead(after), X)
-
-
-def test_a_network_without_linear_layers_is_refused_with_what_to_do(opened):
-    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
-    message = r'calls no torch\.nn\.Linear \(linear layers registered: none\)\. Pass head="NAME"'
-    with pytest.raises(ValueError, match=message):
-        opened(network, IMAGES)
-
-
-def test_linear_layers_that_are_never_called_are_named(opened):
-    class Functional(Body):
-        def forward(self, x):
-            hidden = torch.relu(nn.functional.linear(x, self.body.weight))
-            return nn.functional.linear(hidden, self.head.weight)
-
-    with pytest.raises(ValueError, match=r"\(linear layers registered: body, head\)"):
-        opened(Functional(), X)
-
-
-def test_a_head_whose_first_of_two_calls_gives_the_logits_is_refused(opened):
-    class First(Body):
-        def forward(self, x):
-            return self.head(self.features(x)), self.head(self.features(-x))
-
-    with pytest.raises(ValueError, match="No classification head found"):
-        opened(First(), X)
-
-
-@pytest.mark.parametrize(
-    ("name", "message"),
-    [
-        ("fc", r"head='fc' names no submodule of Body; its linear layers are body, head"),
-        ("", r"head='' names no submodule of Body"),
-        ("body", r"head='body' is not the head: its output, \(8, 8\), is not the logits \(8, 4\)"),
-        ("unused", r"head='unused' is not the head: the forward pass never calls it"),
-    ],
-)
-def test_a_wrong_name_is_refused_with_the_right_ones(opened, name, message):
-    module = Body()
-    module.unused = nn.Identity()
-    with pytest.raises(ValueError, match=message):
-        opened(module, X, head=name)
-
-
-def test_of_many_linear_layers_the_last_are_named(opened):
-    module = nn.Sequential(*(nn.Linear(6, 6) for _ in range(9)))
-    with pytest.raises(ValueError, match=r"layers are \.\.\., 4, 5, 6, 7, 8\. Pass the name"):
-        opened(module, X, head="head")
-
-
-# What a network may return
-
-
-@pytest.mark.parametrize(
-    ("output", "shown"),
-    [
-        (None, "a NoneType"),
-        (np.zeros((3, 2)), "a ndarray"),
-        ((), "a tuple of nothing"),
-        (("a", torch.zeros(3, 2)), "a tuple of str, Tensor"),
-        ({"scores": torch.zeros(3, 2)}, r"a dict with the keys \['scores'\]"),
-    ],
-)
-def test_an_output_without_logits_is_refused(output, shown):
-    with pytest.raises(TypeError, match=rf"The module returned {shown}; expected logits: a tensor"):
-        logits_of(output)
-
-
-@pytest.mark.parametrize("shape", [(3,), (3, 1), (3, 4, 2), ()])
-def test_logits_of_another_shape_are_refused(shape):
-    with pytest.raises(ValueError, match=r"logits of shape .*; expected \(n, K\).*K >= 2"):
-        logits_of(torch.zeros(shape))
-
-
-@pytest.mark.parametrize("columns", [3, 12])
-def test_a_network_must_give_one_row_of_logits_a_row(opened, columns):
-    class Regrouped(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.head = nn.Linear(columns, 4).double()
-
-        def forward(self, x):
-            return self.head(x.reshape(-1, columns))
-
-    with pytest.raises(ValueError, match="rows"):
-        opened(Regrouped(), X)
 
 
 # Hooks, errors and threads
@@ -451,6 +83,103 @@ def test_the_error_of_a_network_keeps_its_traceback_and_gains_a_note(opened):
     assert "Raised by the module given, Failing, on a batch of shape (8, 6)" in note
     assert "torch.float32" in note
     assert "preprocess=" in note
+
+
+class Inner(Body):
+    """A classifier whose forward begins with a function of the test's."""
+
+    def __init__(self, change):
+        super().__init__()
+        self.change = change
+
+    def forward(self, x):
+        return self.head(torch.relu(self.body(self.change(x))))
+
+
+def embedding():
+    return nn.Sequential(nn.Embedding(9, 4), nn.Flatten(), nn.Linear(24, 3))
+
+
+def convolution(channels=3):
+    return nn.Sequential(nn.Conv2d(channels, 2, 3), nn.Flatten(), nn.LazyLinear(3))
+
+
+def refuse_device(x):
+    raise RuntimeError("Expected all tensors to be on the same device, but found two, cpu and cuda")
+
+
+@pytest.mark.parametrize(
+    ("module", "rows", "hint"),
+    [
+        (
+            embedding(),
+            np.ones((8, 6), dtype=np.int64),
+            "integers are cast to float32; a network on token ids takes them with "
+            "preprocess=torch.Tensor.long",
+        ),
+        (embedding(), np.ones((8, 6)), "preprocess=torch.Tensor.long"),
+        (
+            convolution(),
+            np.ones((8, 12, 12, 3), dtype=np.float32),
+            "channels last, (n, h, w, c), where networks take (n, c, h, w): "
+            "preprocess=skood.networks.NormalizeImages(mean, std)",
+        ),
+        (convolution(1), np.ones((8, 12, 12)), "X[:, None] of gray images (n, h, w)"),
+        (convolution(), np.ones((8, 432)), "X.reshape(n, c, h, w)"),
+        (Inner(refuse_device), X, "Tensors kept as plain attributes stay where they were: use"),
+    ],
+    ids=["token ids", "float ids", "channels last", "gray", "flat", "device"],
+)
+def test_the_note_says_what_may_help(opened, module, rows, hint):
+    with pytest.raises(RuntimeError) as raised:
+        opened(module, rows)
+    (note,) = raised.value.__notes__
+    assert hint in note
+    assert f"on a batch of shape {(8, *rows.shape[1:])}" in note
+
+
+def test_the_note_gives_no_hint_that_does_not_apply(opened):
+    with pytest.raises(RuntimeError, match="multiplied") as raised:
+        opened(mlp(), np.ones((8, 7)))
+    (note,) = raised.value.__notes__
+    assert note == (
+        "Raised by the module given, Sequential, on a batch of shape (8, 7) and dtype "
+        "torch.float64. If it expects another shape, dtype or layout, pass a function that makes "
+        "it as preprocess=."
+    )
+
+
+def test_a_network_for_batches_of_one_size_is_explained(opened):
+    with pytest.raises(RuntimeError, match="size") as raised:
+        opened(Inner(lambda x: x + torch.zeros(8, 1)), X)
+    (note,) = raised.value.__notes__
+    assert "Inner, took a batch of 8 rows, but not one of 12" in note
+    assert "x.shape[0]" in note
+
+
+def test_other_logits_in_training_mode_are_refused(opened):
+    class Twofold(Body):
+        def forward(self, x):
+            features = self.features(x)
+            return (features, self.head(features)) if self.training else self.head(features)
+
+    network = opened(Twofold(), X)
+    network.train(True)
+    message = r"\(n, 4\) in evaluation mode, but \(10, 8\) in training mode.*the same in both"
+    with pytest.raises(ValueError, match=message):
+        network.features_and_logits(torch.tensor(X))
+
+
+def test_a_head_that_training_mode_passes_over_is_refused(opened):
+    class Bypass(Body):
+        def forward(self, x):
+            head = self.head.forward if self.training else self.head
+            return head(self.features(x))
+
+    network = opened(Bypass(), X)
+    network.train(True)
+    with pytest.raises(RuntimeError, match=r"In training mode .* does not call its head, 'head'"):
+        network.features_and_logits(torch.tensor(X))
 
 
 class Meeting(nn.Module):
@@ -549,6 +278,30 @@ def test_a_module_that_cannot_be_copied_is_refused_with_the_cause():
         copy_module(module)
 
 
+def test_parts_that_were_compiled_are_copied_plain():
+    module = nn.Sequential(torch.compile(mlp(), backend="eager"), nn.Identity())
+    module.compile(backend="eager")
+    copied = copy_module(module)
+    assert [type(part) for part in copied] == [nn.Sequential, nn.Identity]
+    assert copied[0][0].weight is not module[0]._orig_mod[0].weight
+    assert copied._compiled_call_impl is None
+    assert "_orig_mod" in module[0]._modules
+
+
+@pytest.mark.parametrize(("part", "name"), [("", "the module"), ("body", "body")])
+def test_a_forward_that_copies_would_share_is_refused(part, name):
+    module = Body()
+    owner = module.get_submodule(part)
+    owner.forward = torch.compile(owner.forward, backend="eager")
+    with pytest.raises(TypeError, match=rf"forward of '{name}' was replaced.*module\.compile\(\)"):
+        copy_module(module)
+
+
+def test_a_module_on_the_meta_device_is_refused_with_what_to_do(opened):
+    with pytest.raises(ValueError, match=r"'body\.weight' is on the meta device.*to_empty"):
+        opened(Body().to("meta"), X)
+
+
 def test_stored_activations_are_copied_by_value():
     module = mlp()
     module.activations = module(torch.tensor(X))
@@ -639,6 +392,84 @@ def test_the_dtype_of_a_network_is_that_of_its_first_floating_tensor(module, exp
 def test_a_module_on_the_cpu_is_itself():
     module = mlp()
     assert on_cpu(module) is module
+
+
+# Whether it can be trained
+
+
+class Cut(Body):
+    """A classifier through which gradients go to nothing, to the head alone, or everywhere."""
+
+    def __init__(self, to_body, to_head):
+        super().__init__()
+        self.norm = nn.BatchNorm1d(8).double()
+        self.dropout = nn.Dropout()
+        self.to_body = to_body
+        self.to_head = to_head
+
+    def forward(self, x):
+        features = self.dropout(torch.relu(self.norm(self.body(x))))
+        with torch.set_grad_enabled(torch.is_grad_enabled() and self.to_head):
+            return self.head(features if self.to_body else features.detach())
+
+
+def test_a_network_that_can_be_trained_passes_and_is_not_changed(opened):
+    network = opened(Cut(to_body=True, to_head=True), X)
+    before = copy.deepcopy(network.module.state_dict())
+    generator = torch.get_rng_state()
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("error")
+        check_trainable(network, X, np.arange(10))
+    assert torch.equal(torch.get_rng_state(), generator)
+    assert all(torch.equal(before[name], t) for name, t in network.module.state_dict().items())
+    assert all(p.grad is None for p in network.module.parameters())
+    assert not network.module.training
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_logits_without_a_gradient_are_refused(opened, frozen):
+    network = opened(Cut(to_body=True, to_head=frozen), X)
+    network.module.requires_grad_(not frozen)
+    message = r"logits carry no gradient.*torch\.no_grad.*Unfreeze.*max_epochs=0"
+    with pytest.raises(ValueError, match=message):
+        check_trainable(network, X, np.arange(10))
+
+
+def test_a_gradient_that_only_seems_to_pass_is_refused(opened):
+    module = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 4))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        module = torch.ao.quantization.quantize_dynamic(module, {"2"})
+        network = opened(module, X.astype(np.float32))
+    with pytest.raises(ValueError, match=r"quantized layers.*max_epochs=0"):
+        check_trainable(network, X.astype(np.float32), np.arange(10))
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_features_without_a_gradient_are_warned_of(opened, frozen):
+    network = opened(Cut(to_body=frozen, to_head=True), X)
+    if frozen:
+        network.module.requires_grad_(False)
+        network.module.head.requires_grad_(True)
+    message = r"Only the head, 'head', can be trained.*Unfreeze the body.*sparsity_weight=0"
+    with pytest.warns(UserWarning, match=message):
+        check_trainable(network, X, np.arange(10))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        check_trainable(network, X, np.arange(10), penalized=False)
+
+
+def test_a_part_in_inference_mode_is_explained(opened):
+    class Inference(Body):
+        def forward(self, x):
+            with torch.inference_mode():
+                features = self.features(x)
+            return self.head(features)
+
+    network = opened(Inference(), X)
+    with pytest.raises(RuntimeError, match="Inference tensors") as raised:
+        check_trainable(network, X, np.arange(10))
+    assert "remove it, or pass max_epochs=0" in raised.value.__notes__[0]
 
 
 # Pickling and compiling

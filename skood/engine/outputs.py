@@ -1,0 +1,162 @@
+"""What a classifier returned: where its logits are, and whether they can be used."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+def run(module: nn.Module, batch: Tensor) -> Tensor:
+    """Logits (n, K) of a batch, one row for each of its rows."""
+    return logits_of(module(batch), len(batch))
+
+
+def logits_of(output: Any, n_rows: int | None = None) -> Tensor:
+    """Logits (n, K) in what a classifier returned: a tensor, or a tuple, dict or object.
+
+    Parameters
+    ----------
+    output : object
+        What the classifier returned.
+    n_rows : int, optional
+        Number of rows of its batch; not compared where None.
+
+    Returns
+    -------
+    Tensor of shape (n, K)
+        The tensor itself, the first element of a tuple or list, or what is called "logits".
+
+    Raises
+    ------
+    TypeError, ValueError
+        If there are no logits (n, K), K >= 2, or not one row of them for each row of the batch.
+    """
+    found = output
+    if isinstance(found, Mapping):
+        found = found.get("logits", found)
+    elif hasattr(found, "logits"):
+        found = found.logits
+    elif is_plain_tuple(found):
+        found = found[0]
+    if not isinstance(found, Tensor):
+        raise TypeError(
+            f"The module returned {describe(output)}; expected logits: a tensor (n, K), a tuple "
+            'whose first element is that tensor, or a dict with the key "logits". Wrap the '
+            "module in one that returns its logits."
+        )
+    shape = tuple(found.shape)
+    if found.ndim != 2 or shape[1] < 2:
+        among = "" if found is output else f" (in {describe(output)})"
+        raise ValueError(
+            f"The module returned logits of shape {shape}{among}; expected (n, K), one column for "
+            f"each of K >= 2 classes. {_remedy(shape)}"
+        )
+    if n_rows is not None and shape[0] != n_rows:
+        raise ValueError(
+            f"The module returned logits of shape {shape} for {n_rows} rows; expected one row of "
+            "logits for each row. A network that averages or splits its rows cannot score them "
+            "one by one."
+        )
+    return found
+
+
+def _remedy(shape: tuple[int, ...]) -> str:
+    if len(shape) > 2 and shape[1] >= 2 and all(size == 1 for size in shape[2:]):
+        return "Return them flat: output.flatten(1)."
+    if len(shape) > 2:
+        return (
+            "Wrap the module in one that returns one row of logits for each row, such as the mean "
+            "over positions or the logits at one of them."
+        )
+    return (
+        "A network with one output for two classes needs a second column: logits z become (0, z), "
+        "as in torch.cat([torch.zeros_like(z), z], dim=1) for z of shape (n, 1)."
+    )
+
+
+def check_usable(logits: Tensor, batch: Tensor, module: nn.Module) -> None:
+    """Refuse logits from which no energy, or no meaningful one, can be computed.
+
+    Parameters
+    ----------
+    logits : Tensor of shape (n, K)
+        What a network gave.
+    batch : Tensor of shape (n, ...)
+        For this batch.
+    module : nn.Module
+        The network.
+
+    Raises
+    ------
+    TypeError
+        If they are not floating-point numbers.
+    ValueError
+        If they lie on another device than the batch, are not finite, or are probabilities.
+    """
+    if not logits.is_floating_point():
+        raise TypeError(
+            f"The module returned logits of dtype {logits.dtype}; expected floating-point numbers. "
+            "Return the values before argmax, rounding or quantization, or output.dequantize()."
+        )
+    if logits.device != batch.device:
+        raise ValueError(
+            f"The module returned logits on {logits.device} for a batch on {batch.device}: its "
+            "forward moves data to a device of its own. Remove .to(...), .cuda() or .cpu() from "
+            f"it, or pass device={str(logits.device)!r}."
+        )
+    bad = (~torch.isfinite(logits)).any(dim=1)
+    if bad.any():
+        broken = _first_nonfinite(module)
+        remedy = (
+            f"Its {broken!r} holds such values: train it anew, with a lower learning rate."
+            if broken
+            else "Check the scale of X and preprocess=; a network in float16 may overflow."
+        )
+        raise ValueError(
+            f"The network gives NaN or infinite logits for {int(bad.sum())} of {len(bad)} rows, "
+            f"though X is finite. {remedy}"
+        )
+    # The energy of log-probabilities is 0 for every row, that of probabilities hardly varies.
+    values = logits.double() if logits.device.type != "mps" else logits.float()
+    rounding = max(1e-4, 8 * torch.finfo(logits.dtype).eps)
+    if (values.logsumexp(dim=1).abs() <= rounding).all():
+        kind, sign, layer = "log-probabilities", "the logsumexp of each row is 0", "log_softmax"
+    elif (values >= 0).all() and ((values.sum(dim=1) - 1).abs() <= rounding).all():
+        kind, sign, layer = "probabilities", "each row is non-negative and sums to 1", "softmax"
+    else:
+        return
+    raise ValueError(
+        f"The module returns {kind} ({sign}), whose energy tells nothing: it is (almost) the same "
+        f"for every row. Return the logits themselves: leave out the last {layer}, and where a "
+        "loss needs it, apply it there."
+    )
+
+
+def _first_nonfinite(module: nn.Module) -> str | None:
+    for name, tensor in (*module.named_parameters(), *module.named_buffers()):
+        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+            return name
+    return None
+
+
+def is_plain_tuple(output: Any) -> bool:
+    """Whether an output is a tuple or list in which nothing but the order tells the logits."""
+    return isinstance(output, tuple | list) and len(output) > 0 and not hasattr(output, "logits")
+
+
+def describe(output: Any) -> str:
+    """What an output is, in words."""
+    if isinstance(output, Tensor):
+        return f"a Tensor {tuple(output.shape)}"
+    if isinstance(output, Mapping):
+        return f"a dict with the keys {list(output)}"
+    if isinstance(output, tuple | list):
+        kinds = ", ".join(
+            f"Tensor {tuple(item.shape)}" if isinstance(item, Tensor) else type(item).__name__
+            for item in output
+        )
+        return f"a {type(output).__name__} of {kinds or 'nothing'}"
+    return "None (has its forward no return?)" if output is None else f"a {type(output).__name__}"

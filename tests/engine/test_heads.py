@@ -1,0 +1,526 @@
+from __future__ import annotations
+
+import functools
+from collections import OrderedDict, namedtuple
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from modules import Body, assert_head_gives_the_logits, mlp
+from torch import nn
+
+X = np.random.RandomState(0).randn(10, 6)
+IMAGES = np.random.RandomState(0).rand(8, 3, 32, 32).astype(np.float32)
+
+
+@pytest.fixture(autouse=True)
+def _same_weights():
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        yield
+
+
+# Finding the head
+
+
+@pytest.mark.parametrize(
+    ("make", "head", "width"),
+    [
+        (mlp, "4", 8),
+        (functools.partial(mlp, bias=False), "4", 8),
+        (functools.partial(mlp, dtype=torch.float32), "4", 8),
+        (lambda: nn.Linear(6, 4), "", 6),
+        (lambda: nn.Sequential(nn.Flatten(), nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 2)), "3", 8),
+    ],
+)
+def test_head_of_sequential_networks(opened, make, head, width):
+    network = opened(make(), X)
+    assert network.head == head
+    assert assert_head_gives_the_logits(network, X).shape == (10, width)
+
+
+Logits = namedtuple("Logits", ["aux", "logits"])
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda z, h: (z, h),
+        lambda z, h: [z],
+        lambda z, h: {"aux": h, "logits": z},
+        lambda z, h: OrderedDict(logits=z),
+        lambda z, h: SimpleNamespace(logits=z, aux=h),
+        lambda z, h: Logits(h, z),
+    ],
+    ids=["tuple", "list", "dict", "OrderedDict", "object", "namedtuple"],
+)
+def test_networks_may_return_more_than_logits(opened, wrap):
+    class Wrapped(Body):
+        def forward(self, x):
+            features = self.features(x)
+            return wrap(self.head(features), features)
+
+    network = opened(Wrapped(), X)
+    assert network.head == "head"
+    assert_head_gives_the_logits(network, X)
+
+
+def test_dropout_between_features_and_head_drops_in_training_only(opened):
+    class Dropped(Body):
+        def forward(self, x):
+            return self.head(nn.functional.dropout(self.features(x), 0.5, self.training))
+
+    network = opened(Dropped(), X)
+    features = assert_head_gives_the_logits(network, X)
+    torch.testing.assert_close(features, network.module.features(torch.tensor(X)))
+    network.train(True)
+    dropped, logits = network.features_and_logits(torch.tensor(X))
+    torch.testing.assert_close(network.module.head(dropped), logits)
+    assert (dropped == 0).sum() > (features == 0).sum()
+
+
+def test_unused_linear_layers_are_passed_over(opened):
+    class Cluttered(Body):
+        def __init__(self):
+            super().__init__()
+            self.projection = nn.Linear(8, 4).double()
+            self.another_head = nn.Linear(8, 4).double()
+
+    assert opened(Cluttered(), X).head == "head"
+
+
+def test_an_auxiliary_head_that_runs_later_is_passed_over(opened):
+    class Auxiliary(Body):
+        def __init__(self):
+            super().__init__()
+            self.auxiliary = nn.Linear(8, 4).double()
+
+        def forward(self, x):
+            features = self.features(x)
+            logits = self.head(features)
+            return logits, self.auxiliary(features)
+
+    network = opened(Auxiliary(), X)
+    assert network.head == "head"
+    assert_head_gives_the_logits(network, X)
+
+
+def test_a_head_may_be_called_with_a_keyword(opened):
+    class Keyword(Body):
+        def forward(self, x):
+            return self.head(input=self.features(x))
+
+    network = opened(Keyword(), X)
+    assert network.head == "head"
+    assert_head_gives_the_logits(network, X)
+
+
+def test_of_two_layers_that_give_the_logits_the_last_is_the_head(opened):
+    module = nn.Sequential(nn.Linear(6, 4), nn.Linear(4, 4, bias=False)).double()
+    nn.init.eye_(module[1].weight)
+    assert opened(module, X).head == "1"
+
+
+def test_one_layer_under_two_names_is_found_under_the_first(opened):
+    class Shared(Body):
+        def __init__(self):
+            super().__init__()
+            self.alias = self.head
+
+        def forward(self, x):
+            return self.alias(self.features(x))
+
+    network = opened(Shared(), X)
+    assert network.head == "head"
+    assert_head_gives_the_logits(network, X)
+
+
+def test_the_features_of_a_head_called_twice_are_those_of_its_last_call(opened):
+    class Twice(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(6, 6).double()
+
+        def forward(self, x):
+            return self.layer(torch.relu(self.layer(x)))
+
+    network = opened(Twice(), X)
+    features = assert_head_gives_the_logits(network, X)
+    torch.testing.assert_close(features, torch.relu(network.module.layer(torch.tensor(X))))
+
+
+class Cosine(nn.Module):
+    """A head that is no linear layer."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(8, 4))
+
+    def forward(self, h):
+        return nn.functional.normalize(h, dim=1) @ self.weight
+
+
+def sequential_head():
+    return nn.Sequential(nn.Linear(8, 5), nn.Tanh(), nn.Linear(5, 4))
+
+
+@pytest.mark.parametrize(("make", "width"), [(Cosine, 8), (sequential_head, 8)])
+def test_a_head_that_is_not_linear_can_be_named(opened, make, width):
+    network = opened(Body(make()), X, head="head")
+    assert network.head == "head"
+    features = assert_head_gives_the_logits(network, X)
+    torch.testing.assert_close(features, network.module.features(torch.tensor(X)))
+
+
+def test_without_a_name_the_last_linear_layer_of_a_classifier_is_the_head(opened):
+    network = opened(Body(sequential_head()), X)
+    assert network.head == "head.2"
+    assert assert_head_gives_the_logits(network, X).shape == (10, 5)
+
+
+def test_a_convolutional_head_can_be_named_and_its_features_are_flat(opened):
+    class Convolutional(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1))
+            self.head = nn.Conv2d(8, 4, 1)
+
+        def forward(self, x):
+            return self.head(self.body(x)).flatten(1)
+
+    network = opened(Convolutional(), IMAGES, head="head")
+    batch = network.batcher(IMAGES, slice(0, 8))
+    with torch.no_grad():
+        features, logits = network.features_and_logits(batch)
+        torch.testing.assert_close(features, network.module.body(batch).flatten(1))
+        torch.testing.assert_close(logits, network.module(batch))
+
+
+class Declaring(Body):
+    """A network with timm's way to name its head."""
+
+    def __init__(self, declare):
+        super().__init__(nn.Sequential(nn.Dropout(), nn.Linear(8, 4)))
+        self.unused = nn.Linear(8, 4)
+        self.declare = declare
+
+    def get_classifier(self):
+        return self.declare(self)
+
+
+@pytest.mark.parametrize("wrap", [lambda module: module, lambda module: nn.Sequential(module)])
+def test_get_classifier_is_asked_first(opened, wrap):
+    network = opened(wrap(Declaring(lambda self: self.head)), X)
+    assert network.head.removeprefix("0.") == "head"
+    assert_head_gives_the_logits(network, X)
+
+
+@pytest.mark.parametrize(
+    "declare",
+    [
+        lambda self: None,
+        lambda self: (self.head, self.head),
+        lambda self: 1 / 0,
+        lambda self: nn.Identity(),
+        lambda self: nn.Linear(8, 4),
+        lambda self: self.unused,
+        lambda self: self.body,
+        lambda self: self,
+    ],
+    ids=["None", "tuple", "raises", "Identity", "foreign", "unused", "body", "itself"],
+)
+def test_where_get_classifier_lies_the_head_is_searched(opened, declare):
+    network = opened(Declaring(declare), X)
+    assert network.head == "head.1"
+    assert_head_gives_the_logits(network, X)
+
+
+class Zeros(Body):
+    """Two heads that are zero before training, of which one is called later, for nothing."""
+
+    def __init__(self, later):
+        super().__init__()
+        self.other = nn.Linear(8, 4).double()
+        self.later = later
+        for layer in (self.head, self.other):
+            nn.init.zeros_(layer.weight)
+            nn.init.zeros_(layer.bias)
+
+    def forward(self, x):
+        features = self.features(x)
+        if self.later:
+            return self.head(features), self.other(features)
+        self.other(x @ torch.ones(6, 8, dtype=x.dtype))
+        return self.head(features)
+
+
+@pytest.mark.parametrize("later", [False, True])
+def test_of_two_heads_of_zeros_the_one_that_is_returned_is_found(opened, later):
+    network = opened(Zeros(later), X)
+    assert network.head == "head"
+    features = assert_head_gives_the_logits(network, X)
+    torch.testing.assert_close(features, network.module.features(torch.tensor(X)))
+
+
+def test_a_head_on_several_dropouts_of_the_same_features_is_found(opened):
+    class Samples(Body):
+        def forward(self, x):
+            features = self.features(x)
+            dropped = [nn.functional.dropout(features, 0.5, self.training) for _ in range(5)]
+            return sum(self.head(sample) for sample in dropped) / 5
+
+    assert opened(Samples(), X).head == "head"
+
+
+def test_a_head_on_features_with_an_axis_of_one_is_found(opened):
+    class Pooled(Body):
+        def forward(self, x):
+            return self.head(self.features(x)[:, None])[:, 0]
+
+    network = opened(Pooled(), X)
+    assert network.head == "head"
+    assert_head_gives_the_logits(network, X)
+
+
+class Sized(nn.Module):
+    """A part with sizes like a linear layer, which it is or is not."""
+
+    def __init__(self, activation):
+        super().__init__()
+        self.in_features, self.out_features = 8, 4
+        self.first = nn.Parameter(torch.randn(8, 16))
+        self.second = nn.Parameter(torch.randn(16, 4))
+        self.activation = activation
+
+    def forward(self, h):
+        return self.activation(h @ self.first) @ self.second
+
+
+def test_a_layer_of_another_class_is_linear_if_it_behaves_so(opened):
+    assert opened(Body(Sized(nn.Identity())), X).head == "head"
+
+
+@pytest.mark.parametrize("activation", [nn.ReLU(), nn.Tanh(), nn.GELU()])
+def test_a_network_is_no_linear_layer_though_it_has_sizes_like_one(opened, activation):
+    with pytest.raises(ValueError, match=r'no linear layer gives the logits\. Pass head="head"'):
+        opened(Body(Sized(activation)), X)
+
+
+def test_an_adapter_comes_before_the_layer_inside_it(opened):
+    class Adapter(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.in_features, self.out_features = 8, 4
+            self.base = nn.Linear(8, 4)
+            self.change = nn.Parameter(torch.zeros(8, 4))
+
+        def forward(self, h):
+            return self.base(h) + h @ self.change
+
+    network = opened(Body(Adapter()), X)
+    assert network.head == "head"
+    assert_head_gives_the_logits(network, X)
+
+
+def test_a_name_may_be_another_one_of_the_same_module(opened):
+    module = Body()
+    module.alias = module.head
+    assert opened(module, X, head="alias").head == "alias"
+
+
+# Where there is no head
+
+
+class AfterHead(Body):
+    """A classifier with something after its last layer."""
+
+    def __init__(self, after):
+        super().__init__()
+        self.after = after
+
+    def forward(self, x):
+        return self.after(self.head(self.features(x)))
+
+
+def halve_in_place(logits):
+    logits /= 2
+    return logits
+
+
+@pytest.mark.parametrize(
+    "after",
+    [
+        lambda logits: logits / 2,
+        lambda logits: logits[:, :3],
+        lambda logits: logits + torch.arange(4),
+        torch.relu,
+        torch.sigmoid,
+        halve_in_place,  # which changes what the head returned as well
+    ],
+    ids=["scale", "columns", "prior", "relu", "sigmoid", "in place"],
+)
+def test_anything_after_the_last_layer_is_refused_with_what_to_do(opened, after):
+    message = (
+        r"No classification head found: what the module returns, \(8, [34]\), is not what its "
+        r"linear layer '(head|body)' gives, \(8, [48]\)\..* a scale, a sum .*return what the layer "
+        r'gives.*Pass head="NAME"'
+    )
+    with pytest.raises(ValueError, match=message):
+        opened(AfterHead(after), X)
+
+
+def test_a_network_without_linear_layers_is_refused_with_what_to_do(opened):
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    message = r'calls no torch\.nn\.Linear \(registered are: none\).*Pass head="NAME"'
+    with pytest.raises(ValueError, match=message):
+        opened(network, IMAGES)
+
+
+class Functional(Body):
+    """A classifier that calls none, or only the first, of its layers."""
+
+    def __init__(self, calls_body):
+        super().__init__()
+        self.calls_body = calls_body
+
+    def forward(self, x):
+        body = self.body if self.calls_body else self.body.forward
+        return nn.functional.linear(torch.relu(body(x)), self.head.weight)
+
+
+@pytest.mark.parametrize(
+    ("calls_body", "reason"),
+    [
+        (False, r"calls no torch\.nn\.Linear \(registered are: body, head\)"),
+        (True, r"is not what its linear layer 'body' gives, \(8, 8\)"),
+    ],
+)
+def test_a_functional_head_is_refused_with_what_to_do(opened, calls_body, reason):
+    message = rf"{reason}.*F\.linear\(h, weight\) or h @ weight.*submodule, torch\.nn\.Linear"
+    with pytest.raises(ValueError, match=message):
+        opened(Functional(calls_body), X)
+
+
+def test_a_part_that_is_the_whole_network_is_not_offered_as_its_head(opened):
+    with pytest.raises(ValueError, match=r"not what its linear layer '1\.body' gives") as raised:
+        opened(nn.Sequential(nn.Identity(), Functional(calls_body=True)), X)
+    assert 'head="1"' not in str(raised.value)
+
+
+def test_of_a_head_that_is_not_linear_the_name_is_given(opened):
+    message = r'Pass head="head" \(its input, \(8, 8\), becomes features of width 8\)'
+    with pytest.raises(ValueError, match=message):
+        opened(Body(Cosine()), X)
+
+
+@pytest.mark.parametrize("zero", [False, True])
+@pytest.mark.parametrize(
+    "combine",
+    [lambda first, second: (first, second), lambda first, second: (first + second) / 2],
+    ids=["first of two", "mean"],
+)
+def test_a_head_called_twice_whose_last_call_is_not_the_answer_is_refused(opened, combine, zero):
+    class Twice(Body):
+        def forward(self, x):
+            return combine(self.head(self.features(x)), self.head(self.features(-x)))
+
+    module = Twice()
+    if zero:
+        nn.init.zeros_(module.head.weight)
+        nn.init.zeros_(module.head.bias)
+    with pytest.raises(ValueError, match=r"'head' is called 2 times.*Wrap the network in a module"):
+        opened(module, X)
+
+
+@pytest.mark.parametrize(("scale", "kind"), [(1, "sum"), (2, "mean")])
+def test_several_heads_are_refused_with_the_reason(opened, scale, kind):
+    class Several(Body):
+        def __init__(self):
+            super().__init__()
+            self.other = nn.Linear(8, 4).double()
+
+        def forward(self, x):
+            features = self.features(x)
+            return (self.head(features) + self.other(features * 2)) / scale
+
+    message = rf"the logits are the {kind} of what head, other give.*Wrap the network in a module"
+    with pytest.raises(ValueError, match=message):
+        opened(Several(), X)
+
+
+class Pair(Body):
+    """A network that returns its features, linear or not, before its logits."""
+
+    def __init__(self, activation):
+        super().__init__()
+        self.activation = activation
+
+    def forward(self, x):
+        features = self.activation(self.body(x))
+        return features, self.head(features)
+
+
+@pytest.mark.parametrize("zero", [False, True])
+@pytest.mark.parametrize(
+    ("activation", "reason"),
+    [
+        (torch.relu, r"not the first element but element 1 comes from a linear layer, 'head'"),
+        (lambda h: h, r"Its first element, from 'body', enters 'head', whose output is element 1"),
+    ],
+    ids=["relu", "linear"],
+)
+def test_features_before_logits_are_refused_with_the_index(opened, activation, reason, zero):
+    module = Pair(activation)
+    if zero:
+        nn.init.zeros_(module.head.weight)
+    message = rf"a tuple of Tensor \(8, 8\), Tensor \(8, 4\).*{reason}.*returns .*output\[1\]"
+    with pytest.raises(ValueError, match=message):
+        opened(module, X)
+
+
+def test_features_before_logits_of_another_head_are_refused(opened):
+    module = Pair(torch.relu)
+    module.head = Cosine().double()
+    message = r"first element does not come from a linear layer\. Wrap .* returns the logits alone"
+    with pytest.raises(ValueError, match=message):
+        opened(module, X)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("fc", r"head='fc' names no submodule of Body; its linear layers are body, head"),
+        ("", r"head='' names no submodule of Body"),
+        (
+            "body",
+            r"head='body' is not the head: its output, \(8, 8\), is not the logits \(8, 4\)\. "
+            r'Pass head="head", or head=None',
+        ),
+        (
+            "unused",
+            r"head='unused' is not the head: the forward pass never calls it\. "
+            r'Pass head="head", or head=None',
+        ),
+    ],
+)
+def test_a_wrong_name_is_refused_with_the_right_ones(opened, name, message):
+    module = Body()
+    module.unused = nn.Identity()
+    with pytest.raises(ValueError, match=message):
+        opened(module, X, head=name)
+
+
+def test_a_name_whose_output_is_changed_is_refused_with_the_reason(opened):
+    message = (
+        r"head='head' is not the head: its output, \(8, 4\), is not the logits \(8, 4\) that the "
+        r"module returns: something after it changes them\. Linear layers: body, head\."
+    )
+    with pytest.raises(ValueError, match=message):
+        opened(AfterHead(torch.tanh), X, head="head")
+
+
+def test_of_many_linear_layers_the_last_are_named(opened):
+    module = nn.Sequential(*(nn.Linear(6, 6) for _ in range(9)))
+    with pytest.raises(ValueError, match=r"layers are \.\.\., 4, 5, 6, 7, 8\. Pass the name"):
+        opened(module, X, head="head")
