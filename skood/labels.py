@@ -105,8 +105,7 @@ def is_outlier(labels: Labels, ood_label: Any) -> NDArray[np.bool_]:
     if ood_label is None:
         return np.zeros(len(labels), dtype=bool)
     kind = np.asarray(ood_label).dtype.kind
-    kind = "iu" if kind in "iu" else kind
-    if labels.dtype.kind not in kind:
+    if labels.dtype.kind not in ("iu" if kind in "iu" else kind):
         raise ValueError(
             f"ood_label={ood_label!r} is a {type(ood_label).__name__} while y has dtype "
             f"{labels.dtype}, so no row can carry it; pass a label of the kind of y."

@@ -285,7 +285,7 @@ def _hints(
 ) -> Iterator[str]:
     parts = list(module.modules())
     integers = "int" in str(getattr(X, "dtype", "")) and batcher.preprocess is None
-    if integers or any(isinstance(part, nn.Embedding) for part in parts):
+    if (integers and batch.ndim < 4) or any(isinstance(part, nn.Embedding) for part in parts):
         yield (
             "Without preprocess=, integers are cast to "
             f"{str(batcher.dtype).removeprefix('torch.')}; a network on token ids takes them with "

@@ -402,6 +402,20 @@ def test_a_functional_head_is_refused_with_what_to_do(opened, calls_body, reason
         opened(Functional(calls_body), X)
 
 
+def test_what_only_changes_logits_is_not_offered_as_the_head(opened):
+    class Temperature(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.value = nn.Parameter(torch.tensor(2.0))
+
+        def forward(self, logits):
+            return logits / self.value
+
+    with pytest.raises(ValueError, match=r"is not what its linear layer 'head' gives") as raised:
+        opened(AfterHead(Temperature()), X)
+    assert 'head="after"' not in str(raised.value)
+
+
 def test_a_part_that_is_the_whole_network_is_not_offered_as_its_head(opened):
     with pytest.raises(ValueError, match=r"not what its linear layer '1\.body' gives") as raised:
         opened(nn.Sequential(nn.Identity(), Functional(calls_body=True)), X)

@@ -138,6 +138,14 @@ def test_the_note_says_what_may_help(opened, module, rows, hint):
     assert f"on a batch of shape {(8, *rows.shape[1:])}" in note
 
 
+def test_images_of_integers_are_not_taken_for_token_ids(opened):
+    with pytest.raises(RuntimeError) as raised:
+        opened(convolution(), np.ones((8, 12, 12, 3), dtype=np.uint8))
+    (note,) = raised.value.__notes__
+    assert "channels last" in note
+    assert "token" not in note
+
+
 def test_the_note_gives_no_hint_that_does_not_apply(opened):
     with pytest.raises(RuntimeError, match="multiplied") as raised:
         opened(mlp(), np.ones((8, 7)))

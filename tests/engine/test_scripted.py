@@ -36,13 +36,13 @@ def _deprecated_parts_of_torch():
 class Plain(nn.Module):
     """A classifier with batch-norm, dropout and a layer beside the head."""
 
-    def __init__(self, bias: bool = True):
+    def __init__(self, bias: bool = True, width: int = 8):
         super().__init__()
-        self.body = nn.Linear(6, 8)
-        self.norm = nn.BatchNorm1d(8)
+        self.body = nn.Linear(6, width)
+        self.norm = nn.BatchNorm1d(width)
         self.dropout = nn.Dropout(0.5)
-        self.head = nn.Linear(8, 4, bias=bias)
-        self.other = nn.Linear(8, 4)
+        self.head = nn.Linear(width, 4, bias=bias)
+        self.other = nn.Linear(width, 4)
 
     def features(self, x: Tensor) -> Tensor:
         return self.dropout(torch.relu(self.norm(self.body(x))))
@@ -106,11 +106,12 @@ MAKERS = pytest.mark.parametrize("make", [torch.jit.script, traced], ids=["scrip
         Plain(),
         Plain(bias=False),
         zero(WithAuxiliary()),
+        zero(WithAuxiliary(width=4)),
         WithFeatures(),
         Plain().bfloat16(),
         Plain().double(),
     ],
-    ids=["plain", "no bias", "zero", "tuple", "bfloat16", "float64"],
+    ids=["plain", "no bias", "zero", "square zero", "tuple", "bfloat16", "float64"],
 )
 def test_the_features_of_a_script_are_those_of_the_module_it_was_made_from(opened, make, plain):
     network = opened(make(plain), X)
@@ -240,6 +241,11 @@ def test_a_script_is_a_script_again_after_pickling(make):
             r"it returns a tuple of Tensor \(8, 8\), Tensor \(8, 4\), and of its linear layers, "
             r"other, head, body, none gives the logits .*Pass the nn\.Module from which",
         ),
+        (
+            lambda: torch.jit.script(FeaturesFirst(width=6)),
+            None,
+            r"it returns a tuple of Tensor \(8, 6\), Tensor \(8, 4\), .*and alone\.",
+        ),
         (lambda: torch.jit.script(Scaled()), None, r"none gives the logits just as they are"),
         (lambda: torch.jit.script(Functional()), None, r"none gives the logits just as they are"),
         (lambda: torch.jit.script(Plain()), "fc", r"of that name is not in it; .*, head, .*=None"),
@@ -249,7 +255,15 @@ def test_a_script_is_a_script_again_after_pickling(make):
             r"of that name gives something other than the logits; .*, head, .*head=None",
         ),
     ],
-    ids=["frozen", "features first", "scaled", "functional", "unknown name", "wrong name"],
+    ids=[
+        "frozen",
+        "features first",
+        "square features first",
+        "scaled",
+        "functional",
+        "unknown name",
+        "wrong name",
+    ],
 )
 def test_a_script_without_a_head_is_refused_with_the_reason(opened, make, head, message):
     with pytest.raises(ValueError, match=f"in the TorchScript module: .*{message}"):
