@@ -2,6 +2,7 @@
 #
 #   make demo         train, fine-tune and compare on scikit-learn's digits; writes demo.png
 #   make test         run the tests
+#   make test-slow    run the tests that take longer: searches in other processes
 #   make test-oldest  run scikit-learn's checks under the oldest supported versions
 #   make lint         style, types and docstrings
 #   make docs         build the site into docs/_build/html; a warning is an error
@@ -15,17 +16,20 @@ INDEX ?=
 
 REQUIREMENTS := pyproject.toml constraints-common.txt
 
-.PHONY: demo test test-oldest lint docs clean
+.PHONY: demo test test-slow test-oldest lint docs clean
 
 demo: .venv/demo.stamp
 	OMP_NUM_THREADS=1 MPLBACKEND=Agg .venv/bin/python examples/plot_digits.py
 
 # One thread per worker, and scipy's array API switched on so that scikit-learn skips no check.
-test test-oldest: export OMP_NUM_THREADS = 1
-test test-oldest: export SCIPY_ARRAY_API = 1
+test test-slow test-oldest: export OMP_NUM_THREADS = 1
+test test-slow test-oldest: export SCIPY_ARRAY_API = 1
 
 test: .venv/dev.stamp
 	.venv/bin/pytest -n 2
+
+test-slow: .venv/dev.stamp
+	.venv/bin/pytest -m slow
 
 test-oldest: .venv-oldest/test.stamp
 	.venv-oldest/bin/pytest -n 2 tests/test_sklearn_contract.py

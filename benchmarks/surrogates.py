@@ -119,7 +119,7 @@ def make_detector(
         module,
         sparsity_weight=0 if weight == UNTOUCHED else weight,
         max_epochs=0 if weight == UNTOUCHED else options.epochs,
-        calibration_size=200,
+        calibration_size=0.01,  # the threshold plays no part
         preprocess=NORMALISATIONS[options.normalise],
         augment="flip",
         random_state=seed,

@@ -357,3 +357,72 @@ def test_memory_refuses_no_rows(memory, capsys):
     with pytest.raises(SystemExit):
         memory.main(["--rows", "0"])
     assert "0 is not at least 1" in capsys.readouterr().err
+
+
+# Surrogates
+
+
+def surrogate_arguments(**changed):
+    options = {"csv": None, "test_rows": None, "weights": ["0", "0.01", "20"], "rows": "90"}
+    extra = {"ood_rows": "80", "surrogate_rows": "60", "folder": "kept", "train_rows": "200"}
+    return arguments(**(options | extra | changed))
+
+
+def test_surrogates_end_to_end(script, files, capsys, monkeypatch):
+    surrogates = script("surrogates")
+    monkeypatch.setattr(surrogates, "RESAMPLINGS", 5)
+    surrogates.main(surrogate_arguments())
+    first = capsys.readouterr()
+    assert len(list(Path("kept").glob("*.npz"))) == 8
+    weights = [line.split("|")[1].strip() for line in first.out.splitlines()[4:8]]
+    assert weights == ["untouched", "0.0", "0.01", "20.0"]
+    kinds = [line.split(" | ")[0].strip("| ") for line in first.out.splitlines()[-8:]]
+    assert kinds == list(surrogates.KINDS)
+    # What is there is not done again.
+    monkeypatch.setattr(surrogates, "make_detector", None)
+    surrogates.main(surrogate_arguments())
+    assert capsys.readouterr() == (first.out, "")
+
+
+def test_regret_is_that_of_the_weight_chosen_among_the_accurate(script):
+    surrogates = script("surrogates")
+
+    def judged(right, real, surrogate):
+        ids = np.linspace(0, 1, 101)
+        return {
+            "held-out": ids,
+            "test": ids,
+            "right held-out": np.arange(100) < right,
+            "real a": np.repeat([0.0, 1.0], [100 - real, real]),
+            "surrogate auto": np.repeat([0.0, 1.0], [100 - surrogate, surrogate]),
+        }
+
+    by_weight = {
+        "untouched": judged(90, 60, 60),
+        0.0: judged(90, 50, 50),
+        0.1: judged(89, 30, 40),
+        0.2: judged(89, 40, 20),
+        0.5: judged(50, 10, 10),
+    }
+    allowed = surrogates.accurate(by_weight, 0.01)
+    assert allowed == [0.0, 0.1, 0.2]
+    correlation, regret = surrogates.correlation_and_regret(by_weight, "auto", allowed)
+    assert regret == pytest.approx(10)  # 0.2 is chosen, 0.1 is best
+    assert correlation == pytest.approx(0.8)
+
+
+def test_penalty_scale_end_to_end(script, capsys, monkeypatch):
+    penalty_scale = script("penalty_scale")
+    monkeypatch.setattr(penalty_scale, "WIDTHS", (8, 32))
+    monkeypatch.setattr(penalty_scale, "WEIGHTS", {"l1": (0.02, 1e4), "relative_l1": (0.5,)})
+    penalty_scale.main(["--seeds", "0", "--epochs", "5"])
+    rows = [line.split("|")[1:-1] for line in capsys.readouterr().out.splitlines() if "|" in line]
+    cells = {(row[0].strip(), row[1].strip()): row[2:] for row in rows[2:]}
+    shares = {
+        name: [float(cell.split("/")[0]) for cell in row]
+        for name, row in cells.items()
+        if "collapses" not in row[0]
+    }
+    assert shares["none", "0"] == pytest.approx([100, 100], abs=15)
+    assert shares["l1", "0.02"][1] < shares["none", "0"][1]
+    assert "collapses" in "".join(cells["l1", "10000"])
