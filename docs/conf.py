@@ -47,5 +47,5 @@ sphinx_gallery_conf = {
 
 html_theme = "pydata_sphinx_theme"
 html_theme_options = {"show_prev_next": False}
-html_sidebars = {"changelog": [], "user_guide": []}
+html_sidebars = {"changelog": [], "choosing_the_weight": [], "user_guide": []}
 html_show_sourcelink = False

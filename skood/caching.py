@@ -65,7 +65,18 @@ class TrainingStore:
         self.path = None if backend is None else Path(backend.location) / "skood" / f"{key}.pt"
 
     def load(self) -> Progress | None:
-        """The last epoch that was kept, or None."""
+        """The last epoch that was kept.
+
+        Returns
+        -------
+        Progress or None
+            What to go on from; None where nothing was kept, or it is damaged.
+
+        Warns
+        -----
+        UserWarning
+            If the entry is damaged.
+        """
         if self.path is None or not self.path.exists():
             return None
         content = self.path.read_bytes()
@@ -82,7 +93,13 @@ class TrainingStore:
         return progress
 
     def save(self, progress: Progress) -> None:
-        """Keep an epoch in place of the one before; whoever is killed meanwhile leaves that one."""
+        """Keep an epoch in place of the one before; whoever is killed meanwhile leaves that one.
+
+        Parameters
+        ----------
+        progress : Progress
+            The training after that epoch.
+        """
         if self.path is None:
             return
         buffer = io.BytesIO()

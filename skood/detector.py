@@ -8,13 +8,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from numbers import Integral, Real
 from os import PathLike
-from typing import Any, ClassVar, NamedTuple, Self
+from typing import Any, ClassVar, NamedTuple, Self, cast
 
 import numpy as np
 import torch
 from joblib import Memory
 from numpy.typing import ArrayLike, NDArray
-from sklearn.base import BaseEstimator, OutlierMixin
+from sklearn.base import BaseEstimator, OutlierMixin, clone
 from sklearn.utils import Tags
 from sklearn.utils._param_validation import Interval, StrOptions, validate_parameter_constraints
 from sklearn.utils.validation import check_is_fitted, validate_data
@@ -22,7 +22,6 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 from tqdm.auto import tqdm
 
-from . import metrics
 from .accuracy import warn_if_accuracy_dropped, warn_if_near_chance, warn_if_seen_before
 from .caching import TrainingStore, training_key
 from .calibration import calibration_split, conformal_p_values, place_threshold
@@ -64,7 +63,7 @@ from .engine.training import (
     train,
 )
 from .labels import as_labels, cluster_labels, encode_labels, is_outlier
-from .model_selection import surrogate_outliers
+from .model_selection import make_ood_scorer
 from .networks import default_network
 from .penalties import PENALTIES, Penalty, Relative, get_penalty, l1
 from .randomness import random_generator
@@ -347,6 +346,7 @@ class SparseEnergyOODDetector(OutlierMixin, BaseEstimator):
                 )
             self.score_function_ = get_score(self.score_function)
             seeds = _draw_seeds(self.random_state)
+            self._seed_of_network = seeds.network
             device = resolve_device(self.device)
             with reproducible(seeds.network, device):
                 network = self._given_network(X, inliers, device)
@@ -412,7 +412,8 @@ class SparseEnergyOODDetector(OutlierMixin, BaseEstimator):
                 f"those of the classifier, {self.classes_[:12].tolist()}, and perhaps "
                 f"ood_label={self.ood_label!r}."
             )
-        before = self._pretrained or self._given_network(X, rows, self.device_)
+        with reproducible(self._seed_of_network, self.device_):  # for lazy layers, as in fit
+            before = self._pretrained or self._given_network(X, rows, self.device_)
         return {
             name: float(np.mean(self.classes_[self._outputs(network, X, rows)[1]] == labels[rows]))
             for name, network in {"before": before, "after": self._network}.items()
@@ -612,34 +613,28 @@ class SparseEnergyOODDetector(OutlierMixin, BaseEstimator):
         -------
         float
             Area under the ROC curve, between 0 and 1.
+
+        Raises
+        ------
+        ValueError
+            If X has no in-distribution rows, or labels that the detector was not trained on; or if
+            no row is labelled and no surrogates can be made of X.
         """
         check_is_fitted(self)
         y = self._labels_of(X) if y is None else y
-        X = self._check_rows(X)
-        inliers, outliers, _ = self._split_outliers(X, y)
-        if len(inliers) == 0:
-            raise ValueError(
-                f"score got {len(outliers)} rows, all labelled ood_label={self.ood_label!r}; it "
-                "needs in-distribution rows to tell them from."
-            )
-        if y is not None and self.ood_label is not None and len(outliers) == 0:
+        rows = self._check_rows(X)
+        label = self.ood_label
+        if y is not None and label is not None and len(self._split_outliers(rows, y)[1]) == 0:
             warnings.warn(
-                f"No row of y carries ood_label={self.ood_label!r}, so score makes outliers from "
-                "X: compare it with no score on known outliers. In a search, give every test fold "
-                "some of them.",
+                f"No row of y carries ood_label={label!r}, so score makes outliers from X: compare "
+                "it with no score on known outliers. In a search, give every test fold some of "
+                f"them: cv=InDistributionKFold(ood_label={label!r}).",
                 UserWarning,
                 stacklevel=2,
             )
-        scores = self._scores(X)
-        if len(outliers) > 0:
-            return metrics.auroc(scores[inliers], scores[outliers])
-        if is_loadable(X):
-            raise TypeError(
-                "score makes outliers from rows of numbers, and X is a data set or holds "
-                "references. Label known outliers with ood_label=, or pass scoring= to the search."
-            )
-        surrogates = self._check_rows(surrogate_outliers(as_array(X), random_state=0))
-        return metrics.auroc(scores, self._scores(surrogates))
+            label = None
+        score = make_ood_scorer("auroc", ood_label=None if y is None else label)
+        return cast(float, score(self, X, y))
 
     @property
     def module_(self) -> nn.Module:
@@ -894,6 +889,17 @@ class SparseEnergyOODDetector(OutlierMixin, BaseEstimator):
     def _place_threshold(self, scores: ScoreArray, tpr: float) -> None:
         self.offset_ = place_threshold(scores, tpr)
         self.calibration_scores_, self.tpr_ = scores, tpr
+
+    def __sklearn_clone__(self) -> Self:
+        try:
+            return super().__sklearn_clone__()
+        except Exception:
+            if not isinstance(self.module, nn.Module):
+                raise
+        # copy.deepcopy refuses what an earlier forward has left in a module; our copy takes it.
+        parameters = self.get_params(deep=False) | {"module": None}
+        twin = type(self)(**{name: clone(p, safe=False) for name, p in parameters.items()})
+        return twin.set_params(module=copy_module(self.module))
 
     def __getstate__(self) -> dict[str, Any]:
         state = super().__getstate__()

@@ -53,6 +53,11 @@ def as_labels(y: ArrayLike, n_rows: int) -> Labels:
             f"y has shape {array.shape}; expected one label a row, (n,). Turn one-hot or "
             "multi-label rows into one label each, for instance with y.argmax(axis=1)."
         )
+    if np.ma.is_masked(y):
+        raise ValueError(
+            "y is a masked array; labels are missing behind its mask. Leave those rows out of X "
+            "and y, or pass y.filled(label)."
+        )
     if array.dtype.kind == "c":
         raise ValueError(
             f"Complex data not supported: y has dtype {array.dtype}; labels are integers, strings "

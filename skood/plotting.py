@@ -2,31 +2,48 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import cycle
-from numbers import Real
-from typing import TYPE_CHECKING, Any, Self
+from numbers import Integral, Real
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from sklearn.exceptions import NotFittedError
 from sklearn.pipeline import Pipeline
 
 from .metrics import _valid_scores, _valid_sets
+from .model_selection import AccuracyGuard
+from .model_selection.guard import _accurate_enough
 from .scores import Energy
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure, SubFigure
 
-__all__ = ["ScoreDistributionDisplay"]
+__all__ = ["ScoreDistributionDisplay", "SelectionDisplay"]
 
 BINS = 40
 
 # Okabe & Ito's palette, which colour-blind readers tell apart; its yellow is too pale for a line.
-OOD_COLOURS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+COLOURS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 # In grey, styles and markers remain. Seven markers, so that 42 sets pass before a pair recurs.
-OOD_STYLES = ("-", "--", ":", "-.", (0, (8, 2)), (0, (4, 1, 1, 1, 1, 1)))
-OOD_MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+STYLES = ("-", "--", ":", "-.", (0, (8, 2)), (0, (4, 1, 1, 1, 1, 1)))
+MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+
+WEIGHT = "sparsity_weight"
+FPR95, ACCURACY_CHANGE, MEAN_L1 = "neg_fpr_at_tpr", "accuracy_change", "mean_l1"
+AXIS_LABELS = {
+    FPR95: "FPR95",
+    "neg_detection_error": "detection error",
+    "auroc": "AUROC",
+    "aupr": "AUPR",
+    ACCURACY_CHANGE: "accuracy change",
+    MEAN_L1: "mean L1 of features",
+}
+UNSET = "unset"
+TICKS_APART = 0.13
+"""Share of the axis of weights that the label of a tick takes."""
 
 
 class ScoreDistributionDisplay:
@@ -216,7 +233,7 @@ class ScoreDistributionDisplay:
         """
         everything = np.concatenate([self.score_id, *self.score_ood.values()])
         edges = np.histogram_bin_edges(everything, BINS)
-        ax = _new_axes() if ax is None else ax
+        ax = _new_axes()[0] if ax is None else ax
         ax.stairs(
             np.histogram(self.score_id, edges, density=True)[0],
             edges,
@@ -226,14 +243,12 @@ class ScoreDistributionDisplay:
             linewidth=1,
             label=self._label("ID", self.score_id),
         )
-        looks = zip(cycle(OOD_COLOURS), cycle(OOD_STYLES), cycle(OOD_MARKERS), strict=False)
-        for name, scores in self.score_ood.items():
-            colour, style, marker = next(looks)
+        for look, (name, scores) in zip(_looks(), self.score_ood.items(), strict=False):
             ax.plot(
                 *_polygon(scores, edges),
-                color=colour,
-                linestyle=style,
-                marker=marker,
+                color=look.colour,
+                linestyle=look.style,
+                marker=look.marker,
                 markerfacecolor="white",
                 markersize=4,
                 label=self._label(name, scores),
@@ -258,6 +273,294 @@ class ScoreDistributionDisplay:
         return f"{name}: {100 * np.mean(scores >= self.threshold):.1f} % kept"
 
 
+class SelectionDisplay:
+    """What a search over the sparsity weight found, and what it chose.
+
+    Make it with `from_estimator` or `from_cv_results`. Panels over a common axis of weights show
+    the detection scores, the change of the accuracy on in-distribution (ID) rows and the mean L1
+    norm of their features, as far as the search has computed them: means over the folds, with their
+    standard deviations as bars.
+
+    Parameters
+    ----------
+    cv_results : dict
+        The ``cv_results_`` of a search over ``sparsity_weight``, alone or of a step of a pipeline.
+    metric : str, default=None
+        Score that decided. It is drawn beside "neg_fpr_at_tpr", which is drawn where it is there;
+        None draws that alone, or else the first detection score.
+    tolerance : float, default=None
+        Accuracy that may be lost, as in `AccuracyGuard`: the grey region of its panel. Candidates
+        that lose more have white markers. None excludes none.
+    chosen : int, default=None
+        Index of the candidate that was chosen; a line and a ring mark it.
+
+    Attributes
+    ----------
+    axes_ : ndarray of matplotlib.axes.Axes
+        One for each panel, once drawn.
+    figure_ : matplotlib.figure.Figure
+        Figure with the axes, once drawn.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If `cv_results` lacks the weights or a score, a weight is no number of at least 0, or
+        another argument is of the wrong type or out of range.
+
+    Notes
+    -----
+    Errors, "neg_..." among the scores, are drawn as such, less being better. The axis of weights is
+    linear from 0 to the smallest weight above it, and logarithmic from there.
+
+    Where other parameters vary too, each combination of them is a line. Combinations that are too
+    many to tell apart, as a random search makes them, are points of one kind. In a halving search,
+    the resource is one of these parameters.
+
+    References
+    ----------
+    Okabe & Ito, "Color universal design: how to make figures and presentations that are friendly to
+    colorblind people", 2008 (colours).
+
+    Examples
+    --------
+    >>> from skood.plotting import SelectionDisplay
+    >>> cv_results = {
+    ...     "params": [{"sparsity_weight": weight} for weight in (0.0, 0.02, 0.2)],
+    ...     "mean_test_neg_fpr_at_tpr": [-0.5, -0.4, -0.2],
+    ...     "std_test_neg_fpr_at_tpr": [0.05, 0.04, 0.06],
+    ...     "mean_test_accuracy_change": [0.0, -0.005, -0.08],
+    ...     "std_test_accuracy_change": [0.002, 0.003, 0.01],
+    ... }
+    >>> display = SelectionDisplay.from_cv_results(cv_results, tolerance=0.01, chosen=1)
+    >>> [ax.get_ylabel() for ax in display.axes_]
+    ['FPR95', 'accuracy change']
+    """
+
+    def __init__(
+        self,
+        *,
+        cv_results: Mapping[str, Any],
+        metric: str | None = None,
+        tolerance: float | None = None,
+        chosen: int | None = None,
+    ) -> None:
+        params = list(cv_results["params"]) if "params" in cv_results else []
+        name = _weight_name(params)
+        self.weights = _valid_weights(params, name)
+        self.scores = {
+            panel: _mean_and_std(cv_results, panel) for panel in _panels(cv_results, metric)
+        }
+        self.lines = _lines(cv_results, name, self.weights)
+        self.tolerance = tolerance
+        self.accurate = np.ones(len(params), dtype=bool)
+        if tolerance is not None:
+            AccuracyGuard(tolerance=tolerance)  # which refuses bad ones
+            self.accurate = _accurate_enough(
+                _mean_and_std(cv_results, ACCURACY_CHANGE)[0], tolerance
+            )
+        self.chosen = _valid_candidate(chosen, len(params))
+
+    @classmethod
+    def from_estimator(cls, search: Any, *, ax: Sequence[Axes] | None = None) -> Self:
+        """Draw a fitted search.
+
+        Parameters
+        ----------
+        search : estimator
+            Fitted `GridSearchCV`, `RandomizedSearchCV`, halving search or another with
+            ``cv_results_``, or a pipeline that ends in one. Its ``refit`` says which score decided,
+            and an `AccuracyGuard` there which accuracy may be lost.
+        ax : array-like of matplotlib.axes.Axes, default=None
+            Axes to draw on, one for each panel; None makes a figure.
+
+        Returns
+        -------
+        SelectionDisplay
+            The display, drawn.
+
+        Raises
+        ------
+        TypeError
+            If `search` is no search.
+        NotFittedError
+            If it is not fitted.
+        ValueError
+            If it did not search over ``sparsity_weight``, or lacks a score.
+        ImportError
+            If matplotlib is not installed.
+        """
+        if isinstance(search, Pipeline):
+            return cls.from_estimator(search[-1], ax=ax)
+        if not hasattr(search, "cv_results_"):
+            if hasattr(search, "refit"):
+                raise NotFittedError(
+                    f"This {type(search).__name__} is not fitted, so that there is nothing to "
+                    "draw: call fit first."
+                )
+            raise TypeError(
+                f"search={search!r} has no cv_results_; expected a fitted search such as "
+                "GridSearchCV. Draw results that you have with from_cv_results."
+            )
+        results, metric = _named_results(search)
+        return cls.from_cv_results(
+            results,
+            metric=metric,
+            tolerance=search.refit.tolerance if isinstance(search.refit, AccuracyGuard) else None,
+            chosen=getattr(search, "best_index_", None),
+            ax=ax,
+        )
+
+    @classmethod
+    def from_cv_results(
+        cls,
+        cv_results: Mapping[str, Any],
+        *,
+        metric: str | None = None,
+        tolerance: float | None = None,
+        chosen: int | None = None,
+        ax: Sequence[Axes] | None = None,
+    ) -> Self:
+        """Draw the results of a search.
+
+        Parameters
+        ----------
+        cv_results : dict
+            The ``cv_results_`` of a search over ``sparsity_weight``, alone or of a step of a
+            pipeline.
+        metric : str, default=None
+            Score that decided. It is drawn beside "neg_fpr_at_tpr", which is drawn where it is
+            there; None draws that alone, or else the first detection score.
+        tolerance : float, default=None
+            Accuracy that may be lost, as in `AccuracyGuard`: the grey region of its panel.
+            Candidates that lose more have white markers. None excludes none.
+        chosen : int, default=None
+            Index of the candidate that was chosen; a line and a ring mark it.
+        ax : array-like of matplotlib.axes.Axes, default=None
+            Axes to draw on, one for each panel; None makes a figure.
+
+        Returns
+        -------
+        SelectionDisplay
+            The display, drawn.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If `cv_results` lacks the weights or a score, a weight is no number of at least 0, or
+            another argument is of the wrong type or out of range.
+        ImportError
+            If matplotlib is not installed.
+        """
+        display = cls(cv_results=cv_results, metric=metric, tolerance=tolerance, chosen=chosen)
+        return display.plot(ax)
+
+    def plot(self, ax: Sequence[Axes] | None = None) -> Self:
+        """Draw the panels.
+
+        Parameters
+        ----------
+        ax : array-like of matplotlib.axes.Axes, default=None
+            Axes to draw on, one for each panel; None makes a figure.
+
+        Returns
+        -------
+        SelectionDisplay
+            The display itself.
+
+        Raises
+        ------
+        ValueError
+            If there are not as many axes as panels.
+        ImportError
+            If matplotlib is not installed.
+        """
+        axes = _new_axes(len(self.scores)) if ax is None else np.asarray(ax).ravel()
+        if len(axes) != len(self.scores):
+            raise ValueError(
+                f"ax holds {len(axes)} axes; expected {len(self.scores)}, one for each of "
+                f"{list(self.scores)}."
+            )
+        for panel, (metric, (mean, std)) in zip(axes, self.scores.items(), strict=True):
+            self._draw_candidates(panel, -mean if metric.startswith("neg_") else mean, std)
+            if metric == ACCURACY_CHANGE and self.tolerance is not None:
+                _shade_from(panel, -self.tolerance)
+            panel.set_ylabel(_axis_label(metric))
+            self._scale_weights(panel)
+        axes[-1].set_xlabel(WEIGHT)
+        if axes[0].get_legend_handles_labels()[1]:
+            # Above the panel, which is too low to hold it.
+            axes[0].legend(
+                loc="lower left",
+                bbox_to_anchor=(0, 1),
+                ncols=2,
+                fontsize="small",
+                handlelength=3,
+                columnspacing=1,
+            )
+        self.axes_: NDArray[Any] = axes
+        self.figure_: Figure | SubFigure = axes[0].figure
+        return self
+
+    def _draw_candidates(
+        self, ax: Axes, mean: NDArray[np.float64], std: NDArray[np.float64]
+    ) -> None:
+        for look, (label, candidates, joined) in zip(_looks(), self.lines, strict=False):
+            line = self.weights[candidates], mean[candidates]
+            ax.errorbar(*line, std[candidates], fmt="none", ecolor=look.colour, capsize=3)
+            ax.plot(
+                *line,
+                color=look.colour,
+                linestyle=look.style if joined else "none",
+                marker=look.marker,
+                label=label,
+            )
+            excluded = candidates[~self.accurate[candidates]]
+            ax.plot(
+                self.weights[excluded],
+                mean[excluded],
+                color=look.colour,
+                linestyle="none",
+                marker=look.marker,
+                markerfacecolor="white",
+            )
+        if not self.accurate.all():
+            ax.plot(
+                [],
+                color="black",
+                linestyle="none",
+                marker=MARKERS[0],
+                markerfacecolor="white",
+                label=f"accuracy lost > {self.tolerance:g}",
+            )
+        if self.chosen is not None:
+            weight = self.weights[self.chosen]
+            ax.axvline(weight, color="black", linewidth=1, zorder=1)
+            ax.plot(
+                weight,
+                mean[self.chosen],
+                color="black",
+                linestyle="none",
+                marker="o",
+                markersize=13,
+                markerfacecolor="none",
+                label=f"chosen: {weight:.4g}",
+            )
+
+    def _scale_weights(self, ax: Axes) -> None:
+        """Axis that shows both 0 and orders of magnitude, with ticks at weights that were tried."""
+        smallest = min(self.weights[self.weights > 0], default=1.0)
+        ax.set_xscale("symlog", linthresh=smallest, linscale=0.5)
+        tried = np.unique(self.weights)
+        places = ax.xaxis.get_transform().transform(tried)
+        apart = TICKS_APART * (places[-1] - places[0])
+        ticks = [0]
+        for i, place in enumerate(places):
+            if place - places[ticks[-1]] > apart:
+                ticks.append(i)
+        ax.set_xticks(tried[ticks], [f"{weight:.3g}" for weight in tried[ticks]])
+        ax.set_xticks([], minor=True)
+
+
 def _polygon(
     scores: NDArray[np.float64], edges: NDArray[np.float64]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -270,14 +573,34 @@ def _polygon(
     return centres[drawn], density[drawn]
 
 
-def _new_axes() -> Axes:
+def _new_axes(n_panels: int = 1) -> NDArray[Any]:
+    """Axes of a new figure, one above the other over a common axis."""
     try:
         import matplotlib.pyplot as plt
     except ImportError as error:
         raise ImportError(
             "Drawing needs matplotlib, which is not installed: run `pip install 'skood[plot]'`."
         ) from error
-    return plt.subplots(layout="constrained")[1]
+    width, height = plt.rcParams["figure.figsize"]
+    _, axes = plt.subplots(
+        n_panels,
+        sharex=True,
+        squeeze=False,
+        layout="constrained",
+        figsize=(width, height * (1 + n_panels) / 3 if n_panels > 1 else height),
+    )
+    return axes[:, 0]
+
+
+class _Look(NamedTuple):
+    colour: str
+    style: Any
+    marker: str
+
+
+def _looks() -> Iterator[_Look]:
+    """Looks of lines, without end."""
+    return map(_Look, cycle(COLOURS), cycle(STYLES), cycle(MARKERS))
 
 
 def _unwrapped(estimator: Any) -> Any:
@@ -313,3 +636,177 @@ def _valid_threshold(threshold: Any) -> float | None:
     if not np.isfinite(float(threshold)):
         raise ValueError(f"threshold={threshold!r}; expected a finite number, or None for none.")
     return float(threshold)
+
+
+def _named_results(search: Any) -> tuple[dict[str, Any], str | None]:
+    """Results of a search in which each score has its name, and the one that decided."""
+    results, refit, scoring = search.cv_results_, search.refit, search.scoring
+    if isinstance(refit, AccuracyGuard):
+        return results, refit.metric
+    if "mean_test_score" not in results:
+        return results, refit if isinstance(refit, str) else None
+    name = getattr(scoring, "metric", scoring)
+    name = name if isinstance(name, str) else "score"
+    named = {
+        f"{column.removesuffix('score')}{name}"
+        if column.endswith("_test_score")
+        else column: values
+        for column, values in results.items()
+    }
+    return named, name
+
+
+def _panels(cv_results: Mapping[str, Any], metric: str | None) -> list[str]:
+    """Scores to draw, from above."""
+    found = _score_names(cv_results)
+    detection = [name for name in found if name not in (ACCURACY_CHANGE, MEAN_L1)]
+    if metric is None and FPR95 not in detection:
+        metric = next(iter(detection), None)
+    order = dict.fromkeys([FPR95, metric, ACCURACY_CHANGE, MEAN_L1])
+    panels = [name for name in order if name is not None and name in [*found, metric]]
+    if not panels:
+        raise ValueError(
+            "cv_results has no column mean_test_<score>; expected the cv_results_ of a fitted "
+            "search."
+        )
+    return panels
+
+
+def _score_names(cv_results: Mapping[str, Any]) -> list[str]:
+    return [
+        column.removeprefix("mean_test_")
+        for column in cv_results
+        if column.startswith("mean_test_")
+    ]
+
+
+def _mean_and_std(
+    cv_results: Mapping[str, Any], metric: str
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    columns = [f"{statistic}_test_{metric}" for statistic in ("mean", "std")]
+    if not all(column in cv_results for column in columns):
+        raise ValueError(
+            f"cv_results lacks {' or '.join(columns)}; it has the scores "
+            f"{_score_names(cv_results)}. Name {metric!r} among the metrics of the search's "
+            "scoring, as in make_ood_scorer(['neg_fpr_at_tpr', 'accuracy_change', 'mean_l1'])."
+        )
+    mean, std = (np.asarray(cv_results[column], dtype=np.float64) for column in columns)
+    if np.isnan(mean).all():
+        raise ValueError(
+            f"All {len(mean)} candidates have NaN as {metric}, as fitting or scoring failed: "
+            "error_score='raise' stops the search at the first failure and shows it."
+        )
+    return mean, std
+
+
+def _weight_name(params: list[Any]) -> str:
+    """Name under which the sparsity weight was searched."""
+    names = sorted(
+        {name for each in params for name in each if f"__{name}".endswith(f"__{WEIGHT}")}
+    )
+    if len(names) != 1:
+        searched = sorted({name for each in params for name in each})
+        raise ValueError(
+            f"cv_results['params'] has {names or 'no parameter'} named {WEIGHT}, alone or of a "
+            f"step (<step>__{WEIGHT}), among {searched}; expected one. Draw a search over "
+            f"{{'{WEIGHT}': [0, 0.01, 0.02, 0.05]}}, for instance."
+        )
+    return names[0]
+
+
+def _valid_weights(params: list[Any], name: str) -> NDArray[np.float64]:
+    for i, each in enumerate(params):
+        weight = each.get(name)
+        if (
+            isinstance(weight, bool)
+            or not isinstance(weight, Real)
+            or not 0 <= float(weight) < np.inf
+        ):
+            raise ValueError(
+                f"Candidate {i}, {each}, has {name}={weight!r}; expected a number of at least 0 "
+                "for each candidate. Name the weight in every grid of the search."
+            )
+    return np.array([each[name] for each in params], dtype=np.float64)
+
+
+class _Line(NamedTuple):
+    """Candidates that differ in the weight alone, by weight; or, not joined, in anything."""
+
+    label: str
+    candidates: NDArray[np.intp]
+    joined: bool = True
+
+
+def _lines(
+    cv_results: Mapping[str, Any], weight_name: str, weights: NDArray[np.float64]
+) -> list[_Line]:
+    columns = _other_columns(cv_results, weight_name)
+    groups: dict[tuple[Any, ...], list[int]] = {}
+    for i in range(len(weights)):
+        groups.setdefault(tuple(_identity(values[i]) for values in columns.values()), []).append(i)
+    if len(groups) > len(COLOURS):
+        return [_Line("", np.arange(len(weights)), joined=False)]
+    lines = []
+    for candidates in groups.values():
+        label = ", ".join(
+            f"{name.split('__')[-1]}={_shown(values[candidates[0]])}"
+            for name, values in columns.items()
+        )
+        by_weight = sorted(candidates, key=lambda i: weights[i])
+        lines.append(_Line(label, np.array(by_weight)))
+    return lines
+
+
+def _other_columns(cv_results: Mapping[str, Any], weight_name: str) -> dict[str, list[Any]]:
+    """What varies beside the weight, by name: a value, or UNSET, for each candidate."""
+    params = list(cv_results["params"])
+    names = sorted({name for each in params for name in each} - {weight_name})
+    columns = {name: [each.get(name, UNSET) for each in params] for name in names}
+    if "n_resources" in cv_results:
+        resources = [int(n) for n in cv_results["n_resources"]]
+        if resources not in [[*map(_identity, values)] for values in columns.values()]:
+            columns["n_resources"] = resources
+    return {name: values for name, values in columns.items() if len({*map(_identity, values)}) > 1}
+
+
+def _identity(value: Any) -> Any:
+    """What tells values apart: searches repeat the objects of their grids."""
+    return value if isinstance(value, str | Real) else id(value)
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, Real) and not isinstance(value, bool):
+        return f"{value:g}"
+    if value is None or isinstance(value, str | bool):
+        return str(value)
+    return str(getattr(value, "__name__", type(value).__name__))
+
+
+def _valid_candidate(chosen: Any, n_candidates: int) -> int | None:
+    if chosen is None:
+        return None
+    if isinstance(chosen, bool) or not isinstance(chosen, Integral):
+        raise TypeError(f"chosen={chosen!r}; expected the index of a candidate, or None.")
+    if not 0 <= int(chosen) < n_candidates:
+        raise ValueError(
+            f"chosen={chosen}; expected the index of one of {n_candidates} candidates, from 0."
+        )
+    return int(chosen)
+
+
+def _axis_label(metric: str) -> str:
+    """Name of a score as it is drawn; <metric>_<set> for one set."""
+    for name, label in AXIS_LABELS.items():
+        if metric == name:
+            return label
+        if metric.startswith(f"{name}_"):
+            return f"{label}, {metric.removeprefix(name + '_')}"
+    return metric.removeprefix("neg_")
+
+
+def _shade_from(ax: Axes, bottom: float) -> None:
+    """The region from a value upwards."""
+    ax.axhline(bottom, color="0.5", linewidth=1, zorder=0)
+    top = max(ax.get_ylim()[1], 0)
+    ax.axhspan(bottom, top, color="0.92", zorder=0)
+    ax.set_ylim(top=top)

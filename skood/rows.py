@@ -40,6 +40,11 @@ def as_rows(X: Any, *, with_preprocess: bool) -> Rows:
     """
     if isinstance(X, Dataset):
         return check_dataset(X)
+    if np.ma.is_masked(X):
+        raise ValueError(
+            f"X is a masked array of shape {X.shape}, and the values behind its mask are no data. "
+            "Fill them in, X.filled(value), or leave such rows out."
+        )
     if isinstance(X, DataLoader):
         raise TypeError(
             "X is a DataLoader, which fixes the order of rows and the size of batches; pass its "
@@ -62,7 +67,18 @@ def as_rows(X: Any, *, with_preprocess: bool) -> Rows:
 
 
 def warn_if_unscaled(X: Rows) -> None:
-    """Warn of images that no function scales before they reach the user's network."""
+    """Warn of images that no function scales before they reach the user's network.
+
+    Parameters
+    ----------
+    X : ndarray, Tensor or Dataset
+        From `as_rows`.
+
+    Warns
+    -----
+    UserWarning
+        If X holds images in uint8.
+    """
     if getattr(X, "dtype", None) in (np.uint8, torch.uint8) and X.ndim == 4:  # type: ignore[union-attr]
         warnings.warn(
             "X holds images in uint8, which reach the module as they are, in 0..255. If it was "

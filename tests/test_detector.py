@@ -12,6 +12,7 @@ import pytest
 import torch
 from modules import WidthAgnostic, trained_mlp
 from scipy.special import logsumexp, softmax
+from sklearn.base import clone
 from sklearn.datasets import load_digits
 from sklearn.exceptions import NotFittedError
 from sklearn.model_selection import GridSearchCV, StratifiedKFold, train_test_split
@@ -326,7 +327,7 @@ def test_score_says_when_no_row_carries_the_label_of_outliers(digits):
     detector = quiet_fit(plain(digits.module, ood_label=-1), digits.X, digits.y)
     with pytest.warns(UserWarning, match="No row of y carries ood_label=-1"):
         detector.score(digits.X_test, digits.y_test)
-    with pytest.raises(ValueError, match="needs in-distribution rows"):
+    with pytest.raises(ValueError, match="expected in-distribution rows as well"):
         detector.score(digits.X_test, np.full(len(digits.X_test), -1))
 
 
@@ -479,6 +480,19 @@ class Pairs(Dataset):
         return self.X[row], self.y[row]
 
 
+class Rows(Dataset):
+    """Digits without labels."""
+
+    def __init__(self, X):
+        self.X = X
+
+    def __len__(self):
+        return len(self.X)
+
+    def __getitem__(self, row):
+        return self.X[row]
+
+
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_data_sets_and_references_give_what_arrays_give(digits, num_workers):
     parameters = {"max_epochs": 1, "random_state": 0, "num_workers": num_workers}
@@ -537,8 +551,72 @@ def test_a_search_over_references(digits):
 def test_surrogate_outliers_are_not_made_of_references(digits):
     detector = plain(digits.module, preprocess=lambda rows: torch.from_numpy(digits.X[rows]))
     detector.fit(np.arange(100))
-    with pytest.raises(TypeError, match="ood_label="):
+    with pytest.raises(ValueError, match="ood_label"):
         detector.score(np.arange(100))
+
+
+def test_a_data_set_is_scored_by_its_labels(digits):
+    detector = quiet_fit(plain(digits.module, ood_label=9), digits.X, digits.y)
+    expected = detector.score(digits.X_test, digits.y_test)
+    assert detector.score(Pairs(digits.X_test, digits.y_test)) == expected
+    with pytest.raises(ValueError, match="is a data set, Rows, of which no surrogate"):
+        detector.score(Rows(digits.X_test))
+
+
+def test_rows_ordered_by_class_are_answered_with_the_splitter_to_pass(digits):
+    order = np.argsort(digits.y)
+    search = GridSearchCV(
+        SparseEnergyOODDetector(pretrain_epochs=1, max_epochs=0, random_state=0),
+        {"tpr": [0.9]},
+        cv=3,
+        error_score="raise",
+    )
+    with pytest.raises(ValueError, match=r"not trained on.*cv=InDistributionKFold\(\)"):
+        quiet_fit(search, digits.X[order], digits.y[order])
+
+
+def test_a_network_that_copy_refuses_can_be_cloned(digits):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch has another weight_norm now
+        module = nn.Sequential(nn.utils.weight_norm(nn.Linear(64, 16)), nn.Linear(16, 10))
+    module(torch.zeros(2, 64))
+    detector = SparseEnergyOODDetector(module, max_epochs=1, random_state=0)
+    twin = clone(detector)
+    assert twin.get_params()["max_epochs"] == 1
+    assert twin.module is not module
+    expected = quiet_fit(detector, digits.X, digits.y).score_samples(digits.X_test)
+    scores = quiet_fit(twin, digits.X, digits.y).score_samples(digits.X_test)
+    assert np.array_equal(scores, expected)
+
+
+class Buffered(nn.Module):
+    """A classifier that writes its features into the same memory at every call."""
+
+    def __init__(self):
+        super().__init__()
+        self.body, self.head = nn.Linear(64, 16), nn.Linear(16, 10)
+        self.memory = nn.Buffer(torch.zeros(300, 16))
+
+    def forward(self, x):
+        self.memory[: len(x)] = self.body(x).detach()
+        return self.head(self.memory[: len(x)])
+
+
+def test_features_survive_that_their_memory_is_used_again(digits):
+    module = Buffered()
+    detector = quiet_fit(plain(module), digits.X, digits.y)
+    with torch.no_grad():
+        expected = module.body(torch.as_tensor(digits.X, dtype=torch.float32)).numpy()
+    np.testing.assert_allclose(detector.features(digits.X), expected, atol=1e-5)
+
+
+def test_accuracy_of_a_lazy_network_is_that_of_its_fit(digits, generator_states):
+    module = nn.Sequential(nn.LazyLinear(16), nn.ReLU(), nn.LazyLinear(10))
+    detector = quiet_fit(plain(module), digits.X, digits.y)
+    before = generator_states()
+    accuracy = detector.id_accuracy(digits.X_test, digits.y_test)
+    assert accuracy["before"] == accuracy["after"]
+    assert generator_states() == before
 
 
 def test_accuracy_before_and_after(digits):

@@ -15,10 +15,9 @@ from torch import nn
 from skood import SparseEnergyOODDetector
 from skood.engine.training import DivergenceError
 
-DTYPES = st.sampled_from(
-    ["float16", "float32", "float64", "int8", "uint8", "int64", "bool", ">f4", "longdouble"]
-    + ["complex64", "U3", "object", "datetime64[s]"]
-)
+NUMBERS_OF = ["float16", "float32", "float64", "int8", "uint8", "int64", "bool", ">f4"]
+OTHERS = ["longdouble", "complex64", "U3", "object", "datetime64[s]"]
+DTYPES = st.sampled_from([*NUMBERS_OF, *OTHERS])
 SHAPES = hnp.array_shapes(min_dims=0, max_dims=4, min_side=0, max_side=40)
 
 

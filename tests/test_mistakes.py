@@ -81,6 +81,22 @@ class Tokens(nn.Module):
         return self.head(self.body(x).mean(1))
 
 
+def reaching_itself() -> nn.Module:
+    module = Broken(None)
+    module.function = lambda z: z + 0 * module.net[0].weight.sum()
+    return module
+
+
+class Moody(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = network()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        logits = self.net(x)
+        return logits.softmax(1) if self.training else logits
+
+
 class Endless(IterableDataset):
     def __iter__(self) -> Any:
         return iter(X)
@@ -162,6 +178,7 @@ ROWS = [
     Mistake("None", ValueError, ("Expected 2D array",), X=None),
     Mistake("complex", ValueError, ("Complex data not supported",), X=X + 1j),
     Mistake("complex tensor", ValueError, ("complex64", "real tensor"), X=torch.tensor(X + 1j)),
+    Mistake("masked", ValueError, ("masked array", "X.filled"), X=np.ma.masked_less(X, 0)),
     Mistake("sparse", TypeError, ("Sparse data", "dense"), X=scipy.sparse.csr_matrix(X)),
     Mistake("sparse tensor", ValueError, ("sparse", "X.to_dense()"), X=torch.tensor(X).to_sparse()),
     Mistake("paths, no preprocess", ValueError, ("'a.png'", "preprocess="), X=["a.png"] * N),
@@ -190,6 +207,12 @@ LABELS = [
     Mistake("fractions", ValueError, ("whole|integers",), y=Y + 0.5),
     Mistake("NaN label", ValueError, ("NaN|missing|whole",), y=np.where(Y == 0, np.nan, Y)),
     Mistake("None among labels", ValueError, ("missing|None",), y=[None, *Y[1:].tolist()]),
+    Mistake(
+        "masked labels",
+        ValueError,
+        ("masked", "Leave those rows out"),
+        y=np.ma.array(Y, mask=Y == 0),
+    ),
     Mistake("complex labels", ValueError, ("complex",), y=Y + 1j),
     Mistake("too many classes", ValueError, ("3 logits", "5 distinct labels"), y=np.arange(N) % 5),
     Mistake(

@@ -449,6 +449,7 @@ def test_accuracy_change_of_the_detector(digits):
         ("auc", ValueError, "expected one of .*'auroc', 'aupr', 'neg_fpr_at_tpr'"),
         (["auroc", None], TypeError, "metric=None; expected one of"),
         (3, TypeError, "metric=3; expected one of"),
+        (np.zeros((99, 2)), TypeError, r"metric=array\(.{,30}; expected one of.*Rows go to X_ood"),
         ([], ValueError, "at least one"),
         (["auroc", "auroc"], ValueError, "no name twice"),
         (["auroc", auroc], ValueError, "no name twice"),
@@ -887,3 +888,33 @@ def test_halving_over_epochs(nines):
     assert search.cv_results_["n_resources"].tolist() == [1, 1, 2]
     assert -1 <= search.best_score_ < 0
     assert search.best_estimator_.max_epochs == 2
+
+
+# Scorer: the size of the features
+
+
+def test_mean_l1_is_that_of_the_features_of_id_rows(digits):
+    """It is what enters the last layer, from the rows as the steps of a pipeline leave them."""
+    detector = quick_detector(module=digits.module, pretrain_epochs=0, max_epochs=0)
+    pipeline = make_pipeline(FunctionTransformer(lambda X: X / 16), detector)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        pipeline.fit(16 * digits.X, digits.y)
+    X = torch.as_tensor(digits.X_test, dtype=torch.float32)
+    with torch.no_grad():
+        norms = digits.module[:-1](X).abs().sum(dim=1).double().numpy()
+    scorer = make_ood_scorer("mean_l1", ood_label=9)
+    X, y = 16 * digits.X_test, digits.y_test
+    with pytest.warns(UserWarning, match="has ood_label=None, the scorer 9"):
+        assert scorer(pipeline, X, y) == pytest.approx(norms[y != 9].mean(), rel=1e-5)
+    assert norms[y != 9].mean() != pytest.approx(norms.mean(), rel=1e-3)
+    assert make_ood_scorer("mean_l1")(pipeline, X) == pytest.approx(norms.mean(), rel=1e-5)
+    several = make_ood_scorer(["mean_l1", "auroc", "accuracy_change"], {"a": X[:9], "b": X[9:]})
+    assert set(several(pipeline, X, y)) == {
+        *("mean_l1", "auroc", "auroc_a", "auroc_b", "accuracy_change")
+    }
+
+
+def test_mean_l1_says_what_it_lacks():
+    with pytest.raises(TypeError, match="FirstColumn has no features, which 'mean_l1' is computed"):
+        make_ood_scorer("mean_l1")(FirstColumn(), ID)

@@ -75,7 +75,8 @@ def forward_rows(
                 f"{bad if rows is None else rows[bad]} of X, though the row itself is finite. "
                 "Check the scale of X and preprocess=; a network in float16 may overflow."
             )
-        yield piece, None if hidden is None else hidden[:size], logits
+        # A copy, as the network may use the memory of its features again.
+        yield piece, None if hidden is None else hidden[:size].clone(), logits
 
 
 def _padded(piece: slice, shape: int, rows: NDArray[np.intp] | None) -> Index:

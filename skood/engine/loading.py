@@ -182,7 +182,8 @@ def transformed(batch: Any, transform: Loader, name: str) -> Tensor:
             "number of rows must stay the same. It is called on whole batches, not on single "
             "rows."
         )
-    return result
+    # Gradients stop here: what the function holds is the user's.
+    return result.detach()
 
 
 def read_labels(X: Dataset[Any], workers: int | None) -> Any:
@@ -190,7 +191,7 @@ def read_labels(X: Dataset[Any], workers: int | None) -> Any:
 
     Every item is read once, unless the data set is a `TensorDataset`.
     """
-    if isinstance(X, TensorDataset):
+    if type(X) is TensorDataset:
         return _label(X.tensors)
     if _label(X[0]) is None:
         return None
@@ -219,8 +220,11 @@ def check_dataset(X: Dataset[Any]) -> Loadable | Tensor:
         raise ValueError(
             f"X is a {type(X).__name__} with 0 rows (n_samples = 0); pass one with items."
         )
-    _input(X.tensors if isinstance(X, TensorDataset) else X[0])
-    return X.tensors[0] if isinstance(X, TensorDataset) else X
+    if type(X) is TensorDataset:  # a subclass may give its items otherwise
+        tensor: Tensor = _input(X.tensors)
+        return tensor
+    _input(X[0])
+    return X
 
 
 class _Fetched(Dataset[T]):
@@ -250,7 +254,7 @@ def _inputs(X: Dataset[Any], rows: NDArray[np.intp]) -> list[Any]:
 
 def _labels(X: Dataset[Any], rows: Index) -> list[Any]:
     labels = [_label(item) for item in _items(X, rows)]
-    return [label.item() if isinstance(label, Tensor) else label for label in labels]
+    return [x.item() if isinstance(x, Tensor) and x.numel() == 1 else x for x in labels]
 
 
 def _items(X: Dataset[Any], rows: Any) -> list[Any]:
@@ -283,16 +287,21 @@ def _collated(inputs: list[Any]) -> Tensor | NDArray[Any]:
             arrays = [np.asarray(x) for x in inputs]
         except ValueError:  # lists of several lengths
             arrays = []
-        if not arrays or any(a.dtype.kind not in "biufc" for a in arrays):
+        if not arrays or any(a.dtype.kind not in "biuf" for a in arrays):
             return _objects(inputs)
         inputs = [torch.from_numpy(np.array(a)) for a in arrays]
+    if any(x.is_complex() for x in inputs):
+        raise ValueError(
+            "Complex data not supported: the items of X are complex tensors. Let the data set give "
+            "real ones, for instance their real and imaginary parts side by side."
+        )
     shapes = {tuple(x.shape) for x in inputs}
     if len(shapes) > 1:
         raise ValueError(
             f"The items of X have several shapes, such as {sorted(shapes)[:3]}; rows need one. "
             "Let the data set resize, crop or pad them, for instance by its transform=."
         )
-    return torch.stack(inputs)
+    return torch.stack([x.detach() for x in inputs])
 
 
 def _objects(things: list[Any]) -> NDArray[Any]:

@@ -8,7 +8,7 @@ import sys
 import threading
 import types
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from .batches import Batcher, Rows, has_channels_last
 from .hardware import Precision, available_device, resolve_precision
-from .heads import captured_calls, close, find_head
+from .heads import Trial, captured_calls, close, find_head
 from .outputs import check_usable, logits_of, run
 from .scripted import bring_out_head, has_bare_scripts, portable, scripted_parts, wrapped_scripts
 
@@ -201,7 +201,9 @@ def open_network(
             "nn.Module from which it was made."
         )
     module = module.to(batcher.device).eval()
-    batch = batcher(X, rows[:TRIAL_ROWS])
+    # Evenly spaced: the first ones may be alike.
+    rows = rows[np.linspace(0, len(rows) - 1, min(len(rows), TRIAL_ROWS)).astype(int)]
+    batch = batcher(X, rows)
     with torch.no_grad():
         with _explained(module, batch, X, batcher):
             output = module(batch)
@@ -355,6 +357,18 @@ def check_trainable(
             "inference_mode, .detach() and quantized layers do. Unfreeze parameters and remove "
             "what cuts, or pass max_epochs=0 to use the network as it is."
         )
+    if len(batch) > 1:
+        # On a copy: in training mode a forward changes statistics, and draws for dropout.
+        with torch.random.fork_rng(devices=[]), _explained(module, batch, X, network.batcher):
+            trial = Trial(copy_module(module).train(), batch)
+            same = trial.gives(network.head, logits_of)
+        if not same:
+            raise ValueError(
+                f"In training mode the module does not return what its head, {network.head!r}, "
+                "gives, as it does in evaluation mode: a softmax, another sign, another output. "
+                "Training would follow that instead of the logits; make its forward return the "
+                "same in both modes."
+            )
     if penalized and not penalty_trained:
         warnings.warn(
             f"Only the head, {network.head!r}, can be trained: its features carry no gradient, so "
@@ -443,15 +457,41 @@ def copy_module(module: nn.Module) -> nn.Module:
             if COMPILED in child._modules:
                 setattr(part, name, child._modules[COMPILED])
     for name, part in copied.named_modules():
-        forward = vars(part).get("forward")
-        if isinstance(forward, types.FunctionType) and forward.__closure__:
+        _check_shares_nothing(name or "the module", part)
+    return copied
+
+
+def _check_shares_nothing(name: str, part: nn.Module) -> None:
+    """Refuse functions that reach, from a copy, into the module that it was made of."""
+    for attribute, value in vars(part).items():
+        values = value.values() if isinstance(value, Mapping) else [value]
+        things = [x for v in values for x in (v if isinstance(v, list | tuple) else [v])]
+        functions = [x for x in things if isinstance(x, types.FunctionType) and x.__closure__]
+        if attribute == "forward" and functions:
             raise TypeError(
-                f"The forward of {name or 'the module'!r} was replaced by a function, as "
+                f"The forward of {name!r} was replaced by a function, as "
                 "module.forward = torch.compile(module.forward) does. Copies share it, and with "
                 "it the weights of the module given, which fit must not touch. Use "
                 "module.compile() or torch.compile(module), or a subclass with another forward."
             )
-    return copied
+        if any(_holds_weights(function) for function in functions):
+            raise TypeError(
+                f"{attribute!r} of {name!r} holds a function that reaches a module or a tensor "
+                "from outside, such as a lambda that calls self.layer. Copies share it, and with "
+                "it the weights of the module given, which fit must not touch. Make it a method, "
+                "or an nn.Module that holds what it calls."
+            )
+
+
+def _holds_weights(function: types.FunctionType) -> bool:
+    cells = function.__closure__ or ()
+    contents = []
+    for cell in cells:
+        try:
+            contents.append(cell.cell_contents)
+        except ValueError:  # not assigned yet
+            continue
+    return any(isinstance(content, nn.Module | nn.Parameter) for content in contents)
 
 
 def on_cpu(module: nn.Module) -> nn.Module:

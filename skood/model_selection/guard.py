@@ -109,7 +109,7 @@ class AccuracyGuard:
                 "fitting or scoring failed: the warnings of the search say why, and "
                 "error_score='raise' stops it at the first failure."
             )
-        accurate = scored & accurate_enough(change, self.tolerance)
+        accurate = scored & _accurate_enough(change, self.tolerance)
         if accurate.any():
             return int(np.argmax(np.where(accurate, score, -np.inf)))
         least = int(np.argmax(np.where(scored, change, -np.inf)))
@@ -135,7 +135,7 @@ class AccuracyGuard:
             ) from None
 
 
-def accurate_enough(change: NDArray[np.float64], tolerance: float) -> NDArray[np.bool_]:
+def _accurate_enough(change: NDArray[np.float64], tolerance: float) -> NDArray[np.bool_]:
     """Which candidates lose no more accuracy than is tolerated."""
     return change >= -tolerance - ROUNDING
 

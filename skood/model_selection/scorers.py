@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import reprlib
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -15,6 +16,7 @@ from sklearn.pipeline import Pipeline
 from sklearn.utils import _safe_indexing
 from sklearn.utils.validation import _num_samples
 from torch import Tensor
+from torch.utils.data import Dataset, Subset
 
 from ..engine.batches import as_array
 from ..labels import as_labels, is_outlier
@@ -41,7 +43,6 @@ METRICS: dict[str, Metric] = {
     "neg_fpr_at_tpr": _neg_fpr_at_tpr,
     "neg_detection_error": _neg_detection_error,
 }
-ACCURACY_CHANGE = "accuracy_change"
 
 
 def make_ood_scorer(
@@ -66,6 +67,8 @@ def make_ood_scorer(
         - "neg_fpr_at_tpr", "neg_detection_error": as in `skood.metrics`, negated.
         - "accuracy_change": accuracy of the fine-tuned classifier on the ID rows less that of the
           untouched one, from `SparseEnergyOODDetector.id_accuracy`; see `AccuracyGuard`.
+        - "mean_l1": mean L1 norm of the ID rows' features, from `SparseEnergyOODDetector.features`.
+          A description to draw (`skood.plotting.SelectionDisplay`), not to be maximised.
         - a callable: maps the scores of ID and of OOD rows, (n_id,) and (n_ood,), to a float.
 
         A list makes the scorer return a dict, from a single scoring of the rows.
@@ -155,7 +158,7 @@ class _OODScorer:
         self._metrics = {
             name: _as_metric(each, positive)
             for name, each in zip(self._names, listed, strict=True)
-            if name != ACCURACY_CHANGE
+            if name not in OF_ID_ROWS
         }
         self._check_names()
 
@@ -169,8 +172,11 @@ class _OODScorer:
         values = {}
         if self._metrics:
             values = self._detection(estimator, X_id, self._outliers(X_id, labels, X_labelled))
-        if ACCURACY_CHANGE in self._names:
-            values[ACCURACY_CHANGE] = _accuracy_change(estimator, X_id, labels)
+        described = [name for name in self._names if name in OF_ID_ROWS]
+        if described:
+            seen = _seen_by_last_step(estimator, X_id)
+            for name in described:
+                values[name] = _finite(name, OF_ID_ROWS[name](detector, seen, labels))
         return values if self._several else values[self._names[0]]
 
     def __repr__(self) -> str:
@@ -202,7 +208,7 @@ class _OODScorer:
         if not outlying.any():
             return X, labels, None
         inliers, outliers = np.flatnonzero(~outlying), np.flatnonzero(outlying)
-        return _safe_indexing(X, inliers), labels[inliers], _safe_indexing(X, outliers)
+        return _picked(X, inliers), labels[inliers], _picked(X, outliers)
 
     def _outliers(self, X_id: Any, labels: NDArray[Any] | None, X_labelled: Any) -> dict[str, Any]:
         """Sets of OOD rows by name; a set that is alone has none."""
@@ -294,7 +300,12 @@ def _check_sets(X_ood: Any) -> None:
 
 def _name(metric: object) -> str:
     """Name of a metric in the scores of a search."""
-    names = [*METRICS, ACCURACY_CHANGE]
+    names = [*METRICS, *OF_ID_ROWS]
+    if not isinstance(metric, str) and not callable(metric):
+        raise TypeError(
+            f"metric={reprlib.repr(metric)}; expected one of {names}, a function of the scores of "
+            "in-distribution and of out-of-distribution rows, or a list of these. Rows go to X_ood."
+        )
     function = metric.func if isinstance(metric, partial) else metric
     name = metric if isinstance(metric, str) else getattr(function, "__name__", "metric")
     if function in (fpr_at_tpr, detection_error) or f"neg_{metric}" in METRICS:
@@ -304,11 +315,6 @@ def _name(metric: object) -> str:
         )
     if isinstance(metric, str) and metric not in names:
         raise ValueError(f"metric={metric!r} is unknown; expected one of {names}.")
-    if not isinstance(metric, str) and not callable(metric):
-        raise TypeError(
-            f"metric={metric!r}; expected one of {names}, a function of the scores of "
-            "in-distribution and of out-of-distribution rows, or a list of these."
-        )
     return name
 
 
@@ -330,6 +336,10 @@ def _unwrapped(estimator: Any) -> Any:
 def _last_step(estimator: Any) -> Any:
     estimator = _unwrapped(estimator)
     return _last_step(estimator[-1]) if isinstance(estimator, Pipeline) else estimator
+
+
+def _picked(X: Any, rows: NDArray[np.intp]) -> Any:
+    return Subset(X, rows.tolist()) if isinstance(X, Dataset) else _safe_indexing(X, rows)
 
 
 def _scores(estimator: Any, X: Any, rows: str) -> Scores:
@@ -363,28 +373,55 @@ def _finite(name: str, value: object) -> float:
     return float(value)
 
 
-def _accuracy_change(estimator: Any, X: Any, labels: NDArray[Any] | None) -> float:
+def _seen_by_last_step(estimator: Any, X: Any) -> Any:
+    """X as the steps of a pipeline before the last leave it."""
     estimator = _unwrapped(estimator)
-    if isinstance(estimator, Pipeline):
-        steps = estimator[:-1]
-        return _accuracy_change(estimator[-1], steps.transform(X) if len(steps) else X, labels)
-    if not hasattr(estimator, "id_accuracy"):
-        raise TypeError(
-            f"{type(estimator).__name__} has no id_accuracy(X, y), which {ACCURACY_CHANGE!r} is "
-            "computed from; it is for SparseEnergyOODDetector. Leave it out of the metrics."
-        )
+    if not isinstance(estimator, Pipeline):
+        return X
+    steps = estimator[:-1]
+    return _seen_by_last_step(estimator[-1], steps.transform(X) if len(steps) else X)
+
+
+def _accuracy_change(detector: Any, X: Any, labels: NDArray[Any] | None) -> float:
+    _check_has(detector, "id_accuracy", "accuracy_change")
     if labels is None or len(np.unique(labels)) < 2:
         given = "none" if labels is None else f"{np.unique(labels).tolist()} alone"
         raise ValueError(
-            f"{ACCURACY_CHANGE!r} needs the in-distribution rows' labels of at least two classes, "
+            "'accuracy_change' needs the in-distribution rows' labels of at least two classes, "
             f"and got {given}. Pass y with the classes, or leave it out of the metrics."
         )
-    accuracy = estimator.id_accuracy(X, labels)
+    accuracy = detector.id_accuracy(X, labels)
     return float(accuracy["after"] - accuracy["before"])
+
+
+def _mean_l1(detector: Any, X: Any, labels: NDArray[Any] | None) -> float:
+    _check_has(detector, "features", "mean_l1")
+    return float(np.abs(detector.features(X)).sum(axis=1).mean())
+
+
+def _check_has(detector: Any, method: str, metric: str) -> None:
+    if not hasattr(detector, method):
+        raise TypeError(
+            f"{type(detector).__name__} has no {method}, which {metric!r} is computed from; "
+            "it is for SparseEnergyOODDetector. Leave it out of the metrics."
+        )
+
+
+OF_ID_ROWS: dict[str, Callable[[Any, Any, NDArray[Any] | None], float]] = {
+    "accuracy_change": _accuracy_change,
+    "mean_l1": _mean_l1,
+}
+"""What is computed from a detector, ID rows as it sees them and their labels."""
 
 
 def _surrogates(X: Any, labels: NDArray[Any] | None) -> Any:
     """Surrogate outliers, in a data frame where X is one."""
+    if isinstance(X, Dataset):
+        raise ValueError(
+            f"X is a data set, {type(X).__name__}, of which no surrogate outliers are made. Pass "
+            "out-of-distribution rows to make_ood_scorer as X_ood=, or name their label in y with "
+            "ood_label=."
+        )
     rows = as_array(X) if isinstance(X, Tensor) else np.asarray(X)
     if rows.dtype.kind not in "biuf":
         raise ValueError(

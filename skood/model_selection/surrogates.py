@@ -22,6 +22,9 @@ GRID = 4
 BLUR = 1 / 24
 """Standard deviation of the blur, as a share of the larger side."""
 
+LEAST_BLUR = 1.0
+"""Least standard deviation of the blur, in pixels: less would leave small images as they are."""
+
 CONTRAST = 0.2
 NOISE = 0.3
 CHUNK_ROWS = 1024
@@ -64,7 +67,7 @@ def surrogate_outliers(
     Images:
 
     - "patches" cuts each image into a grid of at most 4 x 4 cells and permutes the cells;
-    - "blur" takes the details away, by a Gaussian of a 24th of the larger side;
+    - "blur" takes the details away, by a Gaussian of a 24th of the larger side, or of a pixel;
     - "contrast" keeps a fifth of each image's difference from its mean colour;
     - "frequencies" keeps the amplitudes of an image's Fourier transform and takes the phases of
       another image;
@@ -215,7 +218,7 @@ def _patches(images: Rows, _: Rows, random: np.random.RandomState) -> Rows:
 
 
 def _blur(images: Rows, _: Rows, __: np.random.RandomState) -> Rows:
-    sigma = BLUR * max(images.shape[1:3])
+    sigma = max(BLUR * max(images.shape[1:3]), LEAST_BLUR)
     others = (0,) * (images.ndim - 3)
     return ndimage.gaussian_filter(images, (0, sigma, sigma, *others))
 

@@ -227,6 +227,35 @@ def test_labels_of_a_data_set(X, labels, workers):
     assert (found if found is None else list(found)) == labels
 
 
+class Halved(TensorDataset):
+    def __getitem__(self, row):
+        x, y = super().__getitem__(row)
+        return x / 2, 1 - y
+
+
+def test_a_data_set_of_tensors_that_gives_other_items_is_not_unwrapped():
+    data = Halved(torch.ones(2, 3), torch.tensor([1, 0]))
+    assert check_dataset(data) is data
+    assert read_labels(data, 0) == [0, 1]
+    batch, _ = load_batch(data, None, slice(0, 2))
+    assert (batch == 0.5).all()
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_items_with_gradients_are_detached(workers):
+    weight = torch.ones(3, requires_grad=True)
+    X = Listed([weight * row for row in torch.from_numpy(TABLE)])
+    ((_, (batch, _)),) = load(partial(load_batch, X, None), [slice(0, N)], N, workers)
+    assert not batch.requires_grad
+
+
+@pytest.mark.parametrize("convert", [lambda x: x, np.asarray])
+def test_complex_items_are_refused(convert):
+    X = Listed([convert(row * 1j) for row in torch.from_numpy(TABLE)])
+    with pytest.raises((TypeError, ValueError), match=r"Complex|preprocess="):
+        load_batch(X, None, slice(0, 2))
+
+
 def test_a_data_set_of_tensors_is_unwrapped():
     tensor = torch.zeros(2, 3)
     assert check_dataset(TensorDataset(tensor, torch.zeros(2))) is tensor
