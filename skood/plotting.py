@@ -309,7 +309,7 @@ class SelectionDisplay:
 
     Notes
     -----
-    Errors, "neg_..." among the scores, are drawn as such, less being better. The axis of weights is
+    Errors, such as "neg_fpr_at_tpr", are drawn as such, less being better. The axis of weights is
     linear from 0 to the smallest weight above it, and logarithmic from there.
 
     Where other parameters vary too, each combination of them is a line. Combinations that are too

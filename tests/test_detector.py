@@ -754,3 +754,17 @@ def test_all_penalties_and_scores_run(digits):
         noise = np.random.RandomState(0).rand(100, 64)
         scores = detector.score_samples(digits.X_test), detector.score_samples(noise)
         assert auroc(*scores) > 0.7
+
+
+def test_transforms_of_torchvision_work_on_batches(digits):
+    from torchvision.transforms import v2
+
+    images = (digits.X.reshape(-1, 1, 8, 8) * 255).astype(np.uint8)
+    transform = v2.Compose(
+        [v2.ToDtype(torch.float32, scale=True), v2.Normalize([0.5], [0.25]), torch.nn.Flatten()]
+    )
+    detector = plain(digits.module, preprocess=transform)
+    quiet_fit(detector, images, digits.y)
+    by_hand = (images.reshape(-1, 64) / 255 - 0.5) / 0.25
+    expected = logsumexp(logits_of(digits.module, by_hand), axis=1)
+    np.testing.assert_allclose(detector.score_samples(images), expected, rtol=1e-4)
