@@ -102,6 +102,22 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    add_data_options(parser)
+    add = parser.add_argument
+    add("--penalty", choices=sorted(PENALTIES), default="l1", help="default: l1")
+    add("--weights", type=number, nargs="+", default=[0.02], help="default: 0.02")
+    add("--seeds", type=int, nargs="+", default=[0, 1, 2], help="default: 0 1 2")
+    add("--epochs", type=count, default=10, help="of fine-tuning (default: 10)")
+    add("--train-rows", type=count, help="drawn anew by each seed (default: all)")
+    add("--test-rows", type=count, help="the same for all seeds (default: all)")
+    add("--csv", type=Path, help="append results here as they come, and skip those that it holds")
+    options = parser.parse_args(argv)
+    complete(options)
+    return options
+
+
+def add_data_options(parser: argparse.ArgumentParser) -> None:
+    """The files, and how the network takes their images."""
     add = parser.add_argument
     add("--id", type=Path, required=True, metavar="FILE.npz", help="x_train, y_train, x_test ...")
     add("--ood", type=Path, required=True, nargs="+", metavar="FILE.npz", help="x, one set a file")
@@ -113,17 +129,12 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         help="mean and std that the network was trained with "
         "(default: imagenet for a resnet, cifar for a wrn)",
     )
-    add("--penalty", choices=sorted(PENALTIES), default="l1", help="default: l1")
-    add("--weights", type=number, nargs="+", default=[0.02], help="default: 0.02")
-    add("--seeds", type=int, nargs="+", default=[0, 1, 2], help="default: 0 1 2")
-    add("--epochs", type=count, default=10, help="of fine-tuning (default: 10)")
-    add("--train-rows", type=count, help="drawn anew by each seed (default: all)")
-    add("--test-rows", type=count, help="the same for all seeds (default: all)")
-    add("--csv", type=Path, help="append results here as they come, and skip those that it holds")
-    options = parser.parse_args(argv)
+
+
+def complete(options: argparse.Namespace) -> None:
+    """Fill in what depends on the network."""
     if options.normalise is None:
         options.normalise = "imagenet" if options.network.startswith("resnet") else "cifar"
-    return options
 
 
 def number(text: str) -> float:

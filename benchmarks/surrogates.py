@@ -23,6 +23,8 @@ from numpy.typing import NDArray
 from real_images import (
     NORMALISATIONS,
     Data,
+    add_data_options,
+    complete,
     count,
     draw,
     number,
@@ -65,12 +67,8 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    add_data_options(parser)
     add = parser.add_argument
-    add("--id", type=Path, required=True, metavar="FILE.npz", help="x_train, y_train, x_test ...")
-    add("--ood", type=Path, required=True, nargs="+", metavar="FILE.npz", help="x, one set a file")
-    add("--network", required=True, help="resnet20, resnet56, wrn40_2, ...")
-    add("--checkpoint", type=Path, required=True, metavar="FILE.pt", help="its state_dict")
-    add("--normalise", choices=sorted(NORMALISATIONS), default="imagenet")
     add("--weights", type=number, nargs="+", required=True, help="at least 3")
     add("--seeds", type=int, nargs="+", default=[0, 1], help="default: 0 1")
     add("--epochs", type=count, default=3, help="of fine-tuning (default: 3)")
@@ -81,6 +79,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--tolerance", type=number, default=0.01, help="of accuracy (default: 0.01)")
     add("--folder", type=Path, required=True, help="for networks and scores, to go on from")
     options = parser.parse_args(argv)
+    complete(options)
     options.test_rows = None
     return options
 

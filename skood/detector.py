@@ -36,6 +36,7 @@ from .engine.batches import (
     has_channels_last,
     moments,
     slices,
+    spaced,
 )
 from .engine.hardware import resolve_device
 from .engine.inference import forward_rows
@@ -329,7 +330,7 @@ class SparseEnergyOODDetector(OutlierMixin, BaseEstimator):
         """
         self._validate_params()
         with _unchanged_on_error(self):
-            y = self._labels_of(X) if y is None else y
+            y = self._labels_of(X, y)
             X = self._check_rows(X, reset=True)
             if self.preprocess is None and not is_loadable(X):
                 check_finite(X)
@@ -400,7 +401,7 @@ class SparseEnergyOODDetector(OutlierMixin, BaseEstimator):
             If there are no labels, no in-distribution rows, or labels that are not in `classes_`.
         """
         check_is_fitted(self)
-        y = self._labels_of(X) if y is None else y
+        y = self._labels_of(X, y)
         X = self._check_rows(X)
         if y is None:
             raise ValueError("id_accuracy needs labels: pass y, one label of `classes_` a row.")
@@ -621,7 +622,7 @@ class SparseEnergyOODDetector(OutlierMixin, BaseEstimator):
             no row is labelled and no surrogates can be made of X.
         """
         check_is_fitted(self)
-        y = self._labels_of(X) if y is None else y
+        y = self._labels_of(X, y)
         rows = self._check_rows(X)
         label = self.ood_label
         if y is not None and label is not None and len(self._split_outliers(rows, y)[1]) == 0:
@@ -681,9 +682,9 @@ class SparseEnergyOODDetector(OutlierMixin, BaseEstimator):
             )
         return rows
 
-    def _labels_of(self, X: Any) -> ArrayLike | None:
-        """Labels that a data set brings along."""
-        return read_labels(X, self._n_workers) if isinstance(X, Dataset) else None
+    def _labels_of(self, X: Any, y: ArrayLike | None) -> ArrayLike | None:
+        """The labels passed, or else those that a data set brings along."""
+        return read_labels(X, self._n_workers) if y is None and isinstance(X, Dataset) else y
 
     @property
     def _n_workers(self) -> int | None:
@@ -797,11 +798,8 @@ class SparseEnergyOODDetector(OutlierMixin, BaseEstimator):
     ) -> list[dict[str, Any]]:
         penalty = get_penalty(self.penalty)
         if isinstance(penalty, Relative):
-            # Evenly spaced: rows may come class by class.
-            spaced = np.linspace(0, len(data.rows) - 1, min(len(data.rows), ROWS_OF_A_UNIT))
-            pieces = forward_rows(
-                network, data.X, rows=data.rows[spaced.astype(int)], features=True
-            )
+            rows = spaced(data.rows, ROWS_OF_A_UNIT)
+            pieces = forward_rows(network, data.X, rows=rows, features=True)
             penalty = penalty.measured_on(torch.cat([h for _, h, _ in pieces if h is not None]))
         objective = Objective(penalty, self.sparsity_weight, self.outlier_weight)
         recipe = Recipe(

@@ -166,9 +166,7 @@ class RejectingClassifier(ClassifierMixin, MetaEstimatorMixin, BaseEstimator):
             Labels.
         """
         check_is_fitted(self)
-        labels = self.detector_.predict_class(X, reject_label=self.reject_label)
-        # Unsigned classes beside a negative label come as objects, which no metric takes.
-        return labels.astype(np.int64) if labels.dtype == object else labels
+        return self.detector_.predict_class(X, reject_label=self.reject_label)
 
     def predict_proba(self, X: Any) -> NDArray[np.float64]:
         """Probabilities of the classes, given that the row is of one of them.

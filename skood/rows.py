@@ -79,7 +79,7 @@ def warn_if_unscaled(X: Rows) -> None:
     UserWarning
         If X holds images in uint8.
     """
-    if getattr(X, "dtype", None) in (np.uint8, torch.uint8) and X.ndim == 4:  # type: ignore[union-attr]
+    if not isinstance(X, Dataset) and X.dtype in (np.uint8, torch.uint8) and X.ndim == 4:
         warnings.warn(
             "X holds images in uint8, which reach the module as they are, in 0..255. If it was "
             "trained on scaled images, pass preprocess=NormalizeImages(mean, std) from "

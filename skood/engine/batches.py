@@ -123,6 +123,11 @@ def _by_channel(batch: Tensor) -> Tensor:
     return batch.flatten(2) if batch.ndim > 3 else batch.flatten(1)[:, None]
 
 
+def spaced(rows: NDArray[np.intp], size: int) -> NDArray[np.intp]:
+    """At most `size` of some rows, evenly spaced: neighbours may be alike, or of one class."""
+    return rows[np.linspace(0, len(rows) - 1, min(len(rows), size)).astype(int)]
+
+
 def slices(n_rows: int, size: int) -> Iterator[slice]:
     """Consecutive slices of at most `size` rows."""
     for start in range(0, n_rows, size):

@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from .batches import Batcher, Rows, has_channels_last
+from .batches import Batcher, Rows, has_channels_last, spaced
 from .hardware import Precision, available_device, resolve_precision
 from .heads import Trial, captured_calls, close, find_head
 from .outputs import check_usable, logits_of, run
@@ -201,8 +201,7 @@ def open_network(
             "nn.Module from which it was made."
         )
     module = module.to(batcher.device).eval()
-    # Evenly spaced: the first ones may be alike.
-    rows = rows[np.linspace(0, len(rows) - 1, min(len(rows), TRIAL_ROWS)).astype(int)]
+    rows = spaced(rows, TRIAL_ROWS)
     batch = batcher(X, rows)
     with torch.no_grad():
         with _explained(module, batch, X, batcher):
@@ -213,7 +212,7 @@ def open_network(
         if batch.ndim == 4 and all(p.ndim < 5 for p in module.parameters()):
             module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         alone = _must_run_alone(module)
-        _check_rows_alone(module, batcher, X, rows[: 1 if alone else TRIAL_ROWS])
+        _check_rows_alone(module, batcher, X, rows[:1] if alone else rows)
     few_rows = 0
     if alone:
         few_rows = sys.maxsize
@@ -319,9 +318,10 @@ def _hints(
 def check_trainable(
     network: Network, X: Rows, rows: NDArray[np.intp], *, penalized: bool = True
 ) -> None:
-    """Refuse to train a network whose logits carry no gradient to the parameters it could train.
+    """Refuse to train what training would not change as it should.
 
-    The forward runs in evaluation mode, so no statistic and no random generator changes.
+    The logits must carry a gradient to the parameters, and be what the head gives in training mode
+    too. No statistic and no random generator changes.
 
     Parameters
     ----------
@@ -330,14 +330,14 @@ def check_trainable(
     X : array or tensor of shape (n, ...)
         Rows.
     rows : ndarray of int
-        Rows of X to try it on; the first few are taken.
+        Rows of X to try it on; a few of them are taken.
     penalized : bool, default=True
         Whether a penalty on the features is part of the loss.
 
     Raises
     ------
     ValueError
-        If the logits carry no gradient.
+        If the logits carry no gradient, or are something else in training mode.
 
     Warns
     -----
@@ -345,7 +345,7 @@ def check_trainable(
         If the features carry none, so that the penalty can change nothing.
     """
     module = network.module
-    batch = network.batcher(X, rows[:TRIAL_ROWS])
+    batch = network.batcher(X, spaced(rows, TRIAL_ROWS))
     parameters = [p for p in module.parameters() if p.requires_grad]
     with torch.enable_grad(), _explained(module, batch, X, network.batcher):
         features, logits = features_and_logits(module, network.head, batch)

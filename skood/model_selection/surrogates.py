@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import ndimage
+from torch import Tensor
 
 from ..engine.batches import as_array, has_channels_last, slices
 from ..labels import as_labels
@@ -94,7 +95,7 @@ def surrogate_outliers(
     >>> sorted(surrogate_outliers(X, random_state=0)[:, 1].tolist())
     [1, 3, 5]
     """
-    X = np.asarray(as_array(X))  # type: ignore[arg-type]
+    X = as_array(X) if isinstance(X, Tensor) else np.asarray(X)
     makers = _makers(X)
     if kind != "auto" and kind not in makers:
         raise ValueError(
