@@ -3,8 +3,8 @@ Choosing the weight without outliers
 ====================================
 
 Where there are no outliers at hand, the scorer makes some from the rows held out in each fold:
-images with their patches permuted, blurred ones, and ones whose frequencies come from one image and
-whose phases from another. Such surrogates are no outliers that anybody will meet. They serve to
+images with their patches permuted, blurred ones, and ones with a fifth of their contrast.
+Such surrogates are no outliers that anybody will meet. They serve to
 rank the weights, and the scores themselves mean little.
 
 This is how it is done. On digits the effect of the weight is lost in the differences between folds
@@ -42,7 +42,7 @@ X_train, X, y_train, y = train_test_split(
 # From images it takes these three kinds in turn, from a table columns that are permuted each on its
 # own.
 
-kinds = ["patches", "blur", "frequencies"]
+kinds = ["patches", "blur", "contrast"]
 made = {"digits": X[:8]} | {
     kind: surrogate_outliers(X, kind=kind, random_state=0)[:8] for kind in kinds
 }
