@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from numbers import Integral, Real
 from os import PathLike
 from typing import Any, ClassVar, NamedTuple, Self, cast
@@ -39,7 +41,7 @@ from .engine.batches import (
     spaced,
 )
 from .engine.hardware import resolve_device
-from .engine.inference import forward_rows
+from .engine.inference import as_float64, forward_rows, score_rows
 from .engine.loading import (
     is_loadable,
     read_labels,
@@ -48,6 +50,7 @@ from .engine.loading import (
 )
 from .engine.network import (
     Network,
+    affine_head,
     check_trainable,
     copy_module,
     floating_dtype,
@@ -69,12 +72,16 @@ from .networks import default_network
 from .penalties import PENALTIES, Penalty, Relative, get_penalty, l1
 from .randomness import random_generator
 from .rows import as_rows, warn_if_unscaled
-from .scores import ScoreFunction, apply_score, get_score, list_scores
+from .scores import Head, Outputs, apply_score, fit_score, get_score, list_scores
+from .scores.protocol import ScoreFunction
 
 ScoreArray = NDArray[np.float64]
 
 ROWS_OF_A_UNIT = 1024
 """Rows on which the unit of a relative penalty is measured."""
+
+ROWS_OF_A_TRIAL = 1024
+"""Rows on which a score is tried before training, at most."""
 
 SHOWN_OF_AN_EPOCH = ("loss", "accuracy", "mean_l1")
 
@@ -98,8 +105,8 @@ class SparseEnergyOODDetector(OutlierMixin, BaseEstimator):
         "relative_l1" means the same at any width and scale of the features. A callable maps
         features (n, d) to values (n,).
     score_function : str, object or callable, default="energy"
-        Score, see `skood.scores`. A callable maps features (n, d) and float64 logits (n, K) to
-        values (n,), higher for in-distribution.
+        Score, see `skood.scores`. A callable maps features (n, d) and logits (n, K), both float64,
+        to values (n,), higher for in-distribution.
     tpr : float, default=0.95
         Share of in-distribution rows to keep, between 0 and 1.
     calibration_size : "auto", int, float or None, default="auto"
@@ -135,6 +142,10 @@ class SparseEnergyOODDetector(OutlierMixin, BaseEstimator):
     outlier_weight : float, default=0.0
         Above 0, the rows labelled `ood_label` enter the loss: this weight times the cross-entropy
         between the uniform distribution and the prediction (SROE; the paper uses 0.5).
+    distillation_weight : float, default=0.0
+        Above 0, the loss gains this weight times the divergence from the predictions that the
+        network made before fine-tuning, at temperature 2. It keeps accuracy, so that more sparsity
+        can be afforded.
     device : str or torch.device, default="auto"
         Where to compute; "auto" takes a GPU where there is one.
     precision : {"auto", "float32", "bfloat16"}, default="auto"
@@ -165,7 +176,7 @@ class SparseEnergyOODDetector(OutlierMixin, BaseEstimator):
     classes_ : ndarray of shape (K,)
         Label of each logit.
     score_function_ : callable
-        The score, as it was resolved at fit.
+        The score, with the statistics of the training rows where it has any.
     offset_ : float
         The threshold on `score_samples`.
     tpr_ : float
@@ -229,6 +240,7 @@ class SparseEnergyOODDetector(OutlierMixin, BaseEstimator):
         "augment": [StrOptions(set(AUGMENTATIONS)), callable, None],
         "ood_label": [Integral, str, "boolean", None],
         "outlier_weight": [Interval(Real, 0, None, closed="left")],
+        "distillation_weight": [Interval(Real, 0, None, closed="left")],
         "device": [str, torch.device],
         "precision": [StrOptions({"auto", "float32", "bfloat16"})],
         "compile": ["boolean"],
@@ -258,6 +270,7 @@ class SparseEnergyOODDetector(OutlierMixin, BaseEstimator):
         augment: str | Callable[[Tensor], Tensor] | None = None,
         ood_label: int | str | bool | None = None,
         outlier_weight: float = 0.0,
+        distillation_weight: float = 0.0,
         device: str | torch.device = "auto",
         precision: str = "auto",
         compile: bool = False,
@@ -283,6 +296,7 @@ class SparseEnergyOODDetector(OutlierMixin, BaseEstimator):
         self.augment = augment
         self.ood_label = ood_label
         self.outlier_weight = outlier_weight
+        self.distillation_weight = distillation_weight
         self.device = device
         self.precision = precision
         self.compile = compile
@@ -345,7 +359,6 @@ class SparseEnergyOODDetector(OutlierMixin, BaseEstimator):
                     UserWarning,
                     stacklevel=2,
                 )
-            self.score_function_ = get_score(self.score_function)
             seeds = _draw_seeds(self.random_state)
             self._seed_of_network = seeds.network
             device = resolve_device(self.device)
@@ -361,13 +374,15 @@ class SparseEnergyOODDetector(OutlierMixin, BaseEstimator):
                     network = self._default_network(data, device)
                 if self.verbose:
                     print(f"{type(self).__name__}: {network.describe()}")
+                self._try_score(network, data)
                 self.history_ = self._pretrain(network, data, seeds)
                 self._pretrained = copy.deepcopy(network) if self.history_ else None
-                before = self._outputs(network, X, calibration)[1]
+                before = self._winners(network, X, calibration)
                 if self.module is not None and labels is not None and not self.history_:
                     warn_if_near_chance(truth, before)
                     warn_if_seen_before(truth, before)
                 self.history_ += self._fine_tune(network, data, seeds)
+            self.score_function_ = self._fitted_score(network, data)
             scores, after = self._outputs(network, X, calibration)
             warn_if_accuracy_dropped(truth, before, after, self.sparsity_weight)
             self.id_accuracy_ = {
@@ -416,7 +431,7 @@ class SparseEnergyOODDetector(OutlierMixin, BaseEstimator):
         with reproducible(self._seed_of_network, self.device_):  # for lazy layers, as in fit
             before = self._pretrained or self._given_network(X, rows, self.device_)
         return {
-            name: float(np.mean(self.classes_[self._outputs(network, X, rows)[1]] == labels[rows]))
+            name: float(np.mean(self.classes_[self._winners(network, X, rows)] == labels[rows]))
             for name, network in {"before": before, "after": self._network}.items()
             if network is not None
         }
@@ -555,10 +570,11 @@ class SparseEnergyOODDetector(OutlierMixin, BaseEstimator):
                 f"reject_label={reject_label!r} is one of the classes "
                 f"{self.classes_.tolist()[:12]}; pass a label that no class has."
             )
-        scores, winners = self._outputs(self._network, self._check_rows(X))
-        labels = self.classes_[winners]
+        X = self._check_rows(X)
         if reject_label is None:
-            return labels
+            return self.classes_[self._winners(self._network, X)]
+        scores, winners = self._outputs(self._network, X)
+        labels = self.classes_[winners]
         kinds = {np.asarray(reject_label).dtype.kind, labels.dtype.kind}
         if len(kinds) > 1 and kinds != {"i", "u"}:
             labels = labels.astype(object)
@@ -771,7 +787,7 @@ class SparseEnergyOODDetector(OutlierMixin, BaseEstimator):
         if network is not None and labels is not None:
             return encode_labels(labels, network.n_logits)
         if network is not None:
-            return np.arange(network.n_logits), self._outputs(network, X, rows)[1]
+            return np.arange(network.n_logits), self._winners(network, X, rows)
         if labels is None:
             batcher = self._batcher(torch.device("cpu"), torch.float64, self.preprocess)
 
@@ -801,7 +817,9 @@ class SparseEnergyOODDetector(OutlierMixin, BaseEstimator):
             rows = spaced(data.rows, ROWS_OF_A_UNIT)
             pieces = forward_rows(network, data.X, rows=rows, features=True)
             penalty = penalty.measured_on(torch.cat([h for _, h, _ in pieces if h is not None]))
-        objective = Objective(penalty, self.sparsity_weight, self.outlier_weight)
+        objective = Objective(
+            penalty, self.sparsity_weight, self.outlier_weight, self.distillation_weight
+        )
         recipe = Recipe(
             self.max_epochs, self.batch_size, self.learning_rate, self.momentum, self.weight_decay
         )
@@ -858,31 +876,52 @@ class SparseEnergyOODDetector(OutlierMixin, BaseEstimator):
     def _usable_memory(self) -> str | PathLike[str] | Memory | None:
         return None if self.random_state is None else self.memory
 
+    def _try_score(self, network: Network, data: TrainingData) -> None:
+        """Fit and apply the score on a few rows, so that what it refuses shows before training."""
+        picks = spaced(np.arange(len(data.rows)), ROWS_OF_A_TRIAL)
+        few = dataclasses.replace(data, rows=data.rows[picks], labels=data.labels[picks])
+        score = self._fitted_score(network, few)
+        for _ in _score_rows(network, few.X, score, few.rows[:1]):
+            pass
+
+    def _fitted_score(self, network: Network, data: TrainingData) -> ScoreFunction:
+        """The score, with the statistics of the training rows where it has any."""
+        labels = torch.from_numpy(data.labels)
+        outputs = (
+            Outputs(as_float64(features), logits, labels[piece].to(logits.device))
+            for piece, features, logits in forward_rows(
+                network, data.X, rows=data.rows, features=True
+            )
+            if features is not None
+        )
+        score = get_score(self.score_function)
+        return fit_score(score, outputs, lambda: Head(*affine_head(network, data.X, data.rows)))
+
     def _outputs(
         self, network: Network, X: Rows, rows: NDArray[np.intp] | None = None
     ) -> tuple[ScoreArray, NDArray[np.int64]]:
         """Score and most likely logit of each row, or of those asked for."""
         n_rows = row_count(X) if rows is None else len(rows)
         scores, winners = np.empty(n_rows), np.empty(n_rows, dtype=np.int64)
-        for piece, some_scores, logits in self._scored(network, X, rows):
-            scores[piece], winners[piece] = some_scores, as_array(logits.argmax(dim=1))
+        for piece, some, logits in _score_rows(network, X, self.score_function_, rows):
+            scores[piece], winners[piece] = as_array(some), as_array(logits.argmax(dim=1))
         return scores, winners
 
     def _scores(self, X: Rows) -> ScoreArray:
         """Score of each row, in no more memory than that of the result."""
         scores = np.empty(row_count(X))
-        for piece, some_scores, _ in self._scored(self._network, X):
-            scores[piece] = some_scores
+        for piece, some, _ in _score_rows(self._network, X, self.score_function_):
+            scores[piece] = as_array(some)
         return scores
 
-    def _scored(
+    def _winners(
         self, network: Network, X: Rows, rows: NDArray[np.intp] | None = None
-    ) -> Iterator[tuple[slice, ScoreArray, Tensor]]:
-        """Positions, scores and logits, piece by piece."""
-        score = self.score_function_
-        needs_features = getattr(score, "uses_features", True)
-        for piece, features, logits in forward_rows(network, X, rows=rows, features=needs_features):
-            yield piece, as_array(apply_score(score, features, logits)), logits
+    ) -> NDArray[np.int64]:
+        """Most likely logit of each row, or of those asked for."""
+        winners = np.empty(row_count(X) if rows is None else len(rows), dtype=np.int64)
+        for piece, _, logits in forward_rows(network, X, rows=rows):
+            winners[piece] = as_array(logits.argmax(dim=1))
+        return winners
 
     def _place_threshold(self, scores: ScoreArray, tpr: float) -> None:
         self.offset_ = place_threshold(scores, tpr)
@@ -909,6 +948,21 @@ class SparseEnergyOODDetector(OutlierMixin, BaseEstimator):
         tags = super().__sklearn_tags__()
         tags.input_tags.three_d_array = True
         return tags
+
+
+def _score_rows(
+    network: Network, X: Rows, score: ScoreFunction, rows: NDArray[np.intp] | None = None
+) -> Iterator[tuple[slice, Tensor, Tensor]]:
+    """Positions, scores and logits of rows, piece by piece, by what the score declares it needs."""
+    gradient = getattr(score, "uses_gradient", False)
+    return score_rows(
+        network,
+        X,
+        partial(apply_score, score),
+        rows=rows,
+        features=getattr(score, "uses_features", True),
+        perturbation=cast(Any, score).perturbation if gradient else None,
+    )
 
 
 class _Seeds(NamedTuple):

@@ -71,6 +71,7 @@ def key(opened):
         penalty=l1,
         sparsity_weight=0.02,
         outlier_weight=0.5,
+        distillation_weight=0.0,
         recipe=RECIPE,
         augment=None,
         seed=0,
@@ -84,7 +85,7 @@ def key(opened):
             labels,
             np.arange(30, 40) if outliers is None else outliers,
         )
-        objective = Objective(penalty, sparsity_weight, outlier_weight)
+        objective = Objective(penalty, sparsity_weight, outlier_weight, distillation_weight)
         return training_key(network, data, objective, recipe, augment, seed)
 
     return make
@@ -138,6 +139,7 @@ def counted(module):
         {"penalty": l1_over_l2},
         {"sparsity_weight": 0.03},
         {"outlier_weight": 0.4},
+        {"distillation_weight": 1.0},
         {"recipe": Recipe(3, 8, 0.1, 0.9, 5e-4)},
         {"recipe": Recipe(2, 9, 0.1, 0.9, 5e-4)},
         {"recipe": Recipe(2, 8, 0.2, 0.9, 5e-4)},
@@ -326,7 +328,7 @@ class Training:
         history = train(
             network,
             data,
-            Objective(l1, 0.02),
+            Objective(l1, 0.02, distillation_weight=0.5),
             RECIPE,
             seed=seed,
             resume=store.load(),
@@ -356,7 +358,7 @@ def test_equal_trainings_run_once_and_give_the_same_bits(training, opened):
     assert training.epochs == RECIPE.epochs
     network = opened(classifier(), X)
     data = TrainingData(X, np.arange(30), LABELS, np.array([], dtype=np.intp))
-    history = train(network, data, Objective(l1, 0.02), RECIPE, seed=0)
+    history = train(network, data, Objective(l1, 0.02, distillation_weight=0.5), RECIPE, seed=0)
     assert_bitwise_but_seconds(first, (network.module, history))
     again = training()
     assert training.epochs == RECIPE.epochs

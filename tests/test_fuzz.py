@@ -67,6 +67,7 @@ PARAMETERS = st.fixed_dictionaries(
         "momentum": NUMBERS,
         "weight_decay": NUMBERS,
         "outlier_weight": NUMBERS,
+        "distillation_weight": NUMBERS,
         "ood_label": st.integers(0, 3) | st.booleans() | st.sampled_from(["a", "z"]),
         "penalty": st.sampled_from(["l1", "l1_over_l2", "relative_l1", "l3"]),
         "score_function": st.sampled_from(["energy", "msp", "max_logit", "odd"]),

@@ -144,6 +144,7 @@ PARAMETERS = [
             "augment": ["flips", 3],
             "ood_label": [1.5],
             "outlier_weight": [-0.5, "0.5"],
+            "distillation_weight": [-0.5, "0.5"],
             "precision": ["float16", 16],
             "compile": ["yes", 2],
             "num_workers": [-1, 1.5, "all"],

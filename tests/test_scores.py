@@ -56,8 +56,8 @@ def test_max_logit_is_the_largest_logit():
     assert applied(MaxLogit(), logits).tolist() == logits.max(axis=1).tolist()
 
 
-@pytest.mark.parametrize("name", list_scores())
-def test_every_score_is_an_estimator_that_is_higher_for_confident_rows(name):
+@pytest.mark.parametrize("name", ["energy", "max_logit", "msp", "odin"])
+def test_every_score_of_logits_is_an_estimator_that_is_higher_for_confident_rows(name):
     score = clone(get_score(name))
     scores = apply_score(
         score, torch.ones(2, 3), torch.tensor([[9.0, 0, 0], [1, 0, 0]], dtype=torch.float64)
@@ -87,8 +87,8 @@ def test_a_function_is_taken_as_it_is():
 
 
 def test_an_unknown_name_is_refused_with_the_known_ones():
-    with pytest.raises(ValueError, match=r"score_function='odin' is unknown; .*'energy'"):
-        get_score("odin")
+    with pytest.raises(ValueError, match=r"score_function='entropy' is unknown; .*'energy'"):
+        get_score("entropy")
 
 
 @pytest.mark.parametrize("score", [Energy, 3, None])

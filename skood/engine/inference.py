@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -55,28 +56,131 @@ def forward_rows(
     NonFiniteLogitsError
         If a logit is NaN or infinite.
     """
+    for piece, batch in _batches(network, X, rows):
+        size = piece.stop - piece.start
+        with _scoring(network):
+            hidden, logits = (
+                network.features_and_logits(batch) if features else (None, network.logits(batch))
+            )
+        logits = as_float64(logits[:size])
+        _check_finite(logits, piece, rows)
+        # A copy, as the network may use the memory of its features again.
+        yield piece, None if hidden is None else hidden[:size].clone(), logits
+
+
+def score_rows(
+    network: Network,
+    X: Rows,
+    score: Callable[[Tensor | None, Tensor], Tensor],
+    *,
+    rows: NDArray[np.intp] | None = None,
+    features: bool = True,
+    perturbation: Callable[[Tensor, Tensor], Tensor] | None = None,
+) -> Iterator[tuple[slice, Tensor, Tensor]]:
+    """Scores and logits of rows of X, slice by slice.
+
+    A score works on whole padded batches, as the network does, so that within one shape its result
+    for a row is bitwise the same in any company.
+
+    Parameters
+    ----------
+    network : Network
+        The network, in evaluation mode.
+    X : array or tensor of shape (n, ...)
+        Any number of rows.
+    score : callable
+        Features (p, d) or None and logits (p, K), both float64, to values (p,).
+    rows : ndarray of shape (m,), optional
+        Which rows of X; all without it.
+    features : bool, default=True
+        Whether the score wants features.
+    perturbation : callable, optional
+        Logits and the batch that they depend on to what is added to the batch, before the forward
+        that is scored.
+
+    Yields
+    ------
+    piece : slice
+        Positions among the rows asked for.
+    scores : Tensor of shape (p,)
+        Their scores.
+    logits : Tensor of shape (p, K), float64
+        Their logits, of the rows as they are.
+
+    Raises
+    ------
+    NonFiniteLogitsError
+        If a logit is NaN or infinite.
+    ValueError
+        If a perturbation is asked for of an input that has no gradient.
+    """
+    for piece, batch in _batches(network, X, rows):
+        size = piece.stop - piece.start
+        unmoved = None
+        if perturbation is not None:
+            unmoved, batch = _perturbed(network, batch, perturbation)
+            _check_finite(unmoved[:size], piece, rows)
+        with _scoring(network):
+            hidden, logits = (
+                network.features_and_logits(batch) if features else (None, network.logits(batch))
+            )
+        logits = as_float64(logits)
+        _check_finite(logits[:size], piece, rows)
+        with torch.inference_mode(), autocast(network.device, None):
+            scores = score(None if hidden is None else as_float64(hidden), logits)
+        yield piece, scores[:size], (logits if unmoved is None else unmoved)[:size]
+
+
+def _batches(
+    network: Network, X: Rows, rows: NDArray[np.intp] | None
+) -> Iterator[tuple[slice, Tensor]]:
+    """Positions of the rows asked for and the padded batch that holds them."""
     n_rows = row_count(X) if rows is None else len(rows)
     shape = 1 if n_rows <= network.few_rows else FORWARD_ROWS
     indices = (_padded(piece, shape, rows) for piece in slices(n_rows, shape))
     batches = network.batcher.stream(X, indices, n_rows)
     for piece in slices(n_rows, shape):
-        size = piece.stop - piece.start
         with torch.inference_mode(), autocast(network.device, None):
             batch = next(batches)
-        with torch.inference_mode(), autocast(network.device, network.precision.scoring):
-            hidden, logits = (
-                network.features_and_logits(batch) if features else (None, network.logits(batch))
-            )
-        logits = as_float64(logits[:size])
-        if not torch.isfinite(logits).all():
-            bad = piece.start + int((~torch.isfinite(logits)).any(dim=1).nonzero()[0])
-            raise NonFiniteLogitsError(
-                "The network gives NaN or infinite logits for row "
-                f"{bad if rows is None else rows[bad]} of X, though the row itself is finite. "
-                "Check the scale of X and preprocess=; a network in float16 may overflow."
-            )
-        # A copy, as the network may use the memory of its features again.
-        yield piece, None if hidden is None else hidden[:size].clone(), logits
+        yield piece, batch
+
+
+@contextmanager
+def _scoring(network: Network) -> Iterator[None]:
+    with torch.inference_mode(), autocast(network.device, network.precision.scoring):
+        yield
+
+
+def _perturbed(
+    network: Network, batch: Tensor, perturbation: Callable[[Tensor, Tensor], Tensor]
+) -> tuple[Tensor, Tensor]:
+    """Logits of a batch, and the batch moved as a score wants it."""
+    if not batch.is_floating_point():
+        raise ValueError(
+            "The score moves the network's input along a gradient, which an input of dtype "
+            f"{batch.dtype} does not have. Pass another score_function."
+        )
+    with (
+        torch.inference_mode(False),
+        torch.enable_grad(),
+        autocast(network.device, network.precision.scoring),
+    ):
+        batch = batch.clone().requires_grad_()
+        # A copy, as the network may write into its input.
+        logits = as_float64(network.logits(batch.clone()))
+        step = perturbation(logits, batch)
+    return logits.detach(), batch.detach() + step
+
+
+def _check_finite(logits: Tensor, piece: slice, rows: NDArray[np.intp] | None) -> None:
+    if torch.isfinite(logits).all():
+        return
+    bad = piece.start + int((~torch.isfinite(logits)).any(dim=1).nonzero()[0])
+    raise NonFiniteLogitsError(
+        f"The network gives NaN or infinite logits for row {bad if rows is None else rows[bad]} of "
+        "X, though the row itself is finite. Check the scale of X and preprocess=; a network in "
+        "float16 may overflow."
+    )
 
 
 def _padded(piece: slice, shape: int, rows: NDArray[np.intp] | None) -> Index:

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from .batches import Batcher, Rows, has_channels_last, spaced
 from .hardware import Precision, available_device, resolve_precision
@@ -28,6 +29,12 @@ TRIAL_ROWS = 8
 
 COMPILED = "_orig_mod"
 """Name under which what torch.compile returns holds the module."""
+
+PROBED_FEATURES = 256
+"""Features of which the weights are read at a time."""
+
+PROBE = 256
+"""Size of a feature when its weights are read."""
 
 FEW_ROWS = 16
 """Images up to this number are scored one by one on a CPU."""
@@ -402,6 +409,58 @@ def features_and_logits(module: nn.Module, head: str, batch: Tensor) -> tuple[Te
             "features. Make its forward call it in both modes, or pass another head=."
         )
     return calls[head].features.flatten(1), logits
+
+
+def affine_head(network: Network, X: Rows, rows: NDArray[np.intp]) -> tuple[Tensor, Tensor]:
+    """Weight (K, d) and bias (K,) of a head, in float64, found by what it returns.
+
+    Parameters
+    ----------
+    network : Network
+        The network, in evaluation mode.
+    X : array or tensor of shape (n, ...)
+        Rows.
+    rows : ndarray of int
+        Rows of X on whose features the head is tried.
+
+    Returns
+    -------
+    weight, bias : Tensor
+        The head maps features h to ``h @ weight.T + bias``.
+
+    Raises
+    ------
+    ValueError
+        If the head is not affine.
+    """
+    head = network.module.get_submodule(network.head)
+    batch = network.batcher(X, spaced(rows, TRIAL_ROWS))
+    with torch.inference_mode(), captured_calls({network.head: head}) as calls:
+        run(network.module, batch)
+    features = calls[network.head].features
+    flat = features.flatten(1)
+
+    def logits(values: Tensor) -> Tensor:
+        with torch.no_grad():
+            output = head(values.to(flat).reshape(-1, *features.shape[1:]))
+        values = logits_of(output)
+        return (values.cpu() if values.device.type == "mps" else values).double()
+
+    bias = logits(torch.zeros_like(flat[:1]))
+    units = torch.arange(flat.shape[1], device=flat.device).split(PROBED_FEATURES)
+    # Large, as in half precision the sum with a bias would round the digits of a weight away.
+    columns = [logits(PROBE * F.one_hot(some, flat.shape[1])) - bias for some in units]
+    weight, bias = torch.cat(columns).T.contiguous() / PROBE, bias[0]
+    tried = torch.cat([flat, -2 * flat])
+    expected = tried.to(weight) @ weight.T + bias
+    error = (logits(tried) - expected).abs().amax()
+    # A bfloat16 head rounds each of its products.
+    if error > max(1e-4, 8 * torch.finfo(flat.dtype).eps) * expected.abs().amax():
+        raise ValueError(
+            f"The head, {network.head!r} ({type(head).__name__}), is not affine in its features, "
+            "as this score needs it to be. Pass head= the last linear layer, or another score."
+        )
+    return weight, bias
 
 
 def _check_rows_alone(module: nn.Module, batcher: Batcher, X: Rows, rows: NDArray[np.intp]) -> None:

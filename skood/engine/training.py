@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import threading
 import time
@@ -30,6 +31,8 @@ PRETRAINING_RATE = 0.1
 PRETRAINING_DECAY = 5e-3
 PRETRAINING_EPOCHS = 10
 PRETRAINING_STEPS = 300
+
+DISTILLATION_TEMPERATURE = 2.0
 
 PROBE_ROWS = 256
 """Rows that tell, after each epoch, whether the network still distinguishes its inputs."""
@@ -83,11 +86,14 @@ class Objective:
         Weight of the batch mean of the penalty.
     outlier_weight : float
         Weight of the cross-entropy between the uniform distribution and the prediction on outliers.
+    distillation_weight : float
+        Weight of the divergence from the predictions that the network made before training.
     """
 
     penalty: Callable[[Tensor], Tensor]
     sparsity_weight: float = 0.0
     outlier_weight: float = 0.0
+    distillation_weight: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -181,6 +187,7 @@ def train(
         If the loss is NaN or infinite, or the energies collapse to a constant.
     """
     _check_batch_size(network, data, recipe)
+    teacher = copy.deepcopy(network) if objective.distillation_weight > 0 else None
     probe = data.rows[:PROBE_ROWS]
     if resume is not None:
         network.adopt(resume.module.to(network.device))
@@ -193,7 +200,7 @@ def train(
         optimizer.load_state_dict(resume.optimizer)
     for epoch in range(len(history) + 1, recipe.epochs + 1):
         start = time.perf_counter()
-        means = _epoch(network, data, objective, recipe, augment, optimizer, epoch, seed)
+        means = _epoch(network, teacher, data, objective, recipe, augment, optimizer, epoch, seed)
         record = _epoch_record(epoch, means, time.perf_counter() - start)
         _check_progress(network, data.X, probe, spread, record, _remedy(objective, recipe))
         history.append(record)
@@ -249,12 +256,17 @@ def reproducible(seed: int, device: torch.device) -> Iterator[None]:
 
 
 def loss_terms(
-    features: Tensor, logits: Tensor, labels: Tensor, objective: Objective
+    features: Tensor,
+    logits: Tensor,
+    labels: Tensor,
+    objective: Objective,
+    taught: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Loss, cross-entropy and penalty of a batch whose first rows are in-distribution.
 
     ``L = CE(z, y) + sparsity_weight mean_i penalty(h_i) + outlier_weight mean_o CE(uniform,
-    softmax(z_o))``
+    softmax(z_o)) + distillation_weight T^2 mean_i KL(softmax(z'_i / T) || softmax(z_i / T))``, with
+    z' the logits before training and T = 2.
 
     Parameters
     ----------
@@ -266,6 +278,8 @@ def loss_terms(
         Logit indices of the in-distribution rows.
     objective : Objective
         Penalty and weights.
+    taught : Tensor of shape (n, K), optional
+        Logits of the in-distribution rows before training; needed where the objective distils.
 
     Returns
     -------
@@ -275,7 +289,8 @@ def loss_terms(
     References
     ----------
     Chen & Li, J. Guilin Univ. Electron. Technol. 43(1), 2023 (penalty); Sci. Rep. 14:28444, 2024
-    (outliers).
+    (outliers). Hinton, Vinyals & Dean, "Distilling the knowledge in a neural network", 2015; Li &
+    Hoiem, "Learning without forgetting", ECCV 2016, equation 2 (distillation, and its T).
     """
     n_rows = len(labels)
     cross_entropy = F.cross_entropy(logits[:n_rows], labels)
@@ -293,11 +308,18 @@ def loss_terms(
     if objective.outlier_weight > 0:
         uniform = -F.log_softmax(logits[n_rows:], dim=1).mean()
         loss = loss + objective.outlier_weight * uniform
+    if taught is not None:
+        before, now = (
+            F.log_softmax(z / DISTILLATION_TEMPERATURE, dim=1) for z in (taught, logits[:n_rows])
+        )
+        divergence = F.kl_div(now, before, reduction="batchmean", log_target=True)
+        loss = loss + objective.distillation_weight * DISTILLATION_TEMPERATURE**2 * divergence
     return loss, cross_entropy, penalty
 
 
 def _epoch(
     network: Network,
+    teacher: Network | None,
     data: TrainingData,
     objective: Objective,
     recipe: Recipe,
@@ -332,13 +354,14 @@ def _epoch(
             if augment is not None:
                 batch = augment(batch, draws).to(batch.dtype)
             labels = torch.from_numpy(data.labels[picks]).to(batch.device)
-            means.append(_step(network, batch, labels, objective, optimizer))
+            means.append(_step(network, teacher, batch, labels, objective, optimizer))
         network.train(False)
     return means
 
 
 def _step(
     network: Network,
+    teacher: Network | None,
     batch: Tensor,
     labels: Tensor,
     objective: Objective,
@@ -349,7 +372,11 @@ def _step(
         features, logits = network.features_and_logits(batch)
     if precision is not None:
         features, logits = features.float(), logits.float()
-    loss, cross_entropy, penalty = loss_terms(features, logits, labels, objective)
+    taught = None
+    if teacher is not None:
+        with torch.no_grad(), autocast(batch.device, precision):
+            taught = teacher.logits(batch[: len(labels)]).to(logits.dtype)
+    loss, cross_entropy, penalty = loss_terms(features, logits, labels, objective, taught)
     optimizer.zero_grad(set_to_none=True)
     loss.backward()
     optimizer.step()

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import copy
+import dataclasses
 import math
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -116,6 +118,56 @@ def numpy_gradient(parameters, *args):
 
 
 PENALTIES = {"l1": l1, "l1_over_l2": l1_over_l2}
+
+
+def numpy_divergence(parameters, X, taught, temperature=2.0):
+    """Kullback-Leibler divergence of softened predictions from those taught."""
+    before = numpy_log_softmax(taught / temperature)
+    now = numpy_log_softmax(numpy_forward(parameters, X)[1] / temperature)
+    return (np.exp(before) * (before - now)).sum(axis=1).mean()
+
+
+def test_distillation_adds_the_divergence_from_the_logits_taught(opened):
+    X, labels = rows_and_labels(12)
+    network = opened(small_network(), X)
+    taught = np.random.RandomState(2).randn(12, N_CLASSES) * 4
+    outputs = network.features_and_logits(torch.tensor(X))
+    objective = Objective(l1, 0.1, distillation_weight=0.7)
+    loss, _, _ = loss_terms(*outputs, torch.tensor(labels), objective, torch.tensor(taught))
+    parameters = parameters_of(network.module)
+    expected = numpy_loss(parameters, X, labels, None, "l1", 0.1, 0.0)
+    # Softened by T, gradients shrink by T squared, which the factor makes good.
+    expected += 0.7 * 4 * numpy_divergence(parameters, X, taught)
+    assert loss.item() == pytest.approx(expected, rel=1e-12)
+
+
+def test_the_network_before_training_teaches_in_evaluation_mode_on_the_same_batches(opened):
+    X, labels = rows_and_labels()
+    before = opened(regularized_network(), X)
+    network = copy.deepcopy(before)
+    seen = []
+
+    def augment(batch, generator):
+        seen.append(batch + torch.rand(batch.shape, generator=generator))
+        return seen[-1]
+
+    def spy(features, logits, labels, objective, taught):
+        assert torch.equal(taught, before.logits(seen[-1][: len(labels)]))
+        return loss_terms(features, logits, labels, objective, taught)
+
+    data = data_of(X[:32], labels[:32], outliers=range(32, 40))
+    data = dataclasses.replace(data, X=X)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("skood.engine.training.loss_terms", spy)
+        train(
+            network,
+            data,
+            Objective(l1, 0.1, 0.5, distillation_weight=1.0),
+            Recipe(3, 8, 0.1, 0.9, 0),
+            augment=augment,
+            seed=0,
+        )
+    assert len(seen) == 12
 
 
 @pytest.mark.parametrize("outlier_weight", [0.0, 0.5])

@@ -1,0 +1,286 @@
+"""Scores that change the features, or what the head makes of them, and take the energy."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from itertools import islice
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .protocol import FittedScore, Head, Outputs, Sample, between, energy, named
+
+SAMPLED_VALUES = 10_000_000
+"""Activations from which a percentile is taken, at most; 40 MB."""
+
+
+@named("dice")
+class Dice(FittedScore):
+    """Energy through the weights of the head that contribute most in-distribution.
+
+    Each weight contributes ``w_kj mean(h_j)``; the share `sparsity` of them with the smallest
+    contributions is set to zero.
+
+    Parameters
+    ----------
+    sparsity : float, default=0.9
+        Share p of the weights to drop, between 0 and 1.
+
+    Attributes
+    ----------
+    head_ : Head
+        The head, all but its largest contributions set to zero.
+
+    References
+    ----------
+    Sun & Li, "DICE: Leveraging sparsification for out-of-distribution detection", ECCV 2022,
+    equations 2 to 4.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from skood.scores import Dice, Head, Outputs
+    >>> head = Head(torch.tensor([[2.0, 1.0], [0.0, 3.0]]).double(), torch.zeros(2).double())
+    >>> features = torch.tensor([[1.0, 1.0]]).double()
+    >>> score = Dice(0.5).fit([Outputs(features, head(features), torch.tensor([0]))], head)
+    >>> score.head_.weight
+    tensor([[2., 0.],
+            [0., 3.]], dtype=torch.float64)
+    """
+
+    uses_head = True
+
+    def __init__(self, sparsity: float = 0.9) -> None:
+        self.sparsity = sparsity
+
+    def fit(self, outputs: Iterable[Outputs], head: Head) -> Dice:
+        """Take the mean features, and drop weights.
+
+        Parameters
+        ----------
+        outputs : iterable of Outputs
+            In-distribution rows.
+        head : Head
+            The head.
+
+        Returns
+        -------
+        self : Dice
+            The fitted score.
+
+        Raises
+        ------
+        ValueError
+            If `sparsity` is out of range.
+        """
+        sparsity = between(self.sparsity, 0, 1, "Dice.sparsity")
+        total, n_rows = torch.zeros_like(head.weight[0]), 0
+        for features, _, _ in outputs:
+            total += features.sum(dim=0)
+            n_rows += len(features)
+        contributions = total / n_rows * head.weight
+        bound = float(np.quantile(contributions.cpu().numpy(), sparsity))
+        self.head_ = Head(torch.where(contributions > bound, head.weight, 0), head.bias)
+        return self
+
+    def __call__(self, features: Tensor, logits: Tensor) -> Tensor:
+        """Score a batch.
+
+        Parameters
+        ----------
+        features : Tensor of shape (n, d)
+            Features.
+        logits : Tensor of shape (n, K)
+            Not used.
+
+        Returns
+        -------
+        Tensor of shape (n,)
+            The negative energy of the sparse head's logits.
+        """
+        features = self._ready(features)
+        return energy(self.head_(features))
+
+
+@named("react")
+class ReAct(FittedScore):
+    """Energy of features that are clipped from above.
+
+    Parameters
+    ----------
+    percentile : float, default=90.0
+        Features are clipped at this percentile of all activations of in-distribution rows, between
+        0 and 100.
+
+    Attributes
+    ----------
+    head_ : Head
+        The head.
+    threshold_ : float
+        The bound c of ``min(h, c)``.
+
+    Notes
+    -----
+    The percentile is that of all activations up to 10 million of them, else that of evenly spaced
+    rows with 5 to 10 million.
+
+    References
+    ----------
+    Sun, Guo & Li, "ReAct: Out-of-distribution detection with rectified activations", NeurIPS 2021,
+    equations 1 and 2.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from skood.scores import Head, Outputs, ReAct
+    >>> head = Head(torch.eye(2).double(), torch.zeros(2).double())
+    >>> features = torch.tensor([[0.0, 1.0], [2.0, 3.0]]).double()
+    >>> score = ReAct(50).fit([Outputs(features, head(features), torch.tensor([1, 1]))], head)
+    >>> score.threshold_
+    1.5
+    """
+
+    uses_head = True
+
+    def __init__(self, percentile: float = 90.0) -> None:
+        self.percentile = percentile
+
+    def fit(self, outputs: Iterable[Outputs], head: Head) -> ReAct:
+        """Take the percentile of the activations.
+
+        Parameters
+        ----------
+        outputs : iterable of Outputs
+            In-distribution rows.
+        head : Head
+            The head.
+
+        Returns
+        -------
+        self : ReAct
+            The fitted score.
+
+        Raises
+        ------
+        ValueError
+            If `percentile` is out of range.
+        """
+        percentile = between(self.percentile, 0, 100, "ReAct.percentile")
+        sample = Sample(max(SAMPLED_VALUES // head.weight.shape[1], 1))
+        for features, _, _ in outputs:
+            sample.add(features)
+        activations = sample.rows().cpu().numpy()
+        self.head_ = head
+        self.threshold_ = float(np.percentile(activations, percentile))
+        return self
+
+    def __call__(self, features: Tensor, logits: Tensor) -> Tensor:
+        """Score a batch.
+
+        Parameters
+        ----------
+        features : Tensor of shape (n, d)
+            Features.
+        logits : Tensor of shape (n, K)
+            Not used.
+
+        Returns
+        -------
+        Tensor of shape (n,)
+            The negative energy of the logits of the clipped features.
+        """
+        features = self._ready(features)
+        return energy(self.head_(features.clamp_max(self.threshold_)))
+
+
+@named("scale")
+class Scale(FittedScore):
+    """Energy of features scaled by how little of their sum the largest of them hold.
+
+    Features are multiplied by ``exp(r)``, with r the sum of all over the sum of the largest.
+
+    Parameters
+    ----------
+    percentile : float, default=85.0
+        The largest are those above this percentile of the row, between 0 and 100.
+
+    Attributes
+    ----------
+    head_ : Head
+        The head.
+
+    References
+    ----------
+    Xu, Chen, Franchi & Yao, "Scaling for training time and post-hoc out-of-distribution detection
+    enhancement", ICLR 2024, equations 4 and 5.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from skood.scores import Head, Outputs, Scale
+    >>> head = Head(torch.eye(2).double(), torch.zeros(2).double())
+    >>> features = torch.tensor([[0.0, 1.0], [1.0, 1.0]]).double()
+    >>> outputs = [Outputs(features, head(features), torch.tensor([1, 1]))]
+    >>> Scale(50).fit(outputs, head)(features, head(features))
+    tensor([2.7822, 8.0822], dtype=torch.float64)
+    """
+
+    uses_head = True
+
+    def __init__(self, percentile: float = 85.0) -> None:
+        self.percentile = percentile
+
+    def fit(self, outputs: Iterable[Outputs], head: Head) -> Scale:
+        """Keep the head, and look whether the features are activations after a ReLU.
+
+        Parameters
+        ----------
+        outputs : iterable of Outputs
+            In-distribution rows, of which the first piece is read.
+        head : Head
+            The head.
+
+        Returns
+        -------
+        self : Scale
+            The fitted score.
+
+        Raises
+        ------
+        ValueError
+            If `percentile` is out of range, or features are negative.
+        """
+        between(self.percentile, 0, 100, "Scale.percentile")
+        for features, _, _ in islice(outputs, 1):
+            if features.min() < 0:
+                raise ValueError(
+                    'score_function="scale" divides sums of features, which must be at least 0, '
+                    f"as after a ReLU; these go down to {float(features.min()):.3g}. Pass another "
+                    "score."
+                )
+        self.head_ = head
+        return self
+
+    def __call__(self, features: Tensor, logits: Tensor) -> Tensor:
+        """Score a batch.
+
+        Parameters
+        ----------
+        features : Tensor of shape (n, d)
+            Features.
+        logits : Tensor of shape (n, K)
+            Not used.
+
+        Returns
+        -------
+        Tensor of shape (n,)
+            The negative energy of the logits of the scaled features.
+        """
+        features = self._ready(features)
+        width = features.shape[1]
+        n_largest = max(width - round(width * self.percentile / 100), 1)
+        largest = features.topk(n_largest, dim=1).values.sum(dim=1, keepdim=True)
+        # A row of zeros stays one, whatever its scale.
+        ratio = features.sum(dim=1, keepdim=True) / torch.where(largest > 0, largest, 1)
+        return energy(self.head_(features * ratio.exp()))

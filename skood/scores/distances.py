@@ -1,0 +1,341 @@
+"""Scores by where features lie among those of in-distribution rows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from itertools import chain
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from .activations import SAMPLED_VALUES
+from .protocol import FittedScore, Head, Outputs, Sample, count, energy, named
+
+QUERY_ROWS = 256
+"""Rows whose distances to a bank are held at a time."""
+
+BANK_ROWS = 4096
+"""Rows of a bank that are held in float64 at a time."""
+
+NO_VARIANCE = 1e-10
+"""Share of the largest variance below which a direction counts as having none."""
+
+MOST_NEIGHBOURS = 1000
+
+
+@named("knn")
+class Knn(FittedScore):
+    """Negative distance to the k-th nearest in-distribution row, features scaled to length 1.
+
+    Parameters
+    ----------
+    n_neighbors : int, default=50
+        The k, from 1 to 1000.
+    bank_size : int, default=50000
+        The most rows to keep, at least twice the neighbours; of more rows, evenly spaced ones, half
+        as many or more.
+
+    Attributes
+    ----------
+    bank_ : Tensor of shape (m, d), float32
+        The rows kept, each of length 1.
+
+    References
+    ----------
+    Sun, Ming, Zhu & Li, "Out-of-distribution detection with deep nearest neighbors", ICML 2022,
+    section 3.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from skood.scores import Knn, Outputs
+    >>> features = torch.tensor([[2.0, 0.0], [0.0, 3.0]]).double()
+    >>> score = Knn(n_neighbors=2).fit([Outputs(features, features, torch.tensor([0, 1]))])
+    >>> score(torch.tensor([[5.0, 0.0]]).double(), features[:1])
+    tensor([-1.4142], dtype=torch.float64)
+    """
+
+    def __init__(self, n_neighbors: int = 50, bank_size: int = 50_000) -> None:
+        self.n_neighbors = n_neighbors
+        self.bank_size = bank_size
+
+    def fit(self, outputs: Iterable[Outputs], head: Head | None = None) -> Knn:
+        """Keep rows.
+
+        Parameters
+        ----------
+        outputs : iterable of Outputs
+            In-distribution rows.
+        head : None
+            Not used.
+
+        Returns
+        -------
+        self : Knn
+            The fitted score.
+
+        Raises
+        ------
+        ValueError
+            If a parameter is out of range, or there are fewer rows than neighbours.
+        """
+        n_neighbors = count(self.n_neighbors, "Knn.n_neighbors", MOST_NEIGHBOURS)
+        bank_size = count(self.bank_size, "Knn.bank_size")
+        if bank_size < 2 * n_neighbors:
+            raise ValueError(
+                f"Knn.bank_size={bank_size} may leave fewer rows than "
+                f"n_neighbors={n_neighbors}; pass at least {2 * n_neighbors}."
+            )
+        sample = Sample(bank_size)
+        for features, _, _ in outputs:
+            sample.add(F.normalize(features))
+        bank = sample.rows()
+        if len(bank) < n_neighbors:
+            raise ValueError(
+                f"Knn.n_neighbors={n_neighbors} exceeds the {len(bank)} in-distribution rows that "
+                "it was fitted to. Pass fewer neighbours, or more rows."
+            )
+        self.bank_ = bank
+        return self
+
+    def __call__(self, features: Tensor, logits: Tensor) -> Tensor:
+        """Score a batch.
+
+        Parameters
+        ----------
+        features : Tensor of shape (n, d)
+            Features.
+        logits : Tensor of shape (n, K)
+            Not used.
+
+        Returns
+        -------
+        Tensor of shape (n,)
+            Minus the Euclidean distance to the k-th nearest row of the bank.
+        """
+        queries = F.normalize(self._ready(features))
+        return -torch.cat([self._distances(piece) for piece in queries.split(QUERY_ROWS)])
+
+    def _distances(self, queries: Tensor) -> Tensor:
+        # By matrix products, which lose half of the digits of small distances.
+        fast = "use_mm_for_euclid_dist"
+        rows = (piece.double() for piece in self.bank_.split(BANK_ROWS))
+        distances = torch.cat([torch.cdist(queries, some, compute_mode=fast) for some in rows], 1)
+        return distances.topk(self.n_neighbors, dim=1, largest=False).values[:, -1]
+
+
+@named("mahalanobis")
+class Mahalanobis(FittedScore):
+    """Negative squared Mahalanobis distance to the nearest class mean.
+
+    All classes share one covariance, that of the features around the means of their classes. A
+    direction in which training rows do not vary counts for nothing.
+
+    Attributes
+    ----------
+    whitening_ : Tensor of shape (d, r), float64
+        Maps features to r directions of variance 1.
+    means_ : Tensor of shape (c, r), float64
+        The means of the classes that occurred, in these directions.
+
+    References
+    ----------
+    Lee, Lee, Lee & Shin, "A simple unified framework for detecting out-of-distribution samples and
+    adversarial attacks", NeurIPS 2018, equations 1 and 2; on penultimate features, without input
+    perturbation.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from skood.scores import Mahalanobis, Outputs
+    >>> features = torch.tensor([[1.0, 0.0], [-1.0, 0.0], [0.0, 2.0], [0.0, -2.0]]).double()
+    >>> score = Mahalanobis().fit([Outputs(features, features, torch.zeros(4).long())])
+    >>> score(torch.tensor([[1.0, 0.0], [0.0, 1.0]]).double(), features[:2])
+    tensor([-2.0000, -0.5000], dtype=torch.float64)
+    """
+
+    def fit(self, outputs: Iterable[Outputs], head: Head | None = None) -> Mahalanobis:
+        """Take the means of the classes and their common covariance.
+
+        Parameters
+        ----------
+        outputs : iterable of Outputs
+            In-distribution rows.
+        head : None
+            Not used.
+
+        Returns
+        -------
+        self : Mahalanobis
+            The fitted score.
+
+        Raises
+        ------
+        ValueError
+            If no feature varies within the classes.
+        """
+        pieces = iter(outputs)
+        first = next(pieces)
+        n_classes, width = first.logits.shape[1], first.features.shape[1]
+        centre = first.features.mean(dim=0)  # near the mean, so that squares lose no digits
+        counts = centre.new_zeros(n_classes)
+        sums = centre.new_zeros(n_classes, width)
+        squares = centre.new_zeros(width, width)
+        for features, _, labels in chain([first], pieces):
+            shifted = features - centre
+            counts.index_add_(0, labels, torch.ones_like(shifted[:, 0]))
+            sums.index_add_(0, labels, shifted)
+            squares += shifted.T @ shifted
+        occurred = counts > 0
+        counts, means = counts[occurred], sums[occurred] / counts[occurred, None]
+        covariance = (squares - (counts[:, None] * means).T @ means) / counts.sum()
+        variances, directions = torch.linalg.eigh(covariance)
+        varying = variances > NO_VARIANCE * squares.diagonal().max() / counts.sum()
+        if not varying.any():
+            raise ValueError(
+                'score_function="mahalanobis" needs features that vary within their classes; these '
+                "are the same for all training rows of a class. Check X and the network."
+            )
+        self.whitening_ = directions[:, varying] / variances[varying].sqrt()
+        self.means_ = (means + centre) @ self.whitening_
+        return self
+
+    def __call__(self, features: Tensor, logits: Tensor) -> Tensor:
+        """Score a batch.
+
+        Parameters
+        ----------
+        features : Tensor of shape (n, d)
+            Features.
+        logits : Tensor of shape (n, K)
+            Not used.
+
+        Returns
+        -------
+        Tensor of shape (n,)
+            Minus the smallest ``(h - mu_k)^T Sigma^-1 (h - mu_k)``.
+        """
+        whitened = self._ready(features) @ self.whitening_
+        exact = "donot_use_mm_for_euclid_dist"
+        return -torch.cdist(whitened, self.means_, compute_mode=exact).amin(dim=1).square()
+
+
+@named("vim")
+class Vim(FittedScore):
+    """Energy less a virtual logit: how far the features lie from the principal space.
+
+    The virtual logit is the norm of what the features have outside the principal space of
+    in-distribution rows, scaled to the mean of their largest logits.
+
+    Parameters
+    ----------
+    n_components : "auto" or int, default="auto"
+        Dimension of the principal space. "auto" is 1000 of 2048 features or more, 512 of 768 or
+        more, else half of them.
+
+    Attributes
+    ----------
+    origin_ : Tensor of shape (d,), float64
+        The features that the head maps nearest to zero.
+    residual_space_ : Tensor of shape (d, d - n_components), float64
+        Orthonormal directions outside the principal space.
+    alpha_ : float
+        Scale of the virtual logit.
+
+    Notes
+    -----
+    The scale comes from all training rows up to 10 million activations, else from evenly spaced
+    ones with 5 to 10 million.
+
+    References
+    ----------
+    Wang, Li, Feng & Zhang, "ViM: Out-of-distribution with virtual-logit matching", CVPR 2022,
+    section 4.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from skood.scores import Head, Outputs, Vim
+    >>> head = Head(torch.eye(2).double(), torch.zeros(2).double())
+    >>> features = torch.tensor([[4.0, 0.0], [0.0, 1.0]]).double()
+    >>> outputs = [Outputs(features, head(features), torch.tensor([0, 1]))]
+    >>> Vim(n_components=1).fit(outputs, head).alpha_
+    5.0
+    """
+
+    uses_head = True
+
+    def __init__(self, n_components: str | int = "auto") -> None:
+        self.n_components = n_components
+
+    def fit(self, outputs: Iterable[Outputs], head: Head) -> Vim:
+        """Take the principal space and the scale of what lies outside.
+
+        Parameters
+        ----------
+        outputs : iterable of Outputs
+            In-distribution rows.
+        head : Head
+            The head.
+
+        Returns
+        -------
+        self : Vim
+            The fitted score.
+
+        Raises
+        ------
+        ValueError
+            If `n_components` is not "auto" or an integer below the number of features, or nothing
+            lies outside the principal space.
+        """
+        width = head.weight.shape[1]
+        n_components = self._resolved(width)
+        origin = -torch.linalg.pinv(head.weight) @ head.bias
+        squares = torch.zeros(width, width).to(head.weight)
+        sample = Sample(max(SAMPLED_VALUES // (width + 1), 1))
+        for features, logits, _ in outputs:
+            shifted = features - origin
+            squares += shifted.T @ shifted
+            sample.add(torch.cat([shifted, logits.amax(dim=1, keepdim=True)], dim=1))
+        # Eigenvalues ascend: the principal directions come last.
+        residual_space = torch.linalg.eigh(squares).eigenvectors[:, : width - n_components]
+        rows = sample.rows().double()
+        residuals = torch.linalg.vector_norm(rows[:, :-1] @ residual_space, dim=1).mean()
+        lengths = torch.linalg.vector_norm(rows[:, :-1], dim=1).mean()
+        if not residuals > torch.finfo(torch.float32).eps * lengths:
+            raise ValueError(
+                f'score_function="vim" finds nothing outside the principal space: {n_components} '
+                f"directions hold all of the {width} features of the training rows. Pass a "
+                "smaller Vim(n_components=...)."
+            )
+        self.origin_, self.residual_space_ = origin, residual_space
+        self.alpha_ = float(rows[:, -1].mean() / residuals)
+        return self
+
+    def _resolved(self, width: int) -> int:
+        if self.n_components == "auto":
+            return 1000 if width >= 2048 else 512 if width >= 768 else max(width // 2, 1)
+        if width < 2:
+            raise ValueError('score_function="vim" needs at least 2 features; the network has 1.')
+        return count(self.n_components, "Vim.n_components", width - 1)  # type: ignore[arg-type]
+
+    def __call__(self, features: Tensor, logits: Tensor) -> Tensor:
+        """Score a batch.
+
+        Parameters
+        ----------
+        features : Tensor of shape (n, d)
+            Features.
+        logits : Tensor of shape (n, K)
+            Logits.
+
+        Returns
+        -------
+        Tensor of shape (n,)
+            ``logsumexp(z) - alpha ||residual||``.
+        """
+        shifted = self._ready(features) - self.origin_
+        residuals = torch.linalg.vector_norm(shifted @ self.residual_space_, dim=1)
+        return energy(logits) - self.alpha_ * residuals

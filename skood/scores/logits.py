@@ -1,0 +1,221 @@
+"""Scores from the logits alone."""
+
+from __future__ import annotations
+
+import torch
+from sklearn.base import BaseEstimator
+from torch import Tensor
+
+from .protocol import named, positive
+
+
+@named("energy")
+class Energy(BaseEstimator):
+    """Negative energy of the logits, ``T * logsumexp(z / T)``.
+
+    Parameters
+    ----------
+    temperature : float, default=1.0
+        The temperature T, positive.
+
+    References
+    ----------
+    Liu, Wang, Owens & Li, "Energy-based out-of-distribution detection", NeurIPS 2020, equation 4.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from skood.scores import Energy
+    >>> Energy()(None, torch.tensor([[0.0, 0.0]], dtype=torch.float64))
+    tensor([0.6931], dtype=torch.float64)
+    """
+
+    uses_features = False
+
+    def __init__(self, temperature: float = 1.0) -> None:
+        self.temperature = temperature
+
+    def __call__(self, features: Tensor | None, logits: Tensor) -> Tensor:
+        """Score a batch.
+
+        Parameters
+        ----------
+        features : Tensor of shape (n, d) or None
+            Not used.
+        logits : Tensor of shape (n, K)
+            Logits.
+
+        Returns
+        -------
+        Tensor of shape (n,)
+            The negative energy.
+
+        Raises
+        ------
+        ValueError
+            If the temperature is not a positive number.
+        """
+        temperature = positive(self.temperature, "Energy.temperature")
+        return temperature * torch.logsumexp(logits / temperature, dim=1)
+
+
+@named("msp")
+class MaxSoftmax(BaseEstimator):
+    """Largest softmax probability (MSP).
+
+    References
+    ----------
+    Hendrycks & Gimpel, "A baseline for detecting misclassified and out-of-distribution examples in
+    neural networks", ICLR 2017.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from skood.scores import MaxSoftmax
+    >>> MaxSoftmax()(None, torch.tensor([[2.0, 2.0]], dtype=torch.float64))
+    tensor([0.5000], dtype=torch.float64)
+    """
+
+    uses_features = False
+
+    def __call__(self, features: Tensor | None, logits: Tensor) -> Tensor:
+        """Score a batch.
+
+        Parameters
+        ----------
+        features : Tensor of shape (n, d) or None
+            Not used.
+        logits : Tensor of shape (n, K)
+            Logits.
+
+        Returns
+        -------
+        Tensor of shape (n,)
+            The largest softmax probability.
+        """
+        return torch.softmax(logits, dim=1).amax(dim=1)
+
+
+@named("max_logit")
+class MaxLogit(BaseEstimator):
+    """Largest logit.
+
+    References
+    ----------
+    Hendrycks et al., "Scaling out-of-distribution detection for real-world settings", ICML 2022.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from skood.scores import MaxLogit
+    >>> MaxLogit()(None, torch.tensor([[1.0, 3.0]], dtype=torch.float64))
+    tensor([3.], dtype=torch.float64)
+    """
+
+    uses_features = False
+
+    def __call__(self, features: Tensor | None, logits: Tensor) -> Tensor:
+        """Score a batch.
+
+        Parameters
+        ----------
+        features : Tensor of shape (n, d) or None
+            Not used.
+        logits : Tensor of shape (n, K)
+            Logits.
+
+        Returns
+        -------
+        Tensor of shape (n,)
+            The largest logit.
+        """
+        return logits.amax(dim=1)
+
+
+@named("odin")
+class Odin(BaseEstimator):
+    """Largest softmax probability at a high temperature, of inputs moved to raise it.
+
+    Each input of the network goes one step along the sign of the gradient of its largest
+    log-probability, which in-distribution rows gain more from: ``x + magnitude
+    sign(grad_x log max softmax(z / T))``. That takes a backward pass and a second forward.
+
+    Parameters
+    ----------
+    temperature : float, default=1000.0
+        The temperature T, positive.
+    magnitude : float, default=0.0014
+        Size of the step, in units of the network's input (after ``preprocess``), positive.
+
+    References
+    ----------
+    Liang, Li & Srikant, "Enhancing the reliability of out-of-distribution image detection in neural
+    networks", ICLR 2018, equations 1 and 2.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from skood.scores import Odin
+    >>> Odin(temperature=1.0)(None, torch.tensor([[2.0, 2.0]], dtype=torch.float64))
+    tensor([0.5000], dtype=torch.float64)
+    """
+
+    uses_features = False
+    uses_gradient = True
+    """The logits to score are those of perturbed inputs."""
+
+    def __init__(self, temperature: float = 1000.0, magnitude: float = 0.0014) -> None:
+        self.temperature = temperature
+        self.magnitude = magnitude
+
+    def perturbation(self, logits: Tensor, batch: Tensor) -> Tensor:
+        """The step to take from a batch before it is scored.
+
+        Parameters
+        ----------
+        logits : Tensor of shape (n, K)
+            Logits of the batch, with the graph that leads to it.
+        batch : Tensor of shape (n, ...)
+            Input of the network.
+
+        Returns
+        -------
+        Tensor of shape (n, ...)
+            What to add to the batch.
+
+        Raises
+        ------
+        ValueError
+            If the logits carry no gradient to the batch, or a parameter is out of range.
+        """
+        magnitude = positive(self.magnitude, "Odin.magnitude")
+        temperature = positive(self.temperature, "Odin.temperature")
+        confidence = torch.log_softmax(logits / temperature, dim=1).amax(dim=1).sum()
+        gradient = None
+        if confidence.requires_grad:
+            (gradient,) = torch.autograd.grad(confidence, batch, allow_unused=True)
+        if gradient is None:
+            raise ValueError(
+                'score_function="odin" needs the gradient of the logits with respect to the '
+                "network's input, and there is none: a part of forward runs under torch.no_grad(), "
+                "detaches, rounds or is quantized. Pass another score."
+            )
+        return magnitude * gradient.sign()
+
+    def __call__(self, features: Tensor | None, logits: Tensor) -> Tensor:
+        """Score a batch.
+
+        Parameters
+        ----------
+        features : Tensor of shape (n, d) or None
+            Not used.
+        logits : Tensor of shape (n, K)
+            Logits of the perturbed inputs.
+
+        Returns
+        -------
+        Tensor of shape (n,)
+            The largest softmax probability at the temperature.
+        """
+        temperature = positive(self.temperature, "Odin.temperature")
+        return torch.softmax(logits / temperature, dim=1).amax(dim=1)

@@ -1,0 +1,302 @@
+"""What a score is, where it is registered, and what scores share."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from numbers import Integral, Real
+from typing import Any, NamedTuple, TypeVar
+
+import torch
+from sklearn.base import BaseEstimator, clone
+from sklearn.utils.validation import check_is_fitted
+from torch import Tensor
+
+ScoreFunction = Callable[[Tensor | None, Tensor], Tensor]
+Score = TypeVar("Score", bound=type[BaseEstimator])
+
+SCORES: dict[str, type[BaseEstimator]] = {}
+"""The scores by name, as ``score_function=`` takes them."""
+
+
+@dataclass(frozen=True)
+class Head:
+    """The affine layer that turns features into logits.
+
+    Parameters
+    ----------
+    weight : Tensor of shape (K, d), float64
+        One row for each logit.
+    bias : Tensor of shape (K,), float64
+        The logits of features that are all zero.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from skood.scores import Head
+    >>> head = Head(torch.eye(2, dtype=torch.float64), torch.ones(2, dtype=torch.float64))
+    >>> head(torch.tensor([[1.0, 2.0]], dtype=torch.float64))
+    tensor([[2., 3.]], dtype=torch.float64)
+    """
+
+    weight: Tensor
+    bias: Tensor
+
+    def __call__(self, features: Tensor) -> Tensor:
+        """Logits of features.
+
+        Parameters
+        ----------
+        features : Tensor of shape (n, d), float64
+            Features.
+
+        Returns
+        -------
+        Tensor of shape (n, K), float64
+            ``features @ weight.T + bias``.
+        """
+        return features @ self.weight.T + self.bias
+
+
+class Outputs(NamedTuple):
+    """Some in-distribution rows as a score sees them when it is fitted.
+
+    Parameters
+    ----------
+    features : Tensor of shape (p, d), float64
+        Penultimate features.
+    logits : Tensor of shape (p, K), float64
+        Logits.
+    labels : Tensor of shape (p,), int64
+        Logit indices of their classes.
+    """
+
+    features: Tensor
+    logits: Tensor
+    labels: Tensor
+
+
+class FittedScore(BaseEstimator):
+    """A score with statistics of in-distribution rows.
+
+    Its fitted attributes end in an underscore. Tensors among them lie where the rows did, are moved
+    to where they are used, and pickled on the CPU.
+    """
+
+    uses_features = True
+    uses_head = False
+    """Whether `fit` needs the head, which must be affine then."""
+
+    def _ready(self, features: Tensor) -> Tensor:
+        """Features in float64; the statistics follow them to their device."""
+        check_is_fitted(self)
+        for name, value in vars(self).items():
+            if _device(value) not in (None, features.device):
+                setattr(self, name, _moved(value, features.device))
+        return features.double()
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = super().__getstate__()
+        return {name: _moved(value, torch.device("cpu")) for name, value in state.items()}
+
+
+def named(name: str) -> Callable[[Score], Score]:
+    """Register a score under a name."""
+
+    def register(score: Score) -> Score:
+        SCORES[name] = score
+        return score
+
+    return register
+
+
+def list_scores() -> list[str]:
+    """Names that ``score_function`` takes.
+
+    Returns
+    -------
+    list of str
+        The names, sorted.
+
+    Examples
+    --------
+    >>> from skood.scores import list_scores
+    >>> list_scores()[:5]
+    ['dice', 'energy', 'knn', 'mahalanobis', 'max_logit']
+    """
+    return sorted(SCORES)
+
+
+def get_score(score: str | ScoreFunction) -> ScoreFunction:
+    """Look a score up by name; an object is cloned or copied, a function taken as it is.
+
+    Parameters
+    ----------
+    score : str or callable
+        A key of `SCORES`, one of its objects, or a function of (features, logits).
+
+    Returns
+    -------
+    callable
+        The score, not fitted yet.
+
+    Raises
+    ------
+    ValueError
+        If the name is unknown.
+    TypeError
+        If `score` is neither a string nor callable.
+
+    Examples
+    --------
+    >>> from skood.scores import get_score
+    >>> get_score("energy")
+    Energy()
+    """
+    expected = (
+        f"one of {list_scores()}, an object from skood.scores or a callable of (features, logits)"
+    )
+    if isinstance(score, str):
+        if score not in SCORES:
+            raise ValueError(f"score_function={score!r} is unknown; pass {expected}.")
+        return SCORES[score]()
+    if isinstance(score, type) or not callable(score):
+        raise TypeError(f"score_function={score!r} is not callable on a batch; pass {expected}.")
+    if isinstance(score, BaseEstimator):
+        return clone(score)
+    return copy.deepcopy(score) if hasattr(score, "fit") else score
+
+
+def fit_score(
+    score: ScoreFunction, outputs: Iterable[Outputs], head: Callable[[], Head]
+) -> ScoreFunction:
+    """Fit a score to in-distribution rows, if it has anything to fit.
+
+    Parameters
+    ----------
+    score : callable
+        The score, changed in place.
+    outputs : iterable of Outputs
+        In-distribution rows, piece by piece; read once at most.
+    head : callable
+        Gives the head; only asked where the score declares ``uses_head``.
+
+    Returns
+    -------
+    callable
+        The score.
+    """
+    if hasattr(score, "fit"):
+        score.fit(outputs, head() if getattr(score, "uses_head", False) else None)
+    return score
+
+
+def apply_score(score: ScoreFunction, features: Tensor | None, logits: Tensor) -> Tensor:
+    """Score a batch, and check what comes out: one finite value a row.
+
+    Parameters
+    ----------
+    score : callable
+        The score.
+    features : Tensor of shape (n, d) or None
+        Features.
+    logits : Tensor of shape (n, K)
+        Logits.
+
+    Returns
+    -------
+    Tensor of shape (n,)
+        The scores.
+
+    Raises
+    ------
+    ValueError
+        If the score returns another shape, NaN or infinity.
+    """
+    values = score(features, logits)
+    if not isinstance(values, Tensor) or values.shape != logits.shape[:1]:
+        got = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__
+        raise ValueError(
+            f"score_function={score!r} returned {got} for logits of shape {tuple(logits.shape)}; "
+            f"it must return one value per row, a tensor of shape ({len(logits)},)."
+        )
+    if values.is_complex():
+        raise TypeError(f"score_function={score!r} returned complex values; scores must be real.")
+    if not torch.isfinite(values).all():
+        raise ValueError(
+            f"score_function={score!r} returned NaN or infinity; scores must be finite."
+        )
+    return values
+
+
+class Sample:
+    """Rows kept of a stream, evenly spaced over it, at most `size` of them and at least half.
+
+    Parameters
+    ----------
+    size : int
+        The most rows to keep.
+    """
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self._rows: list[Tensor] = []
+        self._stride = 1
+        self._n_seen = 0
+
+    def add(self, rows: Tensor) -> None:
+        """Take in the next rows of the stream."""
+        first = -self._n_seen % self._stride
+        self._n_seen += len(rows)
+        self._rows.append(rows[first :: self._stride].float())
+        while -(-self._n_seen // self._stride) > self.size:
+            self._rows = [self.rows()[::2]]
+            self._stride *= 2
+
+    def rows(self) -> Tensor:
+        """The rows kept, float32, in their order."""
+        return torch.cat(self._rows)
+
+
+def energy(logits: Tensor) -> Tensor:
+    """Negative energy of logits at temperature 1, ``logsumexp(z)``."""
+    return torch.logsumexp(logits, dim=1)
+
+
+def positive(value: float, name: str) -> float:
+    """A parameter that must be a positive number."""
+    if not isinstance(value, Real) or not 0 < value < float("inf"):
+        raise ValueError(f"{name}={value!r}; pass a positive number.")
+    return float(value)
+
+
+def between(value: float, low: float, high: float, name: str) -> float:
+    """A parameter that must lie between two numbers, both excluded."""
+    if not isinstance(value, Real) or not low < value < high:
+        raise ValueError(f"{name}={value!r}; pass a number between {low:g} and {high:g}.")
+    return float(value)
+
+
+def count(value: int, name: str, high: int | None = None) -> int:
+    """A parameter that must be an integer of at least 1, and at most `high`."""
+    if (
+        not isinstance(value, Integral)
+        or isinstance(value, bool)
+        or value < 1
+        or (high is not None and value > high)
+    ):
+        expected = "of at least 1" if high is None else f"from 1 to {high}"
+        raise ValueError(f"{name}={value!r}; pass an integer {expected}.")
+    return int(value)
+
+
+def _device(value: Any) -> torch.device | None:
+    value = value.weight if isinstance(value, Head) else value
+    return value.device if isinstance(value, Tensor) else None
+
+
+def _moved(value: Any, device: torch.device) -> Any:
+    if isinstance(value, Head):
+        return Head(value.weight.to(device), value.bias.to(device))
+    return value.to(device) if isinstance(value, Tensor) else value
