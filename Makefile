@@ -38,16 +38,16 @@ lint: .venv/dev.stamp
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
-	.venv/bin/numpydoc lint skood/*.py skood/model_selection/*.py
+	.venv/bin/numpydoc lint skood/*.py skood/model_selection/*.py skood/plotting/*.py
 
 # Pages of names that are gone would warn.
 docs: .venv/dev.stamp
-	rm -rf docs/api
+	rm -rf docs/api docs/results
 	.venv/bin/sphinx-build -W --keep-going -b html docs docs/_build/html
 
 clean:
 	rm -rf .venv .venv-oldest .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage
-	rm -rf build skood.egg-info docs/_build docs/api/generated docs/gallery
+	rm -rf build skood.egg-info docs/_build docs/api/generated docs/gallery docs/results
 	rm -f demo.png examples/demo.png docs/sg_execution_times.rst
 	find benchmarks docs examples skood tests -name __pycache__ -exec rm -rf {} +
 

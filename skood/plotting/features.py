@@ -1,0 +1,269 @@
+"""How active the penultimate features are."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+
+from ..model_selection.scorers import _last_step, _seen_by_last_step
+from ..penalties import hoyer_index
+from .shared import looks, markers_at, new_axes, sets_by_name
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure, SubFigure
+
+__all__ = ["FeatureActivityDisplay"]
+
+
+class FeatureActivityDisplay:
+    """Activity of the features of in-distribution rows against that of out-of-distribution rows.
+
+    Make it with `from_estimator` or `from_predictions`. The features of each row are ordered by
+    their absolute value, from the largest to the smallest, and averaged over the rows, place by
+    place: the sparser rows are, the steeper the curve falls, and the area under it is their mean L1
+    norm. In-distribution (ID) rows are a filled area, those of each out-of-distribution (OOD) set a
+    line; the legend gives the mean L1 norm and the mean Hoyer index [1]_ of each set.
+
+    Parameters
+    ----------
+    features_id : array-like of shape (n_id, d)
+        Penultimate features of ID rows, finite.
+    features_ood : array-like of shape (n_ood, d), or dict of str to array-like
+        Features of one OOD set, or of several by name.
+
+    Attributes
+    ----------
+    ax_ : matplotlib.axes.Axes
+        Axes with the picture, once drawn.
+    figure_ : matplotlib.figure.Figure
+        Figure with the axes, once drawn.
+
+    Raises
+    ------
+    TypeError
+        If features are not real numbers.
+    ValueError
+        If features are empty, not 2-D, masked, NaN or infinite, or sets differ in width.
+
+    Notes
+    -----
+    Each row has an order of its own, as other features are active in each class: means of single
+    features would be even where every row is sparse. Which features are active is not shown. The
+    colours are made for colour-blind readers [2]_; in grey, styles and markers tell the sets apart.
+
+    References
+    ----------
+    .. [1] Hoyer, "Non-negative matrix factorization with sparseness constraints", JMLR 5, 2004.
+    .. [2] Okabe & Ito, "Color universal design: how to make figures and presentations that are
+       friendly to colorblind people", 2008.
+
+    Examples
+    --------
+    >>> from skood.plotting import FeatureActivityDisplay
+    >>> display = FeatureActivityDisplay.from_predictions(
+    ...     [[4, 0, 0, 0], [0, 0, 2, 0]], {"even": [[1, 1, -1, 1]]}
+    ... )
+    >>> [text.get_text() for text in display.ax_.get_legend().get_texts()]
+    ['ID: mean L1 3, Hoyer 1.00', 'even: mean L1 4, Hoyer 0.00']
+    """
+
+    def __init__(
+        self, *, features_id: ArrayLike, features_ood: ArrayLike | Mapping[str, ArrayLike]
+    ) -> None:
+        valid_id = _valid_features(features_id, "features_id")
+        self.activity_id = _activity(valid_id)
+        self.activity_ood = {}
+        for name, features in sets_by_name(features_ood, "features_ood").items():
+            valid = _valid_features(features, f"features_ood[{name!r}]")
+            if valid.shape[1] != valid_id.shape[1]:
+                raise ValueError(
+                    f"features_ood[{name!r}] has {valid.shape[1]} features a row, features_id "
+                    f"{valid_id.shape[1]}; expected features of one network."
+                )
+            self.activity_ood[name] = _activity(valid)
+
+    @classmethod
+    def from_estimator(
+        cls, estimator: Any, X_id: Any, X_ood: Any, *, ax: Axes | None = None
+    ) -> Self:
+        """Compute the features of rows with a fitted detector, and draw.
+
+        Parameters
+        ----------
+        estimator : estimator
+            Fitted, with ``features``: a `SparseEnergyOODDetector`, or a pipeline or a search around
+            one.
+        X_id : array-like of shape (n_id, ...)
+            ID rows that the detector was not trained on.
+        X_ood : array-like of shape (n_ood, ...), or dict of str to array-like
+            OOD rows of one set, or of several by name.
+        ax : matplotlib.axes.Axes, default=None
+            Axes to draw on; None makes a figure.
+
+        Returns
+        -------
+        FeatureActivityDisplay
+            The display, drawn.
+
+        Raises
+        ------
+        TypeError
+            If `estimator` has no ``features``.
+        ValueError
+            If `X_ood` is an empty dict, or the features cannot be drawn.
+        ImportError
+            If matplotlib is not installed.
+        """
+        detector = _last_step(estimator)
+        if not hasattr(detector, "features"):
+            raise TypeError(
+                f"estimator={estimator!r} has no features; expected a fitted "
+                "SparseEnergyOODDetector, or a pipeline that ends in one. Draw features that you "
+                "have with from_predictions."
+            )
+        sets = sets_by_name(X_ood, "X_ood")
+        return cls.from_predictions(
+            detector.features(_seen_by_last_step(estimator, X_id)),
+            {
+                name: detector.features(_seen_by_last_step(estimator, rows))
+                for name, rows in sets.items()
+            },
+            ax=ax,
+        )
+
+    @classmethod
+    def from_predictions(
+        cls,
+        features_id: ArrayLike,
+        features_ood: ArrayLike | Mapping[str, ArrayLike],
+        *,
+        ax: Axes | None = None,
+    ) -> Self:
+        """Draw features.
+
+        Parameters
+        ----------
+        features_id : array-like of shape (n_id, d)
+            Penultimate features of ID rows, finite.
+        features_ood : array-like of shape (n_ood, d), or dict of str to array-like
+            Features of one OOD set, or of several by name.
+        ax : matplotlib.axes.Axes, default=None
+            Axes to draw on; None makes a figure.
+
+        Returns
+        -------
+        FeatureActivityDisplay
+            The display, drawn.
+
+        Raises
+        ------
+        TypeError
+            If features are not real numbers.
+        ValueError
+            If features are empty, not 2-D, masked, NaN or infinite, or sets differ in width.
+        ImportError
+            If matplotlib is not installed.
+        """
+        return cls(features_id=features_id, features_ood=features_ood).plot(ax)
+
+    def plot(self, ax: Axes | None = None) -> Self:
+        """Draw the activities.
+
+        Parameters
+        ----------
+        ax : matplotlib.axes.Axes, default=None
+            Axes to draw on; None makes a figure.
+
+        Returns
+        -------
+        FeatureActivityDisplay
+            The display itself.
+
+        Raises
+        ------
+        ImportError
+            If matplotlib is not installed.
+        """
+        ax = new_axes()[0] if ax is None else ax
+        places = np.arange(1, len(self.activity_id.ranked) + 1)
+        ax.stairs(
+            self.activity_id.ranked,
+            np.append(places, places[-1] + 1) - 0.5,
+            fill=True,
+            facecolor="0.85",
+            edgecolor="black",
+            linewidth=1,
+            label=_label("ID", self.activity_id),
+        )
+        for i, (look, (name, activity)) in enumerate(
+            zip(looks(), self.activity_ood.items(), strict=False)
+        ):
+            ax.plot(
+                places,
+                activity.ranked,
+                color=look.colour,
+                linestyle=look.style,
+                marker=look.marker,
+                markerfacecolor="white",
+                markersize=4,
+                markevery=markers_at(i),
+                label=_label(name, activity),
+            )
+        ax.set(xlabel="features of a row, the most active first", ylabel="mean |h|")
+        ax.set_ylim(bottom=0)
+        ax.legend(handlelength=3.5, fontsize="small")
+        self.ax_: Axes = ax
+        self.figure_: Figure | SubFigure = ax.figure
+        return self
+
+
+class _Activity(NamedTuple):
+    """What is drawn of the features of a set: means over its rows."""
+
+    ranked: NDArray[np.float64]
+    """The largest absolute value of a row, the second largest and so on, of shape (d,)."""
+    hoyer: float
+
+    @property
+    def l1(self) -> float:
+        return float(self.ranked.sum())
+
+
+def _activity(features: NDArray[Any]) -> _Activity:
+    ranked = np.sort(np.abs(features), axis=1)
+    hoyer = hoyer_index(torch.from_numpy(ranked))
+    return _Activity(ranked[:, ::-1].mean(axis=0, dtype=np.float64), float(hoyer.mean()))
+
+
+def _label(name: str, activity: _Activity) -> str:
+    return f"{name}: mean L1 {activity.l1:.4g}, Hoyer {activity.hoyer:.2f}"
+
+
+def _valid_features(features: ArrayLike, name: str) -> NDArray[Any]:
+    """Features as float32 or float64."""
+    if np.ma.is_masked(features):
+        raise ValueError(f"{name} has masked entries; expected all features of a row. Drop it.")
+    try:
+        values = np.asarray(features)
+    except ValueError as error:  # a ragged list
+        raise ValueError(
+            f"{name} does not form an array ({error}); expected as many features for each row."
+        ) from error
+    if values.dtype.kind not in "iuf":
+        raise TypeError(f"{name} has dtype {values.dtype}; expected real numbers.")
+    if values.ndim != 2 or not values.size:
+        raise ValueError(
+            f"{name} has shape {values.shape}; expected (n, d), one row of features at least."
+        )
+    n_bad = np.count_nonzero(~np.isfinite(values))
+    if n_bad:
+        raise ValueError(
+            f"{name} has {n_bad} NaN or infinite values in {values.size}; expected finite ones. "
+            "Look for what made them: rows out of range, or training that went astray."
+        )
+    return values.astype(np.result_type(values.dtype, np.float32), copy=False)

@@ -1,0 +1,237 @@
+"""Receiver operating characteristics, with the operating point."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from ..metrics import _roc_counts, auroc
+from .shared import looks, markers_at, new_axes, scores_of, valid_scores, valid_threshold
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure, SubFigure
+
+__all__ = ["DetectionRocDisplay"]
+
+N_POINTS = 2000
+"""Points that a curve is drawn through at most, closer to each other than a picture shows."""
+
+
+class DetectionRocDisplay:
+    """ROC of in-distribution rows against out-of-distribution rows, with the operating point.
+
+    Make it with `from_estimator` or `from_predictions`. For each out-of-distribution (OOD) set, a
+    curve gives the share of in-distribution (ID) rows that are kept over the share of OOD rows that
+    are kept, as the threshold falls [1]_: ID is the positive class. A line at the share of ID rows
+    that the threshold of the detector keeps, and a black marker where it meets each curve, are the
+    operating point; the legend gives the area under each curve.
+
+    Parameters
+    ----------
+    score_id : array-like of shape (n_id,)
+        Scores of ID rows, finite, higher is more in-distribution.
+    score_ood : array-like of shape (n_ood,), or dict of str to array-like
+        Scores of one OOD set, or of several by name.
+    threshold : float, default=None
+        Rows with a score of at least this are kept. None draws no operating point.
+
+    Attributes
+    ----------
+    ax_ : matplotlib.axes.Axes
+        Axes with the picture, once drawn.
+    figure_ : matplotlib.figure.Figure
+        Figure with the axes, once drawn.
+
+    Raises
+    ------
+    TypeError
+        If scores are not real numbers, or `threshold` is not a number.
+    ValueError
+        If scores are empty, not 1-D, masked, NaN or infinite, or `threshold` is not finite.
+
+    Notes
+    -----
+    Rows of equal score cross the threshold together: a curve is straight there. One of many points
+    is drawn through 2000 of them at most, which nowhere moves it by more than 0.001. The colours
+    are made for colour-blind readers [2]_; in grey, styles and markers tell the sets apart.
+
+    References
+    ----------
+    .. [1] Fawcett, T., "An introduction to ROC analysis", Pattern Recognition Letters 27(8), 2006.
+    .. [2] Okabe & Ito, "Color universal design: how to make figures and presentations that are
+       friendly to colorblind people", 2008.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from skood.plotting import DetectionRocDisplay
+    >>> rng = np.random.RandomState(0)
+    >>> display = DetectionRocDisplay.from_predictions(
+    ...     rng.normal(2, 1, size=500), {"far": rng.normal(0, 1, size=300)}, threshold=0.5
+    ... )
+    >>> [text.get_text() for text in display.ax_.get_legend().get_texts()]
+    ['far: AUROC 0.937', 'threshold 0.5', 'chance']
+    """
+
+    def __init__(
+        self,
+        *,
+        score_id: ArrayLike,
+        score_ood: ArrayLike | Mapping[str, ArrayLike],
+        threshold: float | None = None,
+    ) -> None:
+        self.score_id, self.score_ood = valid_scores(score_id, score_ood)
+        self.threshold = valid_threshold(threshold)
+
+    @classmethod
+    def from_estimator(
+        cls, estimator: Any, X_id: Any, X_ood: Any, *, ax: Axes | None = None
+    ) -> Self:
+        """Score rows with a fitted detector, and draw.
+
+        Parameters
+        ----------
+        estimator : estimator
+            Fitted, with ``score_samples``: a detector, or a pipeline or a search around one. The
+            threshold is its ``offset_``, where it has one.
+        X_id : array-like of shape (n_id, ...)
+            ID rows that the detector was not trained on.
+        X_ood : array-like of shape (n_ood, ...), or dict of str to array-like
+            OOD rows of one set, or of several by name.
+        ax : matplotlib.axes.Axes, default=None
+            Axes to draw on; None makes a figure.
+
+        Returns
+        -------
+        DetectionRocDisplay
+            The display, drawn.
+
+        Raises
+        ------
+        TypeError
+            If `estimator` has no ``score_samples``.
+        ValueError
+            If `X_ood` is an empty dict, or the scores cannot be drawn.
+        ImportError
+            If matplotlib is not installed.
+        """
+        score_id, score_ood, threshold = scores_of(estimator, X_id, X_ood)
+        return cls.from_predictions(score_id, score_ood, threshold=threshold, ax=ax)
+
+    @classmethod
+    def from_predictions(
+        cls,
+        score_id: ArrayLike,
+        score_ood: ArrayLike | Mapping[str, ArrayLike],
+        *,
+        threshold: float | None = None,
+        ax: Axes | None = None,
+    ) -> Self:
+        """Draw scores.
+
+        Parameters
+        ----------
+        score_id : array-like of shape (n_id,)
+            Scores of ID rows, finite, higher is more in-distribution.
+        score_ood : array-like of shape (n_ood,), or dict of str to array-like
+            Scores of one OOD set, or of several by name.
+        threshold : float, default=None
+            Rows with a score of at least this are kept. None draws no operating point.
+        ax : matplotlib.axes.Axes, default=None
+            Axes to draw on; None makes a figure.
+
+        Returns
+        -------
+        DetectionRocDisplay
+            The display, drawn.
+
+        Raises
+        ------
+        TypeError
+            If scores are not real numbers, or `threshold` is not a number.
+        ValueError
+            If scores are empty, not 1-D, masked, NaN or infinite, or `threshold` is not finite.
+        ImportError
+            If matplotlib is not installed.
+        """
+        return cls(score_id=score_id, score_ood=score_ood, threshold=threshold).plot(ax)
+
+    def plot(self, ax: Axes | None = None) -> Self:
+        """Draw the curves.
+
+        Parameters
+        ----------
+        ax : matplotlib.axes.Axes, default=None
+            Axes to draw on; None makes a figure.
+
+        Returns
+        -------
+        DetectionRocDisplay
+            The display itself.
+
+        Raises
+        ------
+        ImportError
+            If matplotlib is not installed.
+        """
+        ax = new_axes()[0] if ax is None else ax
+        for i, (look, (name, scores)) in enumerate(
+            zip(looks(), self.score_ood.items(), strict=False)
+        ):
+            ax.plot(
+                *_roc(self.score_id, scores),
+                color=look.colour,
+                linestyle=look.style,
+                marker=look.marker,
+                markerfacecolor="white",
+                markersize=4,
+                markevery=markers_at(i),
+                label=f"{name}: AUROC {auroc(self.score_id, scores):.3f}",
+            )
+            if self.threshold is not None:
+                ax.plot(
+                    np.mean(scores >= self.threshold),
+                    np.mean(self.score_id >= self.threshold),
+                    color="black",
+                    linestyle="none",
+                    marker=look.marker,
+                    markersize=9,
+                    markeredgecolor="white",
+                    zorder=3,
+                )
+        if self.threshold is not None:
+            ax.axhline(
+                float(np.mean(self.score_id >= self.threshold)),
+                color="black",
+                linewidth=1,
+                label=f"threshold {self.threshold:.4g}",
+            )
+        ax.plot([0, 1], [0, 1], color="0.6", linewidth=1, zorder=1, label="chance")
+        ax.set(
+            xlabel="share of OOD rows kept (FPR)",
+            ylabel="share of ID rows kept (TPR)",
+            xlim=(-0.02, 1.02),
+            ylim=(-0.02, 1.02),
+            aspect="equal",
+        )
+        ax.legend(loc="lower right", handlelength=3.5, fontsize="small")
+        self.ax_: Axes = ax
+        self.figure_: Figure | SubFigure = ax.figure
+        return self
+
+
+def _roc(
+    score_id: NDArray[np.float64], score_ood: NDArray[np.float64]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Shares of OOD and of ID rows kept, from the threshold that keeps none on."""
+    tp, fp = (np.pad(counts, (1, 0)) for counts in _roc_counts(score_id, score_ood, "id"))
+    tpr, fpr = tp / tp[-1], fp / fp[-1]
+    if len(tpr) > N_POINTS:
+        # Evenly along the curve: the sum of the two grows from 0 to 2.
+        drawn = np.unique(np.searchsorted(tpr + fpr, np.linspace(0, 2, N_POINTS)))
+        tpr, fpr = tpr[drawn], fpr[drawn]
+    return fpr, tpr

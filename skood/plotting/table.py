@@ -1,0 +1,360 @@
+"""Heat tables of methods by sets."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal, Self
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from ..metrics import _valid_scores, aupr, auroc, fpr_at_tpr
+from .shared import new_axes, scores_of, sets_by_name
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure, SubFigure
+
+__all__ = ["DetectionTableDisplay"]
+
+Metric = Literal["fpr95", "auroc", "aupr"]
+METRICS = {"fpr95": fpr_at_tpr, "auroc": auroc, "aupr": aupr}
+LOWER_IS_BETTER = {"fpr95"}
+
+CELL_HEIGHT = 0.32  # inches
+CHARACTER_WIDTH = 0.085
+# Relative luminance at which black and white text have the same contrast (WCAG 2.2).
+BLACK_FROM = 0.179
+
+
+class DetectionTableDisplay:
+    """Heat table of methods (rows) by out-of-distribution sets and their mean (columns).
+
+    Make it with `from_estimator` or `from_predictions`, or from values that you have. Each value is
+    printed in its cell, the best of each column in bold; the lighter a cell, the better.
+
+    Parameters
+    ----------
+    values : array-like of shape (n_methods, n_columns)
+        Values as they are printed, such as percent; finite.
+    methods : sequence of str of length n_methods
+        Names of the rows.
+    columns : sequence of str of length n_columns
+        Names of the columns, such as the sets and "mean".
+    spread : array-like of shape (n_methods, n_columns), default=None
+        Standard deviations, or another spread, printed after "±"; None prints none.
+    lower_is_better : bool, default=False
+        Whether the least value of a column is its best.
+    label : str, default=None
+        What the values are, such as "FPR95, %"; None writes the direction alone.
+
+    Attributes
+    ----------
+    ax_ : matplotlib.axes.Axes
+        Axes with the picture, once drawn.
+    figure_ : matplotlib.figure.Figure
+        Figure with the axes, once drawn.
+
+    Raises
+    ------
+    TypeError
+        If values are not real numbers.
+    ValueError
+        If values are empty, not 2-D, NaN or infinite, a spread is negative or of another shape,
+        or names are not as many as rows or columns, or not distinct.
+
+    Notes
+    -----
+    Values that are printed like the best one are in bold as well. The colours are those of the
+    cividis map [1]_, whose lightness grows evenly, and alike for most colour-blind readers.
+
+    References
+    ----------
+    .. [1] Nunez, Anderton & Renslow, "Optimizing colormaps with consideration for color vision
+       deficiency to enable accurate interpretation of scientific data", PLoS ONE 13(7), 2018.
+
+    Examples
+    --------
+    >>> from skood.plotting import DetectionTableDisplay
+    >>> display = DetectionTableDisplay(
+    ...     [[43.6, 50.2], [21.2, 28.8]],
+    ...     methods=["untouched", "sparse"],
+    ...     columns=["svhn", "mean"],
+    ...     spread=[[0.3, 0.2], [0.4, 0.1]],
+    ...     lower_is_better=True,
+    ...     label="FPR95, %",
+    ... ).plot()
+    >>> [text.get_text() for text in display.ax_.texts]
+    ['43.6 ± 0.3', '50.2 ± 0.2', '21.2 ± 0.4', '28.8 ± 0.1']
+    """
+
+    def __init__(
+        self,
+        values: ArrayLike,
+        *,
+        methods: Sequence[str],
+        columns: Sequence[str],
+        spread: ArrayLike | None = None,
+        lower_is_better: bool = False,
+        label: str | None = None,
+    ) -> None:
+        self.values = _valid_table(values, "values")
+        self.methods = _valid_names(methods, "methods", self.values.shape[0])
+        self.columns = _valid_names(columns, "columns", self.values.shape[1])
+        self.spread = None if spread is None else _valid_spread(spread, self.values.shape)
+        self.lower_is_better = lower_is_better
+        self.label = label
+
+    @classmethod
+    def from_estimator(
+        cls,
+        estimators: Mapping[str, Any] | Iterable[tuple[str, Any]],
+        X_id: Any,
+        X_ood: Any,
+        *,
+        metric: Metric = "fpr95",
+        ax: Axes | None = None,
+    ) -> Self:
+        """Score rows with fitted detectors, and draw.
+
+        Parameters
+        ----------
+        estimators : dict of str to estimator, or sequence of (str, estimator)
+            Fitted, with ``score_samples``: detectors, or pipelines or searches around them.
+        X_id : array-like of shape (n_id, ...)
+            ID rows that the detectors were not trained on.
+        X_ood : dict of str to array-like, or array-like of shape (n_ood, ...)
+            OOD rows of several sets by name, or of one.
+        metric : {"fpr95", "auroc", "aupr"}, default="fpr95"
+            What to compute of the scores, with ID as the positive class.
+        ax : matplotlib.axes.Axes, default=None
+            Axes to draw on; None makes a figure.
+
+        Returns
+        -------
+        DetectionTableDisplay
+            The display, drawn.
+
+        Raises
+        ------
+        TypeError
+            If an estimator has no ``score_samples``.
+        ValueError
+            If there is no estimator or no set, a name comes twice, or scores cannot be used.
+        ImportError
+            If matplotlib is not installed.
+        """
+        pairs = list(estimators.items() if isinstance(estimators, Mapping) else estimators)
+        _valid_names([name for name, _ in pairs], "estimators", len(pairs))
+        scores = {name: scores_of(estimator, X_id, X_ood) for name, estimator in pairs}
+        return cls.from_predictions(
+            {name: score_id for name, (score_id, _, _) in scores.items()},
+            {name: score_ood for name, (_, score_ood, _) in scores.items()},
+            metric=metric,
+            ax=ax,
+        )
+
+    @classmethod
+    def from_predictions(
+        cls,
+        score_id: Mapping[str, ArrayLike],
+        score_ood: Mapping[str, Mapping[str, ArrayLike] | ArrayLike],
+        *,
+        metric: Metric = "fpr95",
+        ax: Axes | None = None,
+    ) -> Self:
+        """Draw a metric of scores, in percent, and its mean over the sets.
+
+        Parameters
+        ----------
+        score_id : dict of str to array-like of shape (n_id,)
+            Scores of ID rows by method, higher is more in-distribution.
+        score_ood : dict of str to dict of str to array-like of shape (n_ood,)
+            Scores of OOD rows by method and set; the sets are the same for each method.
+        metric : {"fpr95", "auroc", "aupr"}, default="fpr95"
+            What to compute of the scores, with ID as the positive class.
+        ax : matplotlib.axes.Axes, default=None
+            Axes to draw on; None makes a figure.
+
+        Returns
+        -------
+        DetectionTableDisplay
+            The display, drawn.
+
+        Raises
+        ------
+        TypeError
+            If scores are not real numbers, or not named by method.
+        ValueError
+            If there are no scores, they are not 1-D, masked or NaN, methods or sets differ, a set
+            is named "mean", or `metric` is unknown.
+        ImportError
+            If matplotlib is not installed.
+        """
+        if metric not in METRICS:
+            raise ValueError(f"metric={metric!r}; expected one of {list(METRICS)}.")
+        sets = _sets_by_method(score_id, score_ood)
+        values = []
+        for method, of_id in score_id.items():
+            valid_id = _valid_scores(of_id, f"score_id[{method!r}]")
+            row = [
+                METRICS[metric](valid_id, _valid_scores(scores, f"score_ood[{method!r}][{name!r}]"))
+                for name, scores in sets[method].items()
+            ]
+            values.append([*row, np.mean(row)])
+        display = cls(
+            100 * np.array(values),
+            methods=list(score_id),
+            columns=[*next(iter(sets.values())), "mean"],
+            lower_is_better=metric in LOWER_IS_BETTER,
+            label=f"{metric.upper()}, %",
+        )
+        return display.plot(ax)
+
+    def plot(self, ax: Axes | None = None) -> Self:
+        """Draw the table.
+
+        Parameters
+        ----------
+        ax : matplotlib.axes.Axes, default=None
+            Axes to draw on; None makes a figure whose size fits the table.
+
+        Returns
+        -------
+        DetectionTableDisplay
+            The display itself.
+
+        Raises
+        ------
+        ImportError
+            If matplotlib is not installed.
+        """
+        cells = self._cells()
+        ax = new_axes(size=self._size(cells))[0] if ax is None else ax
+        mesh = ax.pcolormesh(
+            self.values,
+            cmap="cividis_r" if self.lower_is_better else "cividis",
+            edgecolors="white",
+            linewidth=1,
+        )
+        best, colours = self._best(), mesh.to_rgba(self.values)
+        for i, j in np.ndindex(self.values.shape):
+            ax.text(
+                j + 0.5,
+                i + 0.5,
+                cells[i][j],
+                color=_text_colour(colours[i, j, :3]),
+                fontweight="bold" if best[i, j] else "normal",
+                fontsize="small",
+                horizontalalignment="center",
+                verticalalignment="center",
+            )
+        n_methods, n_columns = self.values.shape
+        ax.set_yticks(np.arange(n_methods) + 0.5, self.methods)
+        ax.set_xticks(np.arange(n_columns) + 0.5, self.columns, rotation=30, ha="left")
+        ax.xaxis.set_ticks_position("top")
+        ax.tick_params(length=0)
+        ax.invert_yaxis()
+        ax.spines[:].set_visible(False)
+        direction = f"{'lower' if self.lower_is_better else 'higher'} is better, best in bold"
+        ax.set_xlabel(direction if self.label is None else f"{self.label} ({direction})")
+        self.ax_: Axes = ax
+        self.figure_: Figure | SubFigure = ax.figure
+        return self
+
+    def _cells(self) -> list[list[str]]:
+        if self.spread is None:
+            return [[_shown(value) for value in row] for row in self.values]
+        return [
+            [f"{_shown(value)} ± {_shown(spread)}" for value, spread in zip(*rows, strict=True)]
+            for rows in zip(self.values, self.spread, strict=True)
+        ]
+
+    def _best(self) -> NDArray[np.bool_]:
+        """Which cells are printed like the best value of their column."""
+        best = (np.min if self.lower_is_better else np.max)(self.values, axis=0)
+        return np.vectorize(_shown)(self.values) == np.vectorize(_shown)(best)
+
+    def _size(self, cells: list[list[str]]) -> tuple[float, float]:
+        """Size of a figure in which the texts fit, in inches."""
+        widest = max(len(cell) for row in cells for cell in row)
+        names = max(map(len, self.methods)), max(map(len, self.columns))
+        n_methods, n_columns = self.values.shape
+        return (
+            CHARACTER_WIDTH * (names[0] + names[1] + n_columns * (widest + 2)),
+            CELL_HEIGHT * (n_methods + 2) + CHARACTER_WIDTH * names[1] / 2,
+        )
+
+
+def _shown(value: float) -> str:
+    return f"{value:.1f}"
+
+
+def _text_colour(srgb: NDArray[np.float64]) -> str:
+    """Black or white, whichever stands out from a colour."""
+    linear = np.where(srgb <= 0.04045, srgb / 12.92, ((srgb + 0.055) / 1.055) ** 2.4)
+    return "black" if linear @ [0.2126, 0.7152, 0.0722] > BLACK_FROM else "white"
+
+
+def _sets_by_method(score_id: Any, score_ood: Any) -> dict[str, dict[str, Any]]:
+    """OOD scores by method and set, for the methods of `score_id`, their sets in one order."""
+    for name, scores in (("score_id", score_id), ("score_ood", score_ood)):
+        if not isinstance(scores, Mapping):
+            raise TypeError(
+                f"{name} is a {type(scores).__name__}; expected a dict from the names of methods "
+                "to scores."
+            )
+    if not score_id or set(score_id) != set(score_ood):
+        raise ValueError(
+            f"score_id has the methods {list(score_id)}, score_ood {list(score_ood)}; expected "
+            "the same, at least one."
+        )
+    sets = {
+        method: sets_by_name(score_ood[method], f"score_ood[{method!r}]") for method in score_id
+    }
+    first, *others = sets
+    for method in others:
+        if set(sets[method]) != set(sets[first]):
+            raise ValueError(
+                f"score_ood[{method!r}] has the sets {list(sets[method])}, score_ood[{first!r}] "
+                f"{list(sets[first])}; expected the same sets for each method."
+            )
+    return {method: {name: sets[method][name] for name in sets[first]} for method in sets}
+
+
+def _valid_table(values: ArrayLike, name: str) -> NDArray[np.float64]:
+    try:
+        table = np.asarray(values)
+    except ValueError as error:  # ragged
+        raise ValueError(f"{name} does not form a table ({error}).") from error
+    if table.dtype.kind not in "iuf":
+        raise TypeError(f"{name} has dtype {table.dtype}; expected real numbers.")
+    if table.ndim != 2 or not table.size:
+        raise ValueError(
+            f"{name} has shape {table.shape}; expected (n_methods, n_columns), one cell at least."
+        )
+    n_bad = np.count_nonzero(~np.isfinite(table))
+    if n_bad:
+        raise ValueError(
+            f"{name} has {n_bad} NaN or infinite values in {table.size} cells; expected finite "
+            "ones. Leave out methods or sets that have none."
+        )
+    return table.astype(np.float64)
+
+
+def _valid_spread(spread: ArrayLike, shape: tuple[int, ...]) -> NDArray[np.float64]:
+    table = _valid_table(spread, "spread")
+    if table.shape != shape:
+        raise ValueError(f"spread has shape {table.shape}; expected that of values, {shape}.")
+    if (table < 0).any():
+        raise ValueError(f"spread has a value of {table.min():g}; expected at least 0.")
+    return table
+
+
+def _valid_names(names: Iterable[str], name: str, expected: int) -> list[str]:
+    listed = [str(each) for each in names]
+    if len(listed) != expected or len(set(listed)) < len(listed) or not listed:
+        raise ValueError(
+            f"{name} names {listed}; expected {expected or 'some'} names, none of them twice."
+        )
+    return listed
