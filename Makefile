@@ -38,7 +38,7 @@ lint: .venv/dev.stamp
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
-	.venv/bin/numpydoc lint skood/*.py skood/model_selection/*.py skood/plotting/*.py
+	.venv/bin/numpydoc lint skood/*.py skood/scores/*.py skood/model_selection/*.py skood/plotting/*.py
 
 # Pages of names that are gone would warn.
 docs: .venv/dev.stamp

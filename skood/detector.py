@@ -144,8 +144,8 @@ class SparseEnergyOODDetector(OutlierMixin, BaseEstimator):
         between the uniform distribution and the prediction (SROE; the paper uses 0.5).
     distillation_weight : float, default=0.0
         Above 0, the loss gains this weight times the divergence from the predictions that the
-        network made before fine-tuning, at temperature 2. It keeps accuracy, so that more sparsity
-        can be afforded.
+        network made before fine-tuning, at temperature 2 (self-distillation, not in the paper). It
+        holds accuracy, so that a larger `sparsity_weight` can be afforded.
     device : str or torch.device, default="auto"
         Where to compute; "auto" takes a GPU where there is one.
     precision : {"auto", "float32", "bfloat16"}, default="auto"

@@ -67,8 +67,10 @@ def test_what_a_public_module_defines_in_public_is_in_its_all():
 
 
 def documented_constants(module: str) -> set[str]:
-    """Names assigned in a module and followed by a string that describes them."""
-    statements = ast.parse(inspect.getsource(importlib.import_module(module))).body
+    """Names assigned in a module, or a part of it, and followed by a string that describes them."""
+    parts = [name for name in sys.modules if f"{name}.".startswith(f"{module}.")]
+    sources = [inspect.getsource(sys.modules[name]) for name in parts]
+    statements = [statement for source in sources for statement in ast.parse(source).body]
     return {
         ast.unparse(statement.targets[0] if isinstance(statement, ast.Assign) else statement.target)
         for statement, following in pairwise(statements)

@@ -14,6 +14,7 @@ from torch import nn
 
 from skood import SparseEnergyOODDetector
 from skood.engine.training import DivergenceError
+from skood.scores import list_scores
 
 NUMBERS_OF = ["float16", "float32", "float64", "int8", "uint8", "int64", "bool", ">f4"]
 OTHERS = ["longdouble", "complex64", "U3", "object", "datetime64[s]"]
@@ -70,7 +71,7 @@ PARAMETERS = st.fixed_dictionaries(
         "distillation_weight": NUMBERS,
         "ood_label": st.integers(0, 3) | st.booleans() | st.sampled_from(["a", "z"]),
         "penalty": st.sampled_from(["l1", "l1_over_l2", "relative_l1", "l3"]),
-        "score_function": st.sampled_from(["energy", "msp", "max_logit", "odd"]),
+        "score_function": st.sampled_from([*list_scores(), "odd"]),
         "augment": st.sampled_from([None, "flip", "flip-crop", "turn"]),
         "precision": st.sampled_from(["auto", "float32", "bfloat16", "int8"]),
     },

@@ -443,7 +443,8 @@ def affine_head(network: Network, X: Rows, rows: NDArray[np.intp]) -> tuple[Tens
     def logits(values: Tensor) -> Tensor:
         with torch.no_grad():
             output = head(values.to(flat).reshape(-1, *features.shape[1:]))
-        values = logits_of(output)
+        # A convolution of size 1 gives (n, K, 1, 1).
+        values = logits_of(output.flatten(1) if isinstance(output, Tensor) else output)
         return (values.cpu() if values.device.type == "mps" else values).double()
 
     bias = logits(torch.zeros_like(flat[:1]))

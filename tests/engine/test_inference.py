@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from skood.engine.hardware import Precision
-from skood.engine.inference import FORWARD_ROWS, as_float64, autocast, forward_rows
+from skood.engine.inference import FORWARD_ROWS, as_float64, autocast, forward_rows, score_rows
 
 TABLE = np.random.RandomState(0).randn(600, 8)
 IMAGES = np.random.RandomState(0).rand(600, 3, 8, 8)
@@ -268,6 +268,121 @@ def test_padding_is_never_blamed(opened):
     network = opened(nn.Linear(2, 3), TABLE[:, :2])
     with pytest.raises(ValueError, match=r"first in row 2\."):
         list(forward_rows(network, np.array([[0.0, 0.0], [1.0, 1.0], [np.nan, 0.0]])))
+
+
+# Scores of rows
+
+
+def scored(network, X, score, **options):
+    """Scores and logits of all rows, in one piece."""
+    pieces = list(score_rows(network, X, score, **options))
+    n_rows = len(X) if options.get("rows") is None else len(options["rows"])
+    assert [i for piece, *_ in pieces for i in range(n_rows)[piece]] == list(range(n_rows))
+    return torch.cat([some for _, some, _ in pieces]), torch.cat([z for *_, z in pieces])
+
+
+def product(hidden, logits):
+    return hidden.sum(dim=1) * logits.amax(dim=1)
+
+
+@pytest.mark.parametrize("n_rows", [1, 255, 256, 257, 600])
+def test_a_score_sees_features_and_logits_in_float64(padded, n_rows):
+    network, X = padded
+    seen = []
+
+    def score(hidden, logits):
+        seen.append((hidden.dtype, logits.dtype, len(hidden), len(logits)))
+        return product(hidden, logits)
+
+    scores, logits = scored(network, X[:n_rows], score)
+    hidden, expected = outputs(network, X[:n_rows])
+    assert set(seen) == {(torch.float64, torch.float64, FORWARD_ROWS, FORWARD_ROWS)}
+    assert torch.equal(logits, expected)
+    torch.testing.assert_close(scores, product(hidden.double(), expected))
+
+
+def test_features_are_captured_only_for_a_score_that_wants_them(opened):
+    network, seen = opened(mlp(), TABLE), []
+
+    def score(hidden, logits):
+        seen.append(hidden)
+        return logits[:, 0]
+
+    scores, logits = scored(network, TABLE, score, features=False)
+    assert seen == [None] * 3
+    assert torch.equal(scores, logits[:, 0])
+
+
+def test_a_row_is_scored_alone_and_in_any_order(padded):
+    network, X = padded
+    whole = scored(network, X, product)
+    order = np.random.RandomState(1).permutation(len(X))[:300]
+    assert_equal(scored(network, X, product, rows=order), whole, order)
+    assert_equal(scored(network, X[order], product), whole, order)
+
+
+def uphill(logits, batch):
+    """A step along the gradient of the first logit."""
+    (gradient,) = torch.autograd.grad(logits[:, 0].sum(), batch)
+    return 0.5 * gradient.sign()
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_a_perturbation_moves_what_is_scored_and_not_the_logits(opened, name):
+    make, X = NETWORKS[name]
+    network = opened(make().double(), X)
+    scores, logits = scored(network, X, lambda _, z: z[:, 0], perturbation=uphill)
+    torch.testing.assert_close(logits, outputs(network, X)[1])
+    batch = torch.tensor(X, requires_grad=True)
+    (gradient,) = torch.autograd.grad(network.module(batch)[:, 0].sum(), batch)
+    with torch.no_grad():
+        expected = network.module(batch + 0.5 * gradient.sign())[:, 0]
+    torch.testing.assert_close(scores, expected)
+    assert not logits.requires_grad
+    assert all(parameter.grad is None for parameter in network.module.parameters())
+
+
+def test_perturbed_rows_are_scored_alone_and_in_any_order(padded):
+    network, X = padded
+    whole = scored(network, X, product, perturbation=uphill)
+    order = np.random.RandomState(1).permutation(len(X))[:300]
+    assert_equal(scored(network, X, product, rows=order, perturbation=uphill), whole, order)
+
+
+@pytest.mark.parametrize("surrounding", [torch.no_grad, torch.inference_mode])
+def test_perturbations_have_a_gradient_whatever_surrounds_them(opened, surrounding):
+    network = opened(mlp(), TABLE)
+    expected = scored(network, TABLE, product, perturbation=uphill)
+    with surrounding():
+        assert_equal(scored(network, TABLE, product, perturbation=uphill), expected)
+
+
+def test_a_network_that_writes_into_its_input_can_be_perturbed(opened):
+    linear = nn.Linear(8, 3)
+    writing = opened(nn.Sequential(WritesIntoItsInput(), linear), TABLE)
+    scores, logits = scored(writing, TABLE, lambda _, z: z[:, 0], perturbation=uphill)
+    # The input moves by half, its double by one.
+    gain = linear.weight[0].abs().sum().double()
+    torch.testing.assert_close(scores - logits[:, 0], gain.expand(600), rtol=1e-4, atol=1e-4)
+
+
+def test_an_input_without_a_gradient_cannot_be_perturbed(opened):
+    X = np.random.RandomState(0).randint(0, 9, size=(20, 4))
+    module = nn.Sequential(nn.Embedding(9, 6), nn.Flatten(), nn.Linear(24, 3))
+    network = opened(module, X, preprocess=lambda batch: batch)
+    with pytest.raises(ValueError, match=r"dtype torch\.int64 does not have. Pass another"):
+        scored(network, X, product, perturbation=uphill)
+
+
+@pytest.mark.parametrize("perturbation", [None, uphill])
+def test_non_finite_logits_are_refused_before_they_are_scored(opened, perturbation):
+    module = nn.Linear(2, 3, bias=False)
+    nn.init.constant_(module.weight, 1e37)
+    X = np.full((300, 2), 0.5, dtype=np.float32)
+    network = opened(module, X)
+    X[270] = 1e3
+    with pytest.raises(ValueError, match="NaN or infinite logits for row 270 of X"):
+        scored(network, X, lambda _, z: z[:, 0], features=False, perturbation=perturbation)
 
 
 # Helpers
