@@ -19,11 +19,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
-from real_images import (
+from images import (
     NORMALISATIONS,
     Data,
     add_data_options,
+    check_available,
     complete,
     count,
     draw,
@@ -31,6 +31,7 @@ from real_images import (
     read_data,
     read_network,
 )
+from numpy.typing import NDArray
 from scipy.stats import spearmanr
 from torch import nn
 
@@ -50,8 +51,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Fine-tune, judge, and report; what is done already is read from the folder."""
     options = parse(argv)
     try:
-        data = read_data(options)
-        module = read_network(options, int(data.y_train.max()) + 1)
+        data = read_data(options.id, options.ood)
+        check_available("--train-rows", options.train_rows, len(data.x_train), options.id)
+        module = read_network(options, data.n_classes)
     except ValueError as error:
         sys.exit(f"error: {error}")
     options.folder.mkdir(parents=True, exist_ok=True)
@@ -80,7 +82,6 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--folder", type=Path, required=True, help="for networks and scores, to go on from")
     options = parser.parse_args(argv)
     complete(options)
-    options.test_rows = None
     return options
 
 

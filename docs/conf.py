@@ -8,8 +8,10 @@ import skood
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE))
 import api_page  # noqa: E402
+import results_page  # noqa: E402
 
 api_page.write(HERE / "api")
+results_page.write(HERE / "results")
 
 project = "skood"
 author = "The skood developers"
@@ -47,5 +49,5 @@ sphinx_gallery_conf = {
 
 html_theme = "pydata_sphinx_theme"
 html_theme_options = {"show_prev_next": False}
-html_sidebars = {"changelog": [], "choosing_the_weight": [], "user_guide": []}
+html_sidebars = {"changelog": [], "choosing_the_weight": [], "scores": [], "user_guide": []}
 html_show_sourcelink = False

@@ -12,6 +12,7 @@ import sysconfig
 import tempfile
 import types
 import warnings
+from functools import cache
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -250,10 +251,18 @@ class _Fingerprinter(pickle.Pickler):
             if hasattr(value, name)
         ]
         closure = [cell.cell_contents for cell in function.__closure__ or ()]
-        code = marshal.dumps(function.__code__, 2)  # version 2 has no reference counts in it
+        code = marshal.dumps(_unplaced(function.__code__), 2)  # 2 has no reference counts in it
         return tuple, (
             (code, function.__defaults__, function.__kwdefaults__, closure, used, reached),
         )
+
+
+def _unplaced(code: types.CodeType) -> types.CodeType:
+    """Code without its file and lines, which change when other code of the file does."""
+    constants = (_unplaced(c) if isinstance(c, types.CodeType) else c for c in code.co_consts)
+    return code.replace(
+        co_consts=tuple(constants), co_filename="", co_firstlineno=1, co_linetable=b""
+    )
 
 
 def _names_used(code: types.CodeType) -> list[str]:
@@ -276,5 +285,10 @@ def _is_installed(module: types.ModuleType | None) -> bool:
     path = getattr(module, "__file__", None)
     if path is None:
         return module is not None and module.__name__ != "__main__"
-    folders = {sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")}
-    return any(Path(path).is_relative_to(folder) for folder in folders if folder)
+    return any(Path(path).is_relative_to(folder) for folder in _installation_folders())
+
+
+@cache
+def _installation_folders() -> list[str]:
+    names = ("stdlib", "platstdlib", "purelib", "platlib")
+    return [folder for name in names if (folder := sysconfig.get_path(name))]

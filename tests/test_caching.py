@@ -247,6 +247,19 @@ def test_other_code_in_a_function_that_is_called_changes_the_key(key, monkeypatc
     assert keys[0] != keys[1]
 
 
+def test_where_code_stands_does_not_change_the_key(key):
+    def made(source, file):
+        namespace = {}
+        exec(compile(source, file, "exec"), namespace)
+        return namespace["preprocess"]
+
+    source = "def preprocess(batch):\n    return [row * 2 for row in batch]\n"
+    here, elsewhere = made(source, "a.py"), made("\n\n" + source, "folder/b.py")
+    other = made(source.replace("2", "3"), "a.py")
+    assert fingerprint(here) == fingerprint(elsewhere)
+    assert fingerprint(here) != fingerprint(other)
+
+
 def test_functions_that_call_each_other_have_a_key(key):
     assert key(preprocess=ping) == key(preprocess=ping)
 

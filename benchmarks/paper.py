@@ -1,0 +1,752 @@
+"""The paper's table on real images: detectors and scores against OOD sets.
+
+Fine-tunes one classifier several ways, scores the same images with each network and each score,
+and writes results.csv, run.json, table.md and two figures. What is finished is kept in the folder,
+keyed by all that produced it, and not computed again. README.md describes files and columns.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import copy
+import hashlib
+import json
+import os
+import shlex
+import shutil
+import sys
+import tempfile
+import time
+import warnings
+import zipfile
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import sklearn
+import torch
+from environment import machine, versions
+from images import (
+    NORMALISATIONS,
+    Data,
+    Images,
+    add_data_options,
+    check_available,
+    complete,
+    count,
+    draw,
+    number,
+    read_data,
+    read_network,
+)
+from numpy.typing import NDArray
+from tables import CONTROL, MAIN_SCORE, SROE, UNTOUCHED, Results, Row, write_results
+from torch import Tensor, nn
+
+import skood
+from skood import SparseEnergyOODDetector
+from skood.caching import fingerprint
+from skood.calibration import calibration_split, place_threshold
+from skood.detector import _draw_seeds
+from skood.engine.inference import forward_rows
+from skood.engine.training import DivergenceError
+from skood.metrics import aupr, auroc, fpr_at_tpr
+from skood.penalties import PENALTIES, hoyer_index, l1
+from skood.scores import Head, Outputs, apply_score, fit_score, get_score, list_scores
+
+Key = dict[str, Any]
+Arrays = dict[str, NDArray[Any]]
+
+STAND_INS = {"tinyimagenet_crop": "LSUN-C", "tinyimagenet_resize": "LSUN-R", "intel_scenes": "iSUN"}
+"""OOD sets that take the place of those in the paper."""
+
+SAME_SOURCE = {"outliers": ("tinyimagenet_crop", "tinyimagenet_resize")}
+"""OOD sets from the source of a set of outliers, whose results beside it do not count."""
+
+TPR = 0.95
+OUTLIER = -1
+"""Label of the outliers among the training rows."""
+
+PIECE = 1024
+"""Rows scored at a time."""
+
+RESAMPLINGS = 1000
+
+PAPERS_RATE = 1e-3
+
+
+@dataclass(frozen=True)
+class Method:
+    """How a network is made from the one given."""
+
+    name: str
+    penalty: str = ""
+    weight: float = 0.0
+    outlier_weight: float = 0.0
+    distillation_weight: float = 0.0
+
+
+SPARSE_WITH_OUTLIERS = Method(SROE, "l1", 0.02, 0.5)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Check everything, then fine-tune, score and report, seed by seed."""
+    argv = sys.argv[1:] if argv is None else argv
+    options = parse(argv)
+    try:
+        study = Study(options, command(argv))
+        make_folder(options.folder)
+    except ValueError as error:
+        sys.exit(f"error: {error}")
+    runs = []
+    for seed in dict.fromkeys(options.seeds):
+        runs.append(run_seed(study, seed))
+        results = report(study, runs)
+    print(results.markdown(), end="")
+
+
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    add_data_options(parser)
+    add = parser.add_argument
+    add("--outliers", type=Path, metavar="FILE.npz", help="x; adds the row of SROE")
+    add(
+        "--detectors",
+        type=sparse_method,
+        nargs="+",
+        default=[sparse_method("l1:0.02")],
+        metavar="PENALTY:WEIGHT[:DISTILLATION_WEIGHT]",
+        help="beside the untouched network and the control (default: l1:0.02)",
+    )
+    add(
+        "--scores",
+        choices=list_scores(),
+        nargs="+",
+        default=list_scores(),
+        help=f"beside {MAIN_SCORE} (default: all)",
+    )
+    add("--seeds", type=int, nargs="+", default=[0, 1, 2], help="default: 0 1 2")
+    add("--epochs", type=count, default=10, help="of fine-tuning (default: 10)")
+    add("--learning-rate", type=rate, default=PAPERS_RATE, help=f"default: {PAPERS_RATE:g}")
+    add("--train-rows", type=count, help="drawn anew by each seed (default: all)")
+    add("--test-rows", type=count, help="the same for all seeds (default: all)")
+    add("--ood-rows", type=count, help="of each OOD set, at most (default: all)")
+    add("--fit-rows", type=count, help="of the training rows, for scores that are fitted")
+    add("--folder", type=Path, required=True, help="where everything goes, and is found again")
+    options = parser.parse_args(argv)
+    complete(options)
+    options.scores = list(dict.fromkeys([MAIN_SCORE, *options.scores]))
+    return options
+
+
+def rate(text: str) -> float:
+    value = number(text)
+    if value == 0:
+        raise argparse.ArgumentTypeError("0 trains nothing")
+    return value
+
+
+def sparse_method(text: str) -> Method:
+    """A penalty, its weight, and perhaps that of distillation, such as l1:0.02 or l1:0.2:1."""
+    penalty, *weights = text.split(":")
+    try:
+        values = [number(weight) for weight in weights]
+    except (ValueError, argparse.ArgumentTypeError):
+        values = []
+    if penalty not in PENALTIES or len(values) not in (1, 2) or values[-1] == 0:
+        raise argparse.ArgumentTypeError(
+            f"{text} is not one of {', '.join(sorted(PENALTIES))}, a colon and a weight above 0, "
+            "such as l1:0.02, and perhaps another colon and the weight of distillation, such as "
+            "l1:0.2:1 (the control, of weight 0, is always there)"
+        )
+    sparsity, distillation = (*values, 0.0)[:2]
+    name = ":".join([penalty if sparsity else CONTROL, *(f"{v:g}" for v in values if v)])
+    return Method(name, penalty if sparsity else "", sparsity, distillation_weight=distillation)
+
+
+def command(argv: Sequence[str]) -> str:
+    """The command line, files without their folders."""
+    words = [Path(word).name if os.sep in word else word for word in argv]
+    return shlex.join(["python", "benchmarks/paper.py", *words])
+
+
+def make_folder(folder: Path) -> None:
+    try:
+        for part in ("networks", "cells"):
+            (folder / part).mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise ValueError(f"--folder {folder} cannot be written: {error}") from error
+
+
+class Study:
+    """What all networks of a run share: data, options, and the network they start from."""
+
+    def __init__(self, options: argparse.Namespace, command: str) -> None:
+        self.options, self.command = options, command
+        self.data: Data = read_data(options.id, options.ood, options.outliers)
+        n_train, n_test = len(self.data.x_train), len(self.data.x_test)
+        check_available("--train-rows", options.train_rows, n_train, options.id)
+        check_available("--test-rows", options.test_rows, n_test, options.id)
+        self.train_rows: int = options.train_rows or n_train
+        # The same test rows for every seed: what is left is the spread due to fine-tuning.
+        testing = draw(n_test, options.test_rows, seed=0)
+        self.x_test, self.y_test = self.data.x_test[testing], self.data.y_test[testing]
+        self.ood: dict[str, Images] = {
+            name: x[draw(len(x), options.ood_rows, seed=0)] for name, x in self.data.ood.items()
+        }
+        if self.related and len(self.related) == len(self.ood):
+            raise ValueError(
+                f"every OOD set comes from the source of {options.outliers}, so none would count. "
+                "Give others as well."
+            )
+        self.module: nn.Module = read_network(options, self.data.n_classes)
+        self.trial = opened(self, self.module)  # early, to see that the network takes the images
+        self.checkpoint = hashlib.sha256(options.checkpoint.read_bytes()).hexdigest()[:12]
+        self.digests = {name: digest(x) for name, x in {"id_test": self.x_test, **self.ood}.items()}
+        self.scores = {name: score_key(name) for name in options.scores}
+        self.made_by: Key = {
+            "training": digest(self.data.x_train, self.data.y_train),
+            "train_rows": self.train_rows,
+            "network": options.network,
+            "checkpoint": self.checkpoint,
+            "normalise": options.normalise,
+            "skood": skood.__version__,
+            "torch": torch.__version__,
+            "numpy": np.__version__,
+            "scikit-learn": sklearn.__version__,
+            "device": self.trial.device_.type,
+            "precision": self.trial.precision_,
+        }
+
+    @property
+    def learning_rate(self) -> float:
+        return float(self.options.learning_rate)
+
+    @property
+    def methods(self) -> list[Method]:
+        sparse = list(dict.fromkeys(self.options.detectors))
+        sroe = [] if self.data.outliers is None else [SPARSE_WITH_OUTLIERS]
+        return [Method(UNTOUCHED), Method(CONTROL), *sparse, *sroe]
+
+    @property
+    def related(self) -> list[str]:
+        """OOD sets from the source of the outliers."""
+        if self.options.outliers is None:
+            return []
+        sources = SAME_SOURCE.get(self.options.outliers.stem, ())
+        return [name for name in self.ood if name in sources]
+
+    def epochs(self, method: Method) -> int:
+        return 0 if method.name == UNTOUCHED else int(self.options.epochs)
+
+    def detector(self, module: nn.Module, seed: int, **parameters: Any) -> SparseEnergyOODDetector:
+        return SparseEnergyOODDetector(
+            module,
+            preprocess=NORMALISATIONS[self.options.normalise],
+            random_state=seed,
+            **parameters,
+        )
+
+
+def opened(study: Study, module: nn.Module, **parameters: Any) -> SparseEnergyOODDetector:
+    """A detector around a network as it is."""
+    rows = draw(len(study.data.x_train), 100, seed=0)
+    detector = study.detector(module, seed=0, max_epochs=0, **parameters)
+    return quietly_fitted(detector, study.data.x_train[rows], study.data.y_train[rows])
+
+
+def quietly_fitted(
+    detector: SparseEnergyOODDetector, x: Images, y: NDArray[np.int64]
+) -> SparseEnergyOODDetector:
+    # It warns of accuracy lost and of rows seen before, which the tables show, and with verbose=1
+    # prints to stdout, where the tables go.
+    with warnings.catch_warnings(), contextlib.redirect_stdout(sys.stderr):
+        warnings.simplefilter("ignore")
+        return detector.fit(x, y)
+
+
+# Keeping
+
+
+def digest(*arrays: NDArray[Any]) -> str:
+    sha = hashlib.sha256()
+    for array in arrays:
+        sha.update(f"{array.dtype} {array.shape}".encode())
+        sha.update(np.ascontiguousarray(array).data)
+    return sha.hexdigest()[:12]
+
+
+def score_key(name: str) -> Key:
+    score = get_score(name)
+    code = hashlib.sha256(fingerprint(score)).hexdigest()[:12]
+    return {"score": name, "parameters": repr(score), "code": code}
+
+
+def kept(folder: Path, name: str, key: Key, make: Callable[[], Arrays]) -> Arrays:
+    """Arrays from a file, or made and then kept there; a damaged file counts as none."""
+    text = json.dumps(key, sort_keys=True)
+    path = folder / f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:12]}.npz"
+    with (
+        contextlib.suppress(OSError, ValueError, EOFError, zipfile.BadZipFile),
+        np.load(path) as file,
+    ):
+        return {name: array for name, array in file.items() if name != "key"}
+    arrays = make()
+    with tempfile.NamedTemporaryFile(dir=folder, suffix=".part", delete=False) as part:
+        np.savez(part, **{"key": np.array(text), **arrays})  # type: ignore[arg-type]
+    os.replace(part.name, path)
+    return arrays
+
+
+# The first stage: networks
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Training rows that a seed draws, as the detector splits them, and a digest of the latter."""
+
+    drawn: NDArray[np.intp]
+    training: NDArray[np.intp]
+    held_out: NDArray[np.intp]
+
+
+def rows_of(study: Study, seed: int) -> Rows:
+    drawn = draw(len(study.data.x_train), study.train_rows, seed)
+    # The detector's own split: what it fine-tunes on, and what it places its threshold with.
+    random = np.random.RandomState(_draw_seeds(seed).split)
+    training, held_out = calibration_split(study.data.y_train[drawn], "auto", TPR, random)
+    return Rows(drawn, drawn[training], drawn[held_out])
+
+
+def network_key(study: Study, method: Method, seed: int) -> Key:
+    key: Key = {
+        **study.made_by,
+        "epochs": study.epochs(method),
+        "seed": seed,
+        "penalty": method.penalty,
+        "weight": method.weight,
+        "outlier_weight": method.outlier_weight,
+        "distillation_weight": method.distillation_weight,
+        "learning_rate": study.learning_rate,
+    }
+    if method.outlier_weight and study.data.outliers is not None:
+        key["outliers"] = digest(study.data.outliers)
+    return key
+
+
+def file_name(study: Study, method: Method, seed: int) -> str:
+    return f"{study.options.network}-{method.name.replace(':', '_')}-seed{seed}"
+
+
+def fine_tuned(study: Study, method: Method, seed: int, rows: Rows) -> Arrays:
+    """State of a fine-tuned network, and how it came about; or why it failed."""
+    folder, key = study.options.folder / "networks", network_key(study, method, seed)
+    name = file_name(study, method, seed)
+    # What is left of an interrupted training, until the network is finished.
+    epochs = folder / f"{name}-epochs"
+
+    def make() -> Arrays:
+        x, y = study.data.x_train[rows.drawn], study.data.y_train[rows.drawn]
+        if method.outlier_weight and study.data.outliers is not None:
+            x = np.concatenate([x, study.data.outliers])
+            y = np.concatenate([y, np.full(len(study.data.outliers), OUTLIER)])
+        detector = study.detector(
+            study.module,
+            seed,
+            sparsity_weight=method.weight,
+            penalty=method.penalty or "l1",
+            max_epochs=study.epochs(method),
+            augment="flip",
+            ood_label=OUTLIER if method.outlier_weight else None,
+            outlier_weight=method.outlier_weight,
+            distillation_weight=method.distillation_weight,
+            learning_rate=study.learning_rate,
+            memory=epochs,
+            verbose=1,
+        )
+        try:
+            quietly_fitted(detector, x, y)
+        except DivergenceError as error:
+            return {"failure": np.array(str(error))}
+        record = {
+            "id_accuracy": detector.id_accuracy_,
+            "offset": detector.offset_,
+            "history": detector.history_,
+        }
+        state = detector.module_.state_dict()
+        return {
+            "record": np.array(json.dumps(record)),
+            "calibration_scores": detector.calibration_scores_,
+            **{f"state/{name}": value.cpu().numpy() for name, value in state.items()},
+        }
+
+    arrays = kept(folder, name, key, make)
+    shutil.rmtree(epochs, ignore_errors=True)
+    return arrays
+
+
+# The second stage: scores
+
+
+class Scorer:
+    """A network that scores sets of rows, each of which passes through it at most once."""
+
+    def __init__(self, study: Study, module: nn.Module, rows: Rows) -> None:
+        self.study, self.module, self.rows = study, module, rows
+        self._outputs: dict[str, tuple[Tensor, Tensor]] = {}
+        self._fitted: dict[str, Any] = {}
+
+    @cached_property
+    def detector(self) -> SparseEnergyOODDetector:
+        return opened(self.study, self.module)
+
+    @property
+    def fit_rows(self) -> NDArray[np.intp]:
+        """In random order, as the seed drew them before the detector split them."""
+        return self.rows.training[: self.study.options.fit_rows]
+
+    def images(self, name: str) -> Images:
+        data = self.study.data
+        if name == "id_fit":
+            return data.x_train[self.fit_rows]
+        if name == "id_held_out":
+            return data.x_train[self.rows.held_out]
+        return self.study.x_test if name == "id_test" else self.study.ood[name]
+
+    def outputs(self, name: str) -> tuple[Tensor, Tensor]:
+        """Features, float32, and logits, float64."""
+        if name not in self._outputs:
+            network = self.detector._network
+            pieces = [
+                (features.float().cpu(), logits.cpu())
+                for _, features, logits in forward_rows(network, self.images(name), features=True)
+                if features is not None
+            ]
+            features, logits = zip(*pieces, strict=True)
+            self._outputs[name] = torch.cat(features), torch.cat(logits)
+        return self._outputs[name]
+
+    def pieces(self, name: str) -> Iterator[tuple[Tensor, Tensor]]:
+        features, logits = self.outputs(name)
+        for some_features, some_logits in zip(
+            features.split(PIECE), logits.split(PIECE), strict=True
+        ):
+            yield some_features.double(), some_logits
+
+    def scores(self, score: str, name: str) -> NDArray[np.float64]:
+        if getattr(get_score(score), "uses_gradient", False):
+            if score not in self._fitted:
+                self._fitted[score] = opened(self.study, self.module, score_function=score)
+            return self._fitted[score].score_samples(self.images(name))
+        if score not in self._fitted:
+            self._fitted[score] = self.fitted(get_score(score))
+        values = [apply_score(self._fitted[score], *piece) for piece in self.pieces(name)]
+        return torch.cat(values).numpy()
+
+    def cell(self, score: str, name: str) -> Arrays:
+        return {"scores": self.scores(score, name)}
+
+    def fitted(self, score: Any) -> Any:
+        """The score with its statistics, of the rows that the network was fine-tuned on."""
+        labels = torch.from_numpy(self.study.data.y_train[self.fit_rows].astype(np.int64))
+        outputs = (
+            Outputs(*piece, some_labels)
+            for piece, some_labels in zip(self.pieces("id_fit"), labels.split(PIECE), strict=True)
+        )
+        return fit_score(score, outputs, self.head)
+
+    def head(self) -> Head:
+        linear: Any = self.detector.module_.get_submodule(self.detector.head_)
+        return Head(linear.weight.detach().cpu().double(), linear.bias.detach().cpu().double())
+
+    def description(self) -> Arrays:
+        """Class, L1 norm and Hoyer index of each ID test row."""
+        features, logits = self.outputs("id_test")
+        return {
+            "classes": logits.argmax(dim=1).numpy(),
+            "l1": l1(features.double()).numpy(),
+            "hoyer": hoyer_index(features.double()).numpy(),
+        }
+
+
+@dataclass
+class Measured:
+    """What one network says of all rows: scores by score and set, and of the ID test rows more."""
+
+    method: Method
+    seed: int
+    scores: dict[str, Arrays]
+    description: Arrays
+    right: NDArray[np.bool_]
+
+
+def measured(study: Study, method: Method, seed: int, rows: Rows, network: Arrays) -> Measured:
+    module = copy.deepcopy(study.module)
+    module.load_state_dict(
+        {
+            name.removeprefix("state/"): torch.from_numpy(np.asarray(value))
+            for name, value in network.items()
+            if name.startswith("state/")
+        }
+    )
+    scorer = Scorer(study, module, rows)
+    key, prefix = network_key(study, method, seed), file_name(study, method, seed)
+    digests = {**study.digests, "id_held_out": digest(scorer.images("id_held_out"))}
+
+    def cell(name: str, of: str, settings: Key, make: Callable[[], Arrays]) -> Arrays:
+        return kept(
+            study.options.folder / "cells",
+            f"{prefix}-{name}-{of}",
+            {**key, **settings, "rows": digests[of]},
+            make,
+        )
+
+    scores: dict[str, Arrays] = {}
+    for name in study.options.scores:
+        settings = dict(study.scores[name])
+        if hasattr(get_score(name), "fit"):
+            settings["fit_rows"] = len(scorer.fit_rows)
+        scores[name] = {
+            of: cell(name, of, settings, partial(scorer.cell, name, of))["scores"] for of in digests
+        }
+    description = cell("features", "id_test", {"score": None}, scorer.description)
+    return Measured(method, seed, scores, description, description["classes"] == study.y_test)
+
+
+@dataclass
+class SeedRun:
+    """All networks of one seed, and what failed."""
+
+    seed: int
+    measured: list[Measured]
+    failures: dict[str, str]
+
+
+def run_seed(study: Study, seed: int) -> SeedRun:
+    rows, run = rows_of(study, seed), SeedRun(seed, [], {})
+    for method in study.methods:
+        start = time.perf_counter()
+        network = fine_tuned(study, method, seed, rows)
+        after = time.perf_counter()
+        if "failure" in network:
+            run.failures[f"{method.name}, seed {seed}"] = str(network["failure"])
+            say(f"seed {seed}, {method.name}: failed, {network['failure']}")
+            continue
+        of_one = measured(study, method, seed, rows, network)
+        run.measured.append(of_one)
+        say(
+            f"seed {seed}, {method.name}: accuracy {100 * of_one.right.mean():.1f}; network "
+            f"{after - start:.0f} s, scores {time.perf_counter() - after:.0f} s"
+        )
+    return run
+
+
+def say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+# From scores to results
+
+
+def result_rows(study: Study, of_one: Measured) -> Iterator[Row]:
+    """Rows of results.csv, for each score and OOD set, and for the means over them."""
+    method, seed = of_one.method, of_one.seed
+    energies = of_one.scores[MAIN_SCORE]
+    means = {"mean": list(study.ood)}
+    if study.related:
+        means["mean_apart"] = [name for name in study.ood if name not in study.related]
+    for score, by_set in of_one.scores.items():
+        score_id = by_set["id_test"]
+        common = {
+            "id": study.options.id.stem,
+            "network": study.options.network,
+            "checkpoint": study.checkpoint,
+            "train_rows": study.train_rows,
+            "epochs": study.epochs(method),
+            "seed": seed,
+            "detector": method.name,
+            "penalty": method.penalty,
+            "weight": method.weight,
+            "outlier_weight": method.outlier_weight,
+            "distillation_weight": method.distillation_weight,
+            "learning_rate": study.learning_rate,
+            "score": score,
+            "accuracy": float(of_one.right.mean()),
+            **kept_shares(score_id, by_set["id_held_out"], seed),
+            "mean_l1": float(of_one.description["l1"].mean()),
+            "hoyer": float(of_one.description["hoyer"].mean()),
+            "energy_id": -float(energies["id_test"].mean()),
+        }
+        values = {
+            name: {
+                "fpr95": fpr_at_tpr(score_id, by_set[name], TPR),
+                "fpr95_nearest": fpr_at_tpr(score_id, by_set[name], TPR, method="nearest"),
+                "auroc": auroc(score_id, by_set[name]),
+                "aupr": aupr(score_id, by_set[name]),
+                "energy_ood": -float(energies[name].mean()),
+            }
+            for name in study.ood
+        }
+        for name, value in values.items():
+            yield {**common, "ood_set": name, **value}
+        for name, sets in means.items():
+            mean = {
+                metric: float(np.mean([values[of][metric] for of in sets]))
+                for metric in values[sets[0]]
+            }
+            yield {**common, "ood_set": name, **mean}
+
+
+def kept_shares(
+    score_id: NDArray[np.float64], held_out: NDArray[np.float64], seed: int
+) -> dict[str, float]:
+    """Share of ID test rows kept by thresholds from pre-training rows and from fresh ones."""
+    order = draw(len(score_id), None, seed)
+    fresh, rest = np.array_split(score_id[order], 2)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of rows too few for a promise
+        return {
+            "kept_training": float(np.mean(score_id >= place_threshold(held_out, TPR))),
+            "kept_fresh": float(np.mean(rest >= place_threshold(fresh, TPR))),
+        }
+
+
+def differences(study: Study, runs: Sequence[SeedRun]) -> list[Row]:
+    """Mean FPR95 and accuracy of each method less those of the control of the same seed.
+
+    The draws of seeds and rows are shared by all methods, so that their noise cancels.
+    """
+    random = np.random.default_rng(0)
+    sets = [name for name in study.ood if name not in study.related]
+    by_name = [{one.method.name: one for one in run.measured} for run in runs]
+    names = common_names(runs)
+    if CONTROL not in names:
+        return []
+    sizes = [len(study.x_test), *(len(study.ood[name]) for name in sets)]
+
+    def values(picks: Sequence[Any]) -> NDArray[np.float64]:
+        """Of shape (names, seeds, 2): mean FPR95 and accuracy, less the control's."""
+        of_all = np.array(
+            [[resampled(methods[name], sets, picks) for methods in by_name] for name in names]
+        )
+        return of_all - of_all[names.index(CONTROL)]
+
+    estimate = values([slice(None)] * len(sizes)).mean(axis=1)
+    replicates = []
+    for _ in range(RESAMPLINGS):
+        seeds = random.integers(len(runs), size=len(runs))
+        drawn = values([random.integers(size, size=size) for size in sizes])
+        replicates.append(drawn[:, seeds].mean(axis=1))
+    low, high = np.quantile(replicates, [0.025, 0.975], axis=0)
+    return [
+        {
+            "detector": name,
+            **{
+                metric: {
+                    "mean": float(estimate[i, j]),
+                    "low": float(low[i, j]),
+                    "high": float(high[i, j]),
+                }
+                for j, metric in enumerate(("fpr95", "accuracy"))
+            },
+        }
+        for i, name in enumerate(names)
+        if name != CONTROL
+    ]
+
+
+def common_names(runs: Sequence[SeedRun]) -> list[str]:
+    """Methods that failed at no seed; the others would have means over fewer."""
+    names = [{one.method.name for one in run.measured} for run in runs]
+    return [one.method.name for one in runs[0].measured if all(one.method.name in n for n in names)]
+
+
+def resampled(of_one: Measured, sets: Sequence[str], picks: Sequence[Any]) -> tuple[float, float]:
+    """Mean FPR95 and accuracy on the rows picked."""
+    scores = of_one.scores[MAIN_SCORE]
+    threshold = threshold_at_least(scores["id_test"][picks[0]])
+    fpr = [
+        np.mean(scores[name][some] >= threshold) for name, some in zip(sets, picks[1:], strict=True)
+    ]
+    return float(np.mean(fpr)), float(of_one.right[picks[0]].mean())
+
+
+def threshold_at_least(score_id: NDArray[np.float64]) -> float:
+    """The strictest that keeps 95 % of the rows, by one selection: `fpr_at_tpr` sorts."""
+    rank = len(score_id) - int(np.ceil(TPR * len(score_id) - 1e-9))
+    return float(np.partition(score_id, rank)[rank])
+
+
+# Reporting
+
+
+def report(study: Study, runs: Sequence[SeedRun]) -> Results:
+    """Write everything that is known after these seeds."""
+    folder = study.options.folder
+    names = common_names(runs)
+    rows = [
+        row
+        for run in runs
+        for one in run.measured
+        if one.method.name in names
+        for row in result_rows(study, one)
+    ]
+    results = Results(rows, description_of_run(study, runs))
+    write_results(folder / "results.csv", rows)
+    text = json.dumps(results.run, indent=2, ensure_ascii=False)
+    (folder / "run.json").write_text(text + "\n", encoding="utf-8")
+    (folder / "table.md").write_text(results.markdown(), encoding="utf-8")
+    try:
+        results.heat_table().savefig(folder / "figure.png", dpi=150)
+        results.front().savefig(folder / "front.png", dpi=150)
+    except ImportError as error:
+        say(f"no figures: {error}")
+    return results
+
+
+def description_of_run(study: Study, runs: Sequence[SeedRun]) -> dict[str, Any]:
+    options, data = study.options, study.data
+    native = study.trial.precision_
+    return {
+        "command": study.command,
+        "versions": versions(),
+        "machine": f"{machine()}, device {study.trial.device_}; trains in {native['training']}, "
+        f"scores in {native['scoring']}",
+        "id": options.id.stem,
+        "n_classes": data.n_classes,
+        "train_rows": study.train_rows,
+        "all_train_rows": len(data.x_train),
+        "test_rows": len(study.x_test),
+        "all_test_rows": len(data.x_test),
+        "ood": {name: len(x) for name, x in study.ood.items()},
+        "network": options.network,
+        "checkpoint": options.checkpoint.name,
+        "checkpoint_digest": study.checkpoint,
+        "normalise": options.normalise,
+        "epochs": options.epochs,
+        "learning_rate": study.learning_rate,
+        "seeds": [run.seed for run in runs],
+        "fit_rows": options.fit_rows,
+        "outliers": options.outliers and options.outliers.stem,
+        "outlier_rows": 0 if data.outliers is None else len(data.outliers),
+        "outlier_weight": SPARSE_WITH_OUTLIERS.outlier_weight,
+        "sroe_weight": SPARSE_WITH_OUTLIERS.weight,
+        "stand_ins": {name: other for name, other in STAND_INS.items() if name in study.ood},
+        "related": study.related,
+        "failures": joined(run.failures for run in runs),
+        "resamplings": RESAMPLINGS,
+        "differences": differences(study, runs),
+    }
+
+
+def joined(parts: Iterable[dict[str, str]]) -> dict[str, str]:
+    return {name: value for part in parts for name, value in part.items()}
+
+
+if __name__ == "__main__":
+    main()
