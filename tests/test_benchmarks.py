@@ -678,6 +678,44 @@ def test_memory_refuses_no_rows(memory, capsys):
 # Surrogates
 
 
+def pretrained(script, epochs="2"):
+    line = ["--id", "id.npz", "--network", "wrn10_1_dropout0.3", "--device", "cpu"]
+    script("pretrain").main([*line, "--epochs", epochs, "--folder", "kept"])
+    return torch.load("kept/id_wrn10_1_dropout0.3_seed0.pt", weights_only=True)
+
+
+def test_pretraining_leaves_a_checkpoint_that_the_table_takes(script, files, capsys):
+    state = pretrained(script)
+    assert json.loads(capsys.readouterr().out)["epochs"] == 2
+    images = script("images")
+    options = SimpleNamespace(
+        network="wrn10_1_dropout0.3", checkpoint=Path("kept/id_wrn10_1_dropout0.3_seed0.pt")
+    )
+    module = images.read_network(options, 2)
+    assert {p.p for p in module.modules() if isinstance(p, torch.nn.Dropout)} == {0.3}
+    assert torch.equal(module.fc.weight, state["fc.weight"].float())
+
+
+def test_pretraining_goes_on_where_it_was_interrupted(script, files, monkeypatch, capsys):
+    whole = pretrained(script)
+    Path("kept/id_wrn10_1_dropout0.3_seed0.resume.pt").unlink()
+    pretrain = script("pretrain")
+    keep = pretrain.Training.keep
+
+    def interrupted(self):
+        keep(self)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pretrain.Training, "keep", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            pretrained(script)
+    capsys.readouterr()
+    again = pretrained(script)
+    assert capsys.readouterr().err.startswith("epoch 2 of 2")
+    assert all(torch.equal(again[name], whole[name]) for name in whole)
+
+
 def surrogate_arguments(**changed):
     options = {"test_rows": None, "scores": None, "detectors": None, "rows": "90"}
     options |= {"weights": ["0", "0.01", "20"], "seeds": ["0", "1"]}
