@@ -27,7 +27,7 @@ NORMALISATIONS = {
     ),
 }
 
-RESERVED = ("mean", "mean_apart", "id_test", "id_held_out")
+RESERVED = ("mean", "mean_apart", "id_test", "id_held_out", "surrogates")
 """What no OOD set may be called, as results are filed under these names."""
 
 

@@ -55,6 +55,7 @@ from skood.detector import _draw_seeds
 from skood.engine.inference import forward_rows
 from skood.engine.training import DivergenceError
 from skood.metrics import aupr, auroc, fpr_at_tpr
+from skood.model_selection import surrogate_outliers
 from skood.penalties import PENALTIES, hoyer_index, l1
 from skood.scores import Head, Outputs, apply_score, fit_score, get_score, list_scores
 
@@ -308,11 +309,13 @@ def kept(folder: Path, name: str, key: Key, make: Callable[[], Arrays]) -> Array
 
 @dataclass(frozen=True)
 class Rows:
-    """Training rows that a seed draws, as the detector splits them, and a digest of the latter."""
+    """Training rows that a seed draws, as the detector splits them, and what is made of them."""
 
     drawn: NDArray[np.intp]
     training: NDArray[np.intp]
     held_out: NDArray[np.intp]
+    surrogates: Images
+    """Outliers made from the rows held out: by them a user without outliers would choose."""
 
 
 def rows_of(study: Study, seed: int) -> Rows:
@@ -320,7 +323,8 @@ def rows_of(study: Study, seed: int) -> Rows:
     # The detector's own split: what it fine-tunes on, and what it places its threshold with.
     random = np.random.RandomState(_draw_seeds(seed).split)
     training, held_out = calibration_split(study.data.y_train[drawn], "auto", TPR, random)
-    return Rows(drawn, drawn[training], drawn[held_out])
+    surrogates = surrogate_outliers(study.data.x_train[drawn[held_out]], random_state=0)
+    return Rows(drawn, drawn[training], drawn[held_out], surrogates)
 
 
 def network_key(study: Study, method: Method, seed: int) -> Key:
@@ -416,6 +420,8 @@ class Scorer:
             return data.x_train[self.fit_rows]
         if name == "id_held_out":
             return data.x_train[self.rows.held_out]
+        if name == "surrogates":
+            return self.rows.surrogates
         return self.study.x_test if name == "id_test" else self.study.ood[name]
 
     def outputs(self, name: str) -> tuple[Tensor, Tensor]:
@@ -496,7 +502,9 @@ def measured(study: Study, method: Method, seed: int, rows: Rows, network: Array
     )
     scorer = Scorer(study, module, rows)
     key, prefix = network_key(study, method, seed), file_name(study, method, seed)
-    digests = {**study.digests, "id_held_out": digest(scorer.images("id_held_out"))}
+    digests = study.digests | {
+        name: digest(scorer.images(name)) for name in ("id_held_out", "surrogates")
+    }
 
     def cell(name: str, of: str, settings: Key, make: Callable[[], Arrays]) -> Arrays:
         return kept(
@@ -512,7 +520,9 @@ def measured(study: Study, method: Method, seed: int, rows: Rows, network: Array
         if hasattr(get_score(name), "fit"):
             settings["fit_rows"] = len(scorer.fit_rows)
         scores[name] = {
-            of: cell(name, of, settings, partial(scorer.cell, name, of))["scores"] for of in digests
+            of: cell(name, of, settings, partial(scorer.cell, name, of))["scores"]
+            for of in digests
+            if of != "surrogates" or name == MAIN_SCORE
         }
     description = cell("features", "id_test", {"score": None}, scorer.description)
     return Measured(method, seed, scores, description, description["classes"] == study.y_test)
@@ -580,6 +590,7 @@ def result_rows(study: Study, of_one: Measured) -> Iterator[Row]:
             **kept_shares(score_id, by_set["id_held_out"], seed),
             "mean_l1": float(of_one.description["l1"].mean()),
             "hoyer": float(of_one.description["hoyer"].mean()),
+            "surrogate_auroc": auroc(energies["id_held_out"], energies["surrogates"]),
             "energy_id": -float(energies["id_test"].mean()),
         }
         values = {

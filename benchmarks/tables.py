@@ -23,14 +23,14 @@ Row = dict[str, Any]
 WORDS = ("id", "network", "checkpoint", "detector", "penalty", "score", "ood_set")
 COUNTS = ("train_rows", "epochs", "seed")
 METRICS = ("fpr95", "fpr95_nearest", "auroc", "aupr")
-SHARES = (*METRICS, "accuracy", "kept_training", "kept_fresh", "hoyer")
+SHARES = (*METRICS, "accuracy", "kept_training", "kept_fresh", "hoyer", "surrogate_auroc")
 COLUMNS = (
     *("id", "network", "checkpoint", "train_rows", "epochs", "seed"),
     *("detector", "penalty", "weight", "outlier_weight"),
     *("distillation_weight", "learning_rate", "score", "ood_set"),
     *METRICS,
     *("accuracy", "kept_training", "kept_fresh"),
-    *("mean_l1", "hoyer", "energy_id", "energy_ood"),
+    *("mean_l1", "hoyer", "surrogate_auroc", "energy_id", "energy_ood"),
 )
 
 UNTOUCHED, CONTROL, SROE = "untouched", "control", "sroe"
@@ -47,6 +47,7 @@ TITLES = {
     "kept_fresh": "kept, fresh rows",
     "mean_l1": "mean L1",
     "hoyer": "Hoyer index",
+    "surrogate_auroc": "AUROC, surrogates",
     "energy_id": "energy, ID",
     "energy_ood": "energy, OOD",
     "mean": "mean",
@@ -199,7 +200,7 @@ class Results:
     def sweep(self) -> Table:
         """What each weight does to detection, accuracy, features and energies."""
         means = ["mean", "mean_apart"] if self.related else ["mean"]
-        others = ["accuracy", "mean_l1", "hoyer", "energy_id", "energy_ood"]
+        others = ["accuracy", "surrogate_auroc", "mean_l1", "hoyer", "energy_id", "energy_ood"]
         lines = []
         for detector in self.detectors:
             settings = self.settings[detector]
