@@ -151,6 +151,7 @@ def training_key(
         torch.__version__,
         torch.get_num_threads(),
         str(network.device),
+        data.ranks.size,
         network.precision,
         network.compiled,
         objective,

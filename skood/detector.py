@@ -21,6 +21,7 @@ from sklearn.utils import Tags
 from sklearn.utils._param_validation import Interval, StrOptions, validate_parameter_constraints
 from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 from torch.utils.data import Dataset
 from tqdm.auto import tqdm
 
@@ -40,6 +41,7 @@ from .engine.batches import (
     slices,
     spaced,
 )
+from .engine.distributed import Ranks, digest, joined_ranks
 from .engine.hardware import resolve_device
 from .engine.inference import as_float64, forward_rows, score_rows
 from .engine.loading import (
@@ -82,6 +84,12 @@ ROWS_OF_A_UNIT = 1024
 
 ROWS_OF_A_TRIAL = 1024
 """Rows on which a score is tried before training, at most."""
+
+ROWS_OF_A_COMPARISON = 16
+"""Rows by which the processes of a group see whether they have the same X."""
+
+PARAMETERS_OF_A_RANK = {"module", "device", "num_workers", "memory", "random_state", "verbose"}
+"""Parameters that may differ between the processes of a group, or are compared by what they do."""
 
 SHOWN_OF_AN_EPOCH = ("loss", "accuracy", "mean_l1")
 
@@ -343,7 +351,7 @@ class SparseEnergyOODDetector(OutlierMixin, BaseEstimator):
             for `tpr`.
         """
         self._validate_params()
-        with _unchanged_on_error(self):
+        with _unchanged_on_error(self), joined_ranks() as ranks:
             y = self._labels_of(X, y)
             X = self._check_rows(X, reset=True)
             if self.preprocess is None and not is_loadable(X):
@@ -359,31 +367,32 @@ class SparseEnergyOODDetector(OutlierMixin, BaseEstimator):
                     UserWarning,
                     stacklevel=2,
                 )
-            seeds = _draw_seeds(self.random_state)
+            seeds = self._agree(ranks, X, y, _draw_seeds(self.random_state))
             self._seed_of_network = seeds.network
-            device = resolve_device(self.device)
+            device = ranks.device(resolve_device(self.device))
             with reproducible(seeds.network, device):
                 network = self._given_network(X, inliers, device)
-                self.classes_, targets = self._encode(labels, network, X, inliers, seeds)
+                self.classes_, targets = self._encode(labels, network, X, inliers, seeds, ranks)
                 training, held_out = calibration_split(
                     targets, self.calibration_size, self.tpr, np.random.RandomState(seeds.split)
                 )
-                data = TrainingData(X, inliers[training], targets[training], outliers)
+                data = TrainingData(X, inliers[training], targets[training], outliers, ranks)
                 calibration, truth = inliers[held_out], targets[held_out]
                 if network is None:
                     network = self._default_network(data, device)
-                if self.verbose:
+                if self.verbose and ranks.first:
                     print(f"{type(self).__name__}: {network.describe()}")
                 self._try_score(network, data)
                 self.history_ = self._pretrain(network, data, seeds)
                 self._pretrained = copy.deepcopy(network) if self.history_ else None
-                before = self._winners(network, X, calibration)
+                before = ranks.joined(self._winners(network, X, ranks.share(calibration)))
                 if self.module is not None and labels is not None and not self.history_:
                     warn_if_near_chance(truth, before)
                     warn_if_seen_before(truth, before)
                 self.history_ += self._fine_tune(network, data, seeds)
             self.score_function_ = self._fitted_score(network, data)
-            scores, after = self._outputs(network, X, calibration)
+            outputs = self._outputs(network, X, ranks.share(calibration))
+            scores, after = map(ranks.joined, outputs)
             warn_if_accuracy_dropped(truth, before, after, self.sparsity_weight)
             self.id_accuracy_ = {
                 "before": float(np.mean(truth == before)),
@@ -782,12 +791,14 @@ class SparseEnergyOODDetector(OutlierMixin, BaseEstimator):
         X: Rows,
         rows: NDArray[np.intp],
         seeds: _Seeds,
+        ranks: Ranks,
     ) -> tuple[NDArray[Any], NDArray[np.int64]]:
         """Classes, and the logit index of each in-distribution row."""
         if network is not None and labels is not None:
             return encode_labels(labels, network.n_logits)
         if network is not None:
-            return np.arange(network.n_logits), self._winners(network, X, rows)
+            winners = ranks.joined(self._winners(network, X, ranks.share(rows)))
+            return np.arange(network.n_logits), winners
         if labels is None:
             batcher = self._batcher(torch.device("cpu"), torch.float64, self.preprocess)
 
@@ -796,7 +807,7 @@ class SparseEnergyOODDetector(OutlierMixin, BaseEstimator):
                 batches = batcher.stream(X, indices, len(picks))
                 return torch.cat([batch.flatten(1) for batch in batches]).numpy()
 
-            labels = cluster_labels(read, len(rows), seeds.clusters)
+            labels = ranks.from_first(cluster_labels(read, len(rows), seeds.clusters))
         return np.unique(labels, return_inverse=True)
 
     def _pretrain(
@@ -840,17 +851,18 @@ class SparseEnergyOODDetector(OutlierMixin, BaseEstimator):
             penalized = objective.sparsity_weight > 0
             check_trainable(network, data.X, data.rows, penalized=penalized)
         memory, store, resume = self._usable_memory(), None, None
-        if memory is not None:
+        if memory is not None and data.ranks.first:
             key = training_key(network, data, objective, recipe, self.augment, seed)
             store = TrainingStore(memory, key)
             resume = store.load()
+        resume = data.ranks.from_first(resume)
         n_kept = 0 if resume is None else len(resume.history)
         with tqdm(
             total=recipe.epochs,
             initial=n_kept,
             desc=f"{phase}, {n_kept} from memory" if n_kept else phase,
             unit="epoch",
-            disable=not self.verbose,
+            disable=not (self.verbose and data.ranks.first),
         ) as bar:
 
             def after_epoch(progress: Progress) -> None:
@@ -872,6 +884,43 @@ class SparseEnergyOODDetector(OutlierMixin, BaseEstimator):
                 after_epoch=after_epoch,
             )
         return [{"phase": phase, **record} for record in history]
+
+    def _agree(self, ranks: Ranks, X: Rows, y: ArrayLike | None, seeds: _Seeds) -> _Seeds:
+        """The seeds of rank 0, once all ranks are known to fit the same."""
+        if ranks.size == 1:
+            return seeds
+        if self.compile:
+            raise ValueError(
+                f"compile=True cannot train on {ranks.size} processes, as batch-norm could not "
+                "take its statistics from all of them. Pass compile=False."
+            )
+        ranks.agree(self._facts(X, y, seeds))
+        return ranks.from_first(seeds)
+
+    def _facts(self, X: Rows, y: ArrayLike | None, seeds: _Seeds) -> dict[str, str]:
+        """What must be the same on all ranks, in a few characters each."""
+        n_rows = row_count(X)
+        kind = str(getattr(X, "dtype", type(X).__name__))
+        facts = {"X": f"{n_rows} rows of shape {row_shape(X)}, {kind}", "y": "none"}
+        if not is_loadable(X):
+            some = spaced(np.arange(n_rows), ROWS_OF_A_COMPARISON)
+            facts["X"] += f", digest {digest(cast(Any, X)[some])}"
+        if y is not None:
+            labels, indices = np.unique(as_labels(y, n_rows), return_inverse=True)
+            facts["y"] = f"{len(labels)} labels, digest {digest(labels.astype(str), indices)}"
+        module = nn.Module() if self.module is None else self.module
+        state = (*module.parameters(), *module.buffers())
+        values = [x for x in state if not is_lazy(x) and not x.is_meta]
+        facts["module"] = (
+            f"{type(module).__name__} of {len(state)} tensors, digest {digest(*values)}"
+        )
+        for name, value in self.get_params(deep=False).items():
+            if name not in PARAMETERS_OF_A_RANK:
+                plain = isinstance(value, str | Real | None)
+                facts[name] = repr(value) if plain else type(value).__name__
+        facts["random_state"] = "None" if self.random_state is None else f"seeds {tuple(seeds)}"
+        facts["memory"] = "none" if self._usable_memory() is None else "a folder"
+        return facts
 
     def _usable_memory(self) -> str | PathLike[str] | Memory | None:
         return None if self.random_state is None else self.memory

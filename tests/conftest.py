@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from modules import trained_mlp
+from processes import Group
 from sklearn.datasets import load_digits
 from sklearn.utils import shuffle
 
@@ -85,3 +86,19 @@ def generator_states():
         return keys.tolist(), position, torch.get_rng_state().tolist()
 
     return states
+
+
+@pytest.fixture(scope="session")
+def group(tmp_path_factory):
+    """Two processes that wait for functions to run as the ranks of a group."""
+    processes = Group(tmp_path_factory.mktemp("group"))
+    yield processes
+    processes.end()
+
+
+@pytest.fixture
+def mortal_group(tmp_path):
+    """Two processes of a group that may be killed, whose time-out is short."""
+    processes = Group(tmp_path, timeout=3)
+    yield processes
+    processes.end()

@@ -3,16 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
 from .loading import transformed
 
-Augment = Callable[[Tensor, torch.Generator], Tensor]
-
 CROP_PADDING = 4
+
+
+class Share(NamedTuple):
+    """Which rows of a whole batch a batch holds, where other processes hold the rest."""
+
+    positions: NDArray[np.intp]
+    n_rows: int
+
+
+Augment = Callable[[Tensor, torch.Generator, Share | None], Tensor]
 
 
 def get_augment(augment: str | Callable[[Tensor], Tensor] | None) -> Augment | None:
@@ -20,11 +32,11 @@ def get_augment(augment: str | Callable[[Tensor], Tensor] | None) -> Augment | N
     if augment is None:
         return None
     if callable(augment):
-        return lambda batch, generator: transformed(batch, augment, "augment")
+        return partial(_transformed, augment)
     return AUGMENTATIONS[augment]
 
 
-def flip(batch: Tensor, generator: torch.Generator) -> Tensor:
+def flip(batch: Tensor, generator: torch.Generator, share: Share | None = None) -> Tensor:
     """Mirror half of the images, each drawn on its own, left to right.
 
     Parameters
@@ -33,6 +45,8 @@ def flip(batch: Tensor, generator: torch.Generator) -> Tensor:
         Images, width last.
     generator : torch.Generator
         Source of the draws, on the CPU.
+    share : Share, optional
+        Where the batch is part of one: draws are those of the whole, and its rows get theirs.
 
     Returns
     -------
@@ -40,12 +54,13 @@ def flip(batch: Tensor, generator: torch.Generator) -> Tensor:
         The images.
     """
     _check_images(batch)
-    draws = torch.rand(len(batch), generator=generator, device="cpu") < 0.5
-    mirrored = draws.to(batch.device).view(-1, *[1] * (batch.ndim - 1))
+    share = share or _whole(batch)
+    draws = torch.rand(share.n_rows, generator=generator, device="cpu") < 0.5
+    mirrored = draws[share.positions].to(batch.device).view(-1, *[1] * (batch.ndim - 1))
     return torch.where(mirrored, batch.flip(-1), batch)
 
 
-def flip_crop(batch: Tensor, generator: torch.Generator) -> Tensor:
+def flip_crop(batch: Tensor, generator: torch.Generator, share: Share | None = None) -> Tensor:
     """Mirror, and shift by up to 4 pixels into a zero border, each image drawn on its own.
 
     Parameters
@@ -54,16 +69,20 @@ def flip_crop(batch: Tensor, generator: torch.Generator) -> Tensor:
         Images, width last.
     generator : torch.Generator
         Source of the draws, on the CPU.
+    share : Share, optional
+        Where the batch is part of one: draws are those of the whole, and its rows get theirs.
 
     Returns
     -------
     Tensor of the same shape
         The images.
     """
-    batch = flip(batch, generator)
+    share = share or _whole(batch)
+    batch = flip(batch, generator, share)
     height, width = batch.shape[-2:]
-    draws = torch.randint(2 * CROP_PADDING + 1, (2, len(batch)), generator=generator, device="cpu")
-    top, left = draws.to(batch.device)
+    shape = (2, share.n_rows)
+    draws = torch.randint(2 * CROP_PADDING + 1, shape, generator=generator, device="cpu")
+    top, left = draws[:, share.positions].to(batch.device)
     padded = F.pad(batch, [CROP_PADDING] * 4)
     rows = top[:, None] + torch.arange(height, device=batch.device)
     columns = left[:, None] + torch.arange(width, device=batch.device)
@@ -75,6 +94,19 @@ def flip_crop(batch: Tensor, generator: torch.Generator) -> Tensor:
 
 
 AUGMENTATIONS: dict[str, Augment] = {"flip": flip, "flip-crop": flip_crop}
+
+
+def _transformed(
+    augment: Callable[[Tensor], Tensor],
+    batch: Tensor,
+    generator: torch.Generator,
+    share: Share | None = None,
+) -> Tensor:
+    return transformed(batch, augment, "augment")
+
+
+def _whole(batch: Tensor) -> Share:
+    return Share(np.arange(len(batch)), len(batch))
 
 
 def _check_images(batch: Tensor) -> None:

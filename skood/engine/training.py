@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import math
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -19,8 +21,9 @@ from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..penalties import hoyer_index, l1
-from .augmentation import Augment
+from .augmentation import Augment, Share
 from .batches import Rows
+from .distributed import ALONE, Forward, Ranks
 from .inference import NonFiniteLogitsError, autocast, forward_rows
 from .network import Network
 
@@ -55,7 +58,8 @@ class Recipe:
     epochs : int
         Passes over the training rows.
     batch_size : int
-        Rows of a step. A last batch of a single row is left out: batch-norm cannot train on it.
+        Rows of a step, on all ranks together. A last batch of a single row is left out: batch-norm
+        cannot train on it. So is one of fewer rows than ranks.
     learning_rate : float
         Learning rate at the start; it falls along a cosine, step by step.
     momentum : float
@@ -110,12 +114,15 @@ class TrainingData:
         Their logit indices.
     outliers : ndarray of shape (k,)
         Rows of X that enter the loss as outliers; may be empty.
+    ranks : Ranks
+        The processes that share the rows of each batch.
     """
 
     X: Rows
     rows: NDArray[np.intp]
     labels: NDArray[np.int64]
     outliers: NDArray[np.intp]
+    ranks: Ranks = ALONE
 
 
 @dataclass(frozen=True)
@@ -179,14 +186,15 @@ def train(
     Returns
     -------
     list of dict
-        One record an epoch: means over its rows, in training mode, and seconds.
+        One record an epoch: means over its rows, in training mode, and seconds, those of the
+        slowest rank.
 
     Raises
     ------
     DivergenceError
         If the loss is NaN or infinite, or the energies collapse to a constant.
     """
-    _check_batch_size(network, data, recipe)
+    _check_batch_size(network, data, objective, recipe)
     teacher = copy.deepcopy(network) if objective.distillation_weight > 0 else None
     probe = data.rows[:PROBE_ROWS]
     if resume is not None:
@@ -198,10 +206,14 @@ def train(
     else:
         history, spread = list(resume.history), resume.initial_spread
         optimizer.load_state_dict(resume.optimizer)
+    forward = data.ranks.parallel(network)
     for epoch in range(len(history) + 1, recipe.epochs + 1):
         start = time.perf_counter()
-        means = _epoch(network, teacher, data, objective, recipe, augment, optimizer, epoch, seed)
-        record = _epoch_record(epoch, means, time.perf_counter() - start)
+        means = _epoch(
+            network, forward, teacher, data, objective, recipe, augment, optimizer, epoch, seed
+        )
+        data.ranks.share_buffers(network.module)
+        record = _epoch_record(epoch, means, time.perf_counter() - start, data.ranks)
         _check_progress(network, data.X, probe, spread, record, _remedy(objective, recipe))
         history.append(record)
         after_epoch(Progress(history, spread, network.module, optimizer.state_dict()))
@@ -319,6 +331,7 @@ def loss_terms(
 
 def _epoch(
     network: Network,
+    forward: Forward,
     teacher: Network | None,
     data: TrainingData,
     objective: Objective,
@@ -333,43 +346,56 @@ def _epoch(
     order, outlier_order, draws = (
         torch.Generator(device="cpu").manual_seed(state) for state in orders[:3]
     )
-    batches = _batches(_permutation(len(data.rows), order), recipe.batch_size)
+    ranks = data.ranks
+    batches = _batches(_permutation(len(data.rows), order), recipe.batch_size, ranks.size)
     rates = _cosine(recipe, len(batches), epoch)
+    drawn = [data.outliers[:0]] * len(batches)
+    if objective.outlier_weight > 0:
+        endless = _endless_batches(data.outliers, recipe.batch_size, ranks.size, outlier_order)
+        drawn = list(islice(endless, len(batches)))
     inliers = network.batcher.stream(
-        data.X, (data.rows[picks] for picks in batches), len(data.rows)
+        data.X, (data.rows[ranks.share(picks)] for picks in batches), len(data.rows)
     )
-    outliers = network.batcher.stream(
-        data.X,
-        _endless_batches(data.outliers, recipe.batch_size, outlier_order),
-        len(data.outliers),
-    )
+    outliers = network.batcher.stream(data.X, map(ranks.share, drawn), len(data.outliers))
     means = []
-    with reproducible(orders[3], network.device):
+    # Dropout is drawn by each rank, for its own rows.
+    with reproducible(orders[3] + ranks.rank, network.device), ranks.batch_norm():
         network.train(True)
-        for picks, rate in zip(batches, rates, strict=True):
+        for picks, others, rate in zip(batches, drawn, rates, strict=True):
             _set_rate(optimizer, rate)
+            own, own_others = (ranks.share(np.arange(len(x))) for x in (picks, others))
             batch = next(inliers)
             if objective.outlier_weight > 0:
                 batch = torch.cat([batch, next(outliers)])
             if augment is not None:
-                batch = augment(batch, draws).to(batch.dtype)
-            labels = torch.from_numpy(data.labels[picks]).to(batch.device)
-            means.append(_step(network, teacher, batch, labels, objective, optimizer))
+                positions = np.concatenate([own, len(picks) + own_others])
+                share = Share(positions, len(picks) + len(others))
+                batch = augment(batch, draws, share).to(batch.dtype)
+            labels = torch.from_numpy(data.labels[picks[own]]).to(batch.device)
+            # Ranks have a row more or less than others, and the mean of their losses counts.
+            weight = ranks.size * len(own) / len(picks)
+            others_weight = ranks.size * len(own_others) / max(len(others), 1)
+            terms = dataclasses.replace(
+                objective, outlier_weight=objective.outlier_weight * others_weight / weight
+            )
+            means.append(_step(network, forward, teacher, batch, labels, terms, weight, optimizer))
         network.train(False)
     return means
 
 
 def _step(
     network: Network,
+    forward: Forward,
     teacher: Network | None,
     batch: Tensor,
     labels: Tensor,
     objective: Objective,
+    weight: float,
     optimizer: torch.optim.Optimizer,
 ) -> Step:
     precision = network.precision.training
     with autocast(batch.device, precision):
-        features, logits = network.features_and_logits(batch)
+        features, logits = forward(batch)
     if precision is not None:
         features, logits = features.float(), logits.float()
     taught = None
@@ -378,7 +404,7 @@ def _step(
             taught = teacher.logits(batch[: len(labels)]).to(logits.dtype)
     loss, cross_entropy, penalty = loss_terms(features, logits, labels, objective, taught)
     optimizer.zero_grad(set_to_none=True)
-    loss.backward()
+    (weight * loss).backward()
     optimizer.step()
     with torch.no_grad():
         features, logits = features[: len(labels)], logits[: len(labels)]
@@ -393,14 +419,19 @@ def _step(
         }
 
 
-def _epoch_record(epoch: int, steps: list[Step], seconds: float) -> Record:
+def _epoch_record(epoch: int, steps: list[Step], seconds: float, ranks: Ranks) -> Record:
     """Means over the rows of an epoch; the device is asked once, at its end."""
     rows = np.array([n_rows for n_rows, _ in steps], dtype=np.float64)
-    record: Record = {"epoch": epoch}
-    for name in steps[0][1]:
+    names = list(steps[0][1])
+    own = [rows.sum()]
+    for name in names:
         values = torch.stack([means[name] for _, means in steps]).cpu().double().numpy()
-        record[name] = float(values @ rows / rows.sum())
-    record["seconds"] = seconds
+        own.append(values @ rows)
+    gathered = ranks.gather((np.array(own), seconds))
+    n_rows, *totals = np.sum([sums for sums, _ in gathered], axis=0)
+    record: Record = {"epoch": epoch}
+    record |= {name: float(total / n_rows) for name, total in zip(names, totals, strict=True)}
+    record["seconds"] = max(taken for _, taken in gathered)
     return record
 
 
@@ -453,12 +484,22 @@ def _energy_spread(network: Network, X: Rows, rows: NDArray[np.intp]) -> float:
     return spread if spread > FLOAT32_NOISE else 0.0
 
 
-def _check_batch_size(network: Network, data: TrainingData, recipe: Recipe) -> None:
-    size = min(recipe.batch_size, len(data.rows))
+def _check_batch_size(
+    network: Network, data: TrainingData, objective: Objective, recipe: Recipe
+) -> None:
+    size, n_ranks = min(recipe.batch_size, len(data.rows)), data.ranks.size
     if size == 1 and any(isinstance(m, _BatchNorm) for m in network.module.modules()):
         raise ValueError(
             f"batch_size={recipe.batch_size} on {len(data.rows)} training rows gives steps of one "
             "row, on which batch-norm cannot train. Pass batch_size of at least 2, and more rows."
+        )
+    n_outliers = len(data.outliers) if objective.outlier_weight > 0 else size
+    if min(size, n_outliers) < n_ranks:
+        raise ValueError(
+            f"batch_size={recipe.batch_size} on {len(data.rows)} training rows and "
+            f"{len(data.outliers)} outliers leaves some of {n_ranks} processes without rows. "
+            "batch_size is that of a step on all of them together: pass a larger one, more rows, "
+            "or start fewer processes."
         )
 
 
@@ -496,14 +537,15 @@ def _permutation(n_rows: int, generator: torch.Generator) -> NDArray[np.intp]:
     return torch.randperm(n_rows, generator=generator, device="cpu").numpy()
 
 
-def _batches(order: NDArray[np.intp], size: int) -> list[NDArray[np.intp]]:
+def _batches(order: NDArray[np.intp], size: int, n_ranks: int) -> list[NDArray[np.intp]]:
     batches = [order[start : start + size] for start in range(0, len(order), size)]
-    return batches[:-1] if len(batches) > 1 and len(batches[-1]) == 1 and size > 1 else batches
+    too_few = len(batches[-1]) < min(size, max(2, n_ranks)) if len(batches) > 1 else False
+    return batches[:-1] if too_few else batches
 
 
 def _endless_batches(
-    rows: NDArray[np.intp], size: int, generator: torch.Generator
+    rows: NDArray[np.intp], size: int, n_ranks: int, generator: torch.Generator
 ) -> Iterator[NDArray[np.intp]]:
     while True:
-        for picks in _batches(_permutation(len(rows), generator), size):
+        for picks in _batches(_permutation(len(rows), generator), size, n_ranks):
             yield rows[picks]

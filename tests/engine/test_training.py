@@ -147,7 +147,7 @@ def test_the_network_before_training_teaches_in_evaluation_mode_on_the_same_batc
     network = copy.deepcopy(before)
     seen = []
 
-    def augment(batch, generator):
+    def augment(batch, generator, share):
         seen.append(batch + torch.rand(batch.shape, generator=generator))
         return seen[-1]
 
@@ -226,7 +226,7 @@ def watching(X, batches):
     """An augmentation that changes nothing and notes which rows of X each batch holds."""
     numbers = {tuple(row): number for number, row in enumerate(X.tolist())}
 
-    def augment(batch, generator):
+    def augment(batch, generator, share):
         batches.append([numbers[tuple(row)] for row in batch.tolist()])
         return batch
 
@@ -469,7 +469,7 @@ def test_augmentation_draws_anew_for_every_batch_and_every_seed(opened):
     def run(seed):
         found = []
 
-        def augment(batch, generator):
+        def augment(batch, generator, share):
             found.append(torch.rand(1, generator=generator).item())
             return batch
 
@@ -630,7 +630,7 @@ def test_augmentation_reaches_rows_and_outliers_but_not_the_labels(opened):
     network = opened(small_network(), X)
     seen = []
 
-    def augment(batch, generator):
+    def augment(batch, generator, share):
         seen.append(len(batch))
         return batch
 

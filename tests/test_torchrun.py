@@ -1,0 +1,400 @@
+"""A fit on two processes ends on both with the detector of one process."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from sklearn.datasets import load_digits
+from torch import distributed, nn
+
+from skood import SparseEnergyOODDetector
+from skood.engine.distributed import LostRankError
+
+N_ROWS = 301
+
+
+class Convolutions(nn.Module):
+    """A classifier of digits with batch-norm, a frozen layer, and one that nothing uses."""
+
+    def __init__(self):
+        super().__init__()
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            self.body = nn.Sequential(
+                nn.Conv2d(1, 4, 3),
+                nn.BatchNorm2d(4),
+                nn.ReLU(),
+                nn.Conv2d(4, 8, 3),
+                nn.BatchNorm2d(8),
+                nn.ReLU(),
+                nn.Flatten(),
+            )
+            self.unused = nn.Linear(3, 3)
+            self.head = nn.Linear(128, 10)
+        self.body[0].weight.requires_grad_(False)
+
+    def forward(self, x):
+        # A view of the shape of its rows, which a batch without any could not take.
+        return self.head(self.body(x).view(x.shape[0], -1))
+
+
+def perceptron():
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 10))
+
+
+def data(images=True, dtype="float64"):
+    X, y = load_digits(return_X_y=True)
+    X = (X[:N_ROWS] / 16).astype(dtype)
+    return (X.reshape(-1, 1, 8, 8) if images else X), y[:N_ROWS]
+
+
+def outcome(module, X, y, **parameters):
+    """All that a fit leaves behind, in plain values."""
+    parameters = {"max_epochs": 2, "random_state": 0, "precision": "float32"} | parameters
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        detector = SparseEnergyOODDetector(module, **parameters).fit(X, y)
+    return {
+        "weights": {name: x.numpy() for name, x in detector.module_.state_dict().items()},
+        "scores": detector.score_samples(X),
+        "calibration": np.append(detector.calibration_scores_, detector.offset_),
+        "classes": detector.classes_,
+        "accuracy": np.array(list(detector.id_accuracy_.values())),
+        "history": [
+            {name: value for name, value in record.items() if name not in ("phase", "seconds")}
+            for record in detector.history_
+        ],
+        "seconds": [record["seconds"] for record in detector.history_],
+    }
+
+
+CASES = {
+    "no batch-norm, odd batches": lambda: outcome(
+        perceptron().double(), *data(images=False), batch_size=33
+    ),
+    "batch-norm, odd batches, crops": lambda: outcome(
+        Convolutions().double(), *data(), batch_size=33, augment="flip-crop", learning_rate=0.02
+    ),
+    "outliers": lambda: outcome(
+        Convolutions().double(),
+        *data(),
+        ood_label=9,
+        outlier_weight=0.5,
+        batch_size=35,
+        augment="flip",
+        learning_rate=0.02,
+    ),
+    "distillation, relative penalty": lambda: outcome(
+        Convolutions().double(),
+        *data(),
+        distillation_weight=1.0,
+        penalty="relative_l1",
+        learning_rate=0.02,
+    ),
+    "a fitted score, labels of its own": lambda: outcome(
+        perceptron().double(), data(images=False)[0], None, score_function="mahalanobis"
+    ),
+    # Shares of 1 and 0 rows in the last batch: one process leaves it out as well.
+    "a last batch of one row": lambda: outcome(
+        Convolutions().double(), *data(), batch_size=60, calibration_size=60, learning_rate=0.02
+    ),
+    "a path without labels or module": lambda: outcome(
+        None, *data(images=False)[:1], None, pretrain_epochs=2
+    ),
+    "float32": lambda: outcome(Convolutions(), *data(dtype="float32")),
+}
+
+
+def run(case):
+    return CASES[case]()
+
+
+def assert_close(found, expected, tolerance):
+    for part in expected.keys() - {"weights", "history", "seconds"}:
+        np.testing.assert_allclose(found[part], expected[part], rtol=tolerance, atol=tolerance)
+    for name, values in expected["weights"].items():
+        np.testing.assert_allclose(
+            found["weights"][name], values, rtol=tolerance, atol=tolerance, err_msg=name
+        )
+    for record, other in zip(found["history"], expected["history"], strict=True):
+        # The accuracy of a step is a float32.
+        assert record == pytest.approx(other, rel=tolerance and max(tolerance, 1e-7), abs=tolerance)
+
+
+def assert_same(first, second):
+    assert_close(first, second, 0)
+    assert first["seconds"] == second["seconds"]
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_two_processes_give_what_one_gives(group, case):
+    first, second = group(run, case)
+    assert_same(first, second)
+    in_float32 = case in ("float32", "a path without labels or module")
+    assert_close(first, run(case), 1e-5 if in_float32 else 1e-9)
+
+
+def rows_read(batch_size):
+    """Rows that reach the augmentation of this rank in an epoch."""
+    read = []
+
+    def count(batch):
+        read.append(len(batch))
+        return batch
+
+    outcome(perceptron(), *data(images=False), augment=count, max_epochs=1, batch_size=batch_size)
+    return read
+
+
+def test_each_rank_reads_its_share(group):
+    batches = zip(*group(rows_read, 51), strict=True)
+    n_training = 301 - 39  # the fewest calibration rows for tpr 0.95
+    assert [first + second for first, second in batches] == [51] * 5 + [n_training % 51]
+
+
+def fit_without_a_seed():
+    return outcome(None, *data(images=False), pretrain_epochs=2, random_state=None)
+
+
+def test_without_a_seed_rank_0_draws_for_all(group):
+    first, second = group(fit_without_a_seed)
+    assert_same(first, second)
+    assert first["scores"].std() > 0
+
+
+def fit_with_dropout():
+    module = nn.Sequential(*perceptron()[:2], nn.Dropout(0.5), perceptron()[2])
+    masks = []
+    module[2].register_forward_hook(lambda dropout, args, output: masks.append(output[0] == 0))
+    found = outcome(module, *data(images=False))
+    # A module carries hooks to the copy that is trained, and they write where they always did.
+    return found, torch.stack(masks).numpy()
+
+
+def test_dropout_draws_for_each_rank(group):
+    (first, masks), (second, others) = group(fit_with_dropout)
+    assert_same(first, second)
+    assert not np.array_equal(masks, others)
+
+
+def warnings_of_a_fit():
+    X, y = data(images=False)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        SparseEnergyOODDetector(perceptron(), max_epochs=0, random_state=0, calibration_size=5).fit(
+            X, y
+        )
+    return len(caught)
+
+
+def test_rank_0_alone_warns(group):
+    first, second = group(warnings_of_a_fit)
+    assert first > 0
+    assert second == 0
+
+
+# What is refused, on both ranks
+
+
+def fit_with(name):
+    """A fit in which something is another on rank 1."""
+    X, y = data(images=False)
+    other = distributed.get_rank() == 1
+    module, parameters = perceptron(), {}
+    if name == "X" and other:
+        X = 2 * X
+    elif name == "fewer X" and other:
+        X, y = X[:-1], y[:-1]
+    elif name == "y" and other:
+        y = y[::-1]
+    elif name == "module" and other:
+        module[0].weight.data.add_(1)
+    elif name == "random_state" and other:
+        parameters["random_state"] = 1
+    elif name == "batch_size" and other:
+        parameters["batch_size"] = 64
+    elif name == "memory" and other:
+        parameters["memory"] = "/nowhere"
+    outcome(module, X, y, **parameters)
+
+
+@pytest.mark.parametrize(
+    "name", ["X", "fewer X", "y", "module", "random_state", "batch_size", "memory"]
+)
+def test_ranks_that_disagree_are_refused(group, name):
+    for error in group(fit_with, name):
+        assert isinstance(error, ValueError)
+        assert f"Rank 1 calls fit with another {name.split()[-1]} than rank 0: " in str(error)
+
+
+def fit_of(**parameters):
+    return outcome(perceptron(), *data(images=False), **parameters)
+
+
+def fit_with_one_row_a_step():
+    return fit_of(batch_size=1)
+
+
+def fit_with_one_outlier():
+    X, y = data(images=False)
+    y = np.where(np.arange(N_ROWS) == 0, -1, y)
+    return outcome(perceptron(), X, y, ood_label=-1, outlier_weight=0.5)
+
+
+def fit_compiled():
+    return fit_of(compile=True)
+
+
+@pytest.mark.parametrize(
+    ("function", "message"),
+    [
+        (fit_with_one_row_a_step, "batch_size=1 on .* leaves some of 2 processes without rows"),
+        (fit_with_one_outlier, "1 outliers leaves some of 2 processes without rows"),
+        (fit_compiled, "Pass compile=False"),
+    ],
+)
+def test_what_cannot_be_shared_out_is_refused(group, function, message):
+    for error in group(function):
+        with pytest.raises(ValueError, match=message):
+            raise error
+
+
+# Memory
+
+
+class Fails:
+    """An augmentation that raises in one of its batches, and counts them."""
+
+    batches = 0
+
+    def __init__(self, at):
+        type(self).batches = 0
+        self.at = at
+
+    def __call__(self, batch):
+        type(self).batches += 1
+        if type(self).batches == self.at:
+            raise RuntimeError("interrupted")
+        return batch
+
+    def __reduce__(self):
+        return Fails, (None,)
+
+
+def fit_with_memory(folder, fail_at=None):
+    """A fit with a folder of each rank's own; whether it kept anything, and the batches it ran."""
+    memory = f"{folder}/{distributed.get_rank()}"
+    parameters = {"max_epochs": 3, "memory": memory, "augment": Fails(fail_at)}
+    try:
+        found = outcome(Convolutions().double(), *data(), **parameters)
+    except RuntimeError as error:
+        return str(error)
+    return found, os.path.isdir(memory), Fails.batches
+
+
+def test_an_interrupted_fit_goes_on_from_the_memory_of_rank_0(group, tmp_path):
+    # Three batches an epoch: the second epoch is interrupted on both.
+    assert group(fit_with_memory, tmp_path, 5) == ["interrupted"] * 2
+    (first, kept, batches), (second, kept_by_other, _) = group(fit_with_memory, tmp_path)
+    assert_same(first, second)
+    assert (kept, kept_by_other) == (True, False)
+    assert batches == 2 * 3
+    (whole, _, batches), _ = group(fit_with_memory, tmp_path / "new")
+    assert batches == 3 * 3
+    assert_close(first, whole, 0)
+    (again, _, batches), _ = group(fit_with_memory, tmp_path)
+    assert batches == 0
+    assert_same(again, first)
+
+
+# Lost ranks
+
+
+class Ends:
+    """An augmentation in whose third batch rank 1 is killed, or hangs."""
+
+    def __init__(self, how):
+        self.how = how
+        self.batches = 0
+
+    def __call__(self, batch):
+        self.batches += 1
+        if self.batches == 3 and distributed.get_rank() == 1:
+            os.kill(os.getpid(), self.how)
+        return batch
+
+
+def fit_that_ends(how):
+    detector = SparseEnergyOODDetector(perceptron(), augment=Ends(how), random_state=0)
+    start = time.perf_counter()
+    try:
+        detector.fit(*data(images=False))
+    except LostRankError as error:
+        return str(error), time.perf_counter() - start, list(vars(detector))
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP])
+def test_a_lost_rank_is_an_error_in_time(mortal_group, how):
+    for connection in mortal_group.connections:
+        connection.send((fit_that_ends, (how,)))
+    message, _, attributes = mortal_group.answer(0)
+    assert message.startswith("This process, rank 0 of 2, lost the others of its torch.distributed")
+    assert "Start all of them again: with memory=" in message
+    assert not any(name.endswith("_") for name in attributes)
+
+
+def fit_on_rank_0_alone():
+    if distributed.get_rank() == 0:
+        fit_of()
+
+
+def test_a_rank_that_does_not_call_fit_is_an_error_in_time(mortal_group):
+    error, _ = mortal_group(fit_on_rank_0_alone)
+    assert isinstance(error, LostRankError)
+    assert "Every process of the group must call fit" in str(error)
+
+
+SCRIPT = """
+import os
+import sys
+import numpy as np
+import torch
+from sklearn.datasets import load_digits
+from skood import SparseEnergyOODDetector
+X, y = load_digits(return_X_y=True)
+for seed in range(2):
+    detector = SparseEnergyOODDetector(
+        pretrain_epochs=2, max_epochs=1, random_state=seed, verbose=1
+    )
+    detector.fit(X / 16, y)
+assert torch.distributed.get_world_size() == 2
+np.save(sys.argv[1] + os.environ["RANK"], detector.score_samples(X / 16))
+"""
+
+
+@pytest.mark.slow
+def test_a_plain_script_under_torchrun(tmp_path):
+    script = tmp_path / "train.py"
+    script.write_text(SCRIPT)
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    done = subprocess.run(
+        [*torchrun, "--nproc_per_node=2", str(script), f"{tmp_path}/scores"],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("SparseEnergyOODDetector: head") == 2  # two fits, one speaker
+    first, second = (np.load(tmp_path / f"scores{rank}.npy") for rank in range(2))
+    assert np.array_equal(first, second)
