@@ -130,7 +130,7 @@ class SparseEnergyOODDetector(OutlierMixin, BaseEstimator):
     max_epochs : int, default=10
         Epochs of fine-tuning; 0 uses the network as it is.
     batch_size : int, default=128
-        Rows of a training step.
+        Rows of a training step, on all processes of a torch.distributed group together.
     learning_rate : float, default=1e-3
         Initial learning rate of fine-tuning; it falls along a cosine, step by step, to 1e-6.
     momentum : float, default=0.9
@@ -316,6 +316,9 @@ class SparseEnergyOODDetector(OutlierMixin, BaseEstimator):
     def fit(self, X: Any, y: ArrayLike | None = None) -> Self:
         """Fine-tune a copy of the network on in-distribution rows, then place the threshold.
 
+        Under ``torchrun``, or in a torch.distributed group, every process calls it with the same
+        arguments and takes its share of each batch; all end with the same detector.
+
         Parameters
         ----------
         X : array-like or Tensor of shape (n, ...), or Dataset
@@ -341,7 +344,8 @@ class SparseEnergyOODDetector(OutlierMixin, BaseEstimator):
         TypeError
             If a parameter, X or the network's output is of the wrong type.
         RuntimeError
-            If the loss becomes NaN or infinite, or the scores collapse to a constant.
+            If the loss becomes NaN or infinite, or the scores collapse to a constant; if another
+            process of the group ends, or does not answer within the group's time-out.
 
         Warns
         -----
