@@ -406,3 +406,88 @@ def test_odin_takes_a_network_with_frozen_weights(digits):
         scores = detector.score_samples(digits.X_test)
     assert np.array_equal(scores, detector.score_samples(digits.X_test))
     assert len(np.unique(scores)) > 100
+
+
+def test_odin_refuses_inputs_that_round_its_step_away(digits):
+    module = nn.Sequential(nn.Linear(64, 16), nn.ReLU(), nn.Linear(16, 10)).bfloat16()
+    with pytest.raises(ValueError, match=r"steps of 0.0014, which inputs of torch.bfloat16 round"):
+        quiet_fit(untrained(module, "odin"), digits.X, digits.y)
+
+
+def test_odin_computes_in_the_precision_of_the_network(scored, digits):
+    half = quiet_fit(untrained(digits.module, "odin", precision="bfloat16"), digits.X, digits.y)
+    expected = scored["odin"].score_samples(digits.X_test)
+    np.testing.assert_array_equal(half.score_samples(digits.X_test), expected)
+
+
+# The trial before training
+
+
+def test_what_few_rows_cannot_fit_is_fitted_to_all(digits, monkeypatch):
+    # Eight rows, each of a class of its own: nothing varies within classes.
+    monkeypatch.setattr(detector, "ROWS_OF_A_TRIAL", 8)
+    order = np.argsort(digits.y, kind="stable")
+    score = quiet_fit(
+        untrained(digits.module, "mahalanobis"), digits.X[order], digits.y[order]
+    ).score_function_
+    assert len(score.means_) == 10
+
+
+def test_a_fit_of_statistics_draws_from_the_seed_alone(digits, generator_states):
+    class Drawn(Energy):
+        def fit(self, outputs, head):
+            self.noise_ = torch.rand(1)
+            return self
+
+    before = generator_states()
+    noise = [
+        quiet_fit(untrained(digits.module, Drawn()), digits.X, digits.y).score_function_.noise_
+        for _ in range(2)
+    ]
+    assert generator_states() == before
+    assert torch.equal(*noise)
+
+
+@pytest.mark.parametrize("name", NEEDING_A_HEAD)
+def test_statistics_are_those_outside_of_autocast(scored, digits, name):
+    with torch.autocast("cpu", torch.bfloat16):
+        fitted = quiet_fit(untrained(digits.module, name), digits.X, digits.y)
+    expected = scored[name].score_samples(digits.X_test)
+    np.testing.assert_array_equal(fitted.score_samples(digits.X_test), expected)
+
+
+# Scores of one's own
+
+
+def test_scale_refuses_features_that_turn_negative_later():
+    score = Scale().fit([], Head(torch.ones(2, 3).double(), torch.zeros(2).double()))
+    with pytest.raises(ValueError, match="these go down to -1"):
+        score(-torch.ones(4, 3).double(), torch.zeros(4, 2).double())
+
+
+def test_a_registered_score_is_known_by_its_name(digits, monkeypatch):
+    monkeypatch.setitem(SCORES, "mine", Energy)
+    fitted = quiet_fit(untrained(digits.module, "mine"), digits.X, digits.y)
+    assert type(fitted.score_function_) is Energy
+
+
+class Moving(Energy):
+    uses_gradient = True
+
+
+class MovingOneColumn(Moving):
+    def perturbation(self, logits, batch):
+        return batch[:, :1]
+
+
+@pytest.mark.usefixtures("no_epoch")
+@pytest.mark.parametrize(
+    ("score", "error", "message"),
+    [
+        (Moving(), TypeError, r"has no method perturbation\(logits, batch\)"),
+        (MovingOneColumn(), ValueError, r"shape \(256, 1\) for a batch of \(256, 64\)"),
+    ],
+)
+def test_a_perturbation_fits_the_batch(digits, score, error, message):
+    with pytest.raises(error, match=message):
+        quiet_fit(untrained(digits.module, score, max_epochs=1), digits.X, digits.y)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -13,6 +12,7 @@ from torch import Tensor
 from .batches import Rows, slices
 from .loading import Index, row_count
 from .network import Network
+from .outputs import run
 
 FORWARD_ROWS = 256
 """Rows of every forward: within one shape, a row's result is bitwise the same in any company."""
@@ -58,7 +58,7 @@ def forward_rows(
     """
     for piece, batch in _batches(network, X, rows):
         size = piece.stop - piece.start
-        with _scoring(network):
+        with torch.inference_mode(), autocast(network.device, network.precision.scoring):
             hidden, logits = (
                 network.features_and_logits(batch) if features else (None, network.logits(batch))
             )
@@ -120,7 +120,9 @@ def score_rows(
         if perturbation is not None:
             unmoved, batch = _perturbed(network, batch, perturbation)
             _check_finite(unmoved[:size], piece, rows)
-        with _scoring(network):
+        # A small step would be lost in less than the network's own precision.
+        precision = network.precision.scoring if unmoved is None else None
+        with torch.inference_mode(), autocast(network.device, precision):
             hidden, logits = (
                 network.features_and_logits(batch) if features else (None, network.logits(batch))
             )
@@ -145,12 +147,6 @@ def _batches(
         yield piece, batch
 
 
-@contextmanager
-def _scoring(network: Network) -> Iterator[None]:
-    with torch.inference_mode(), autocast(network.device, network.precision.scoring):
-        yield
-
-
 def _perturbed(
     network: Network, batch: Tensor, perturbation: Callable[[Tensor, Tensor], Tensor]
 ) -> tuple[Tensor, Tensor]:
@@ -160,15 +156,17 @@ def _perturbed(
             "The score moves the network's input along a gradient, which an input of dtype "
             f"{batch.dtype} does not have. Pass another score_function."
         )
-    with (
-        torch.inference_mode(False),
-        torch.enable_grad(),
-        autocast(network.device, network.precision.scoring),
-    ):
+    with torch.inference_mode(False), torch.enable_grad(), autocast(network.device, None):
         batch = batch.clone().requires_grad_()
-        # A copy, as the network may write into its input.
-        logits = as_float64(network.logits(batch.clone()))
+        # A copy, as the network may write into its input; uncompiled, as gradients would make the
+        # compiler start again.
+        logits = as_float64(run(network.module, batch.clone()))
         step = perturbation(logits, batch)
+    if step.shape != batch.shape:
+        raise ValueError(
+            f"The perturbation of the score has shape {tuple(step.shape)} for a batch of "
+            f"{tuple(batch.shape)}; it must return what is added to the batch."
+        )
     return logits.detach(), batch.detach() + step
 
 

@@ -111,6 +111,12 @@ class Network:
         if self.compiled:
             self._view.train(training)
 
+    def uncompiled_copy(self) -> Network:
+        """A network of its own in the state of this one."""
+        twin = copy.deepcopy(self)
+        twin.compiled = False
+        return twin
+
     def logits(self, batch: Tensor) -> Tensor:
         """Logits (n, K) of a batch."""
         if self.compiled:
@@ -435,13 +441,13 @@ def affine_head(network: Network, X: Rows, rows: NDArray[np.intp]) -> tuple[Tens
     """
     head = network.module.get_submodule(network.head)
     batch = network.batcher(X, spaced(rows, TRIAL_ROWS))
-    with torch.inference_mode(), captured_calls({network.head: head}) as calls:
+    with _as_it_is(network), captured_calls({network.head: head}) as calls:
         run(network.module, batch)
     features = calls[network.head].features
     flat = features.flatten(1)
 
     def logits(values: Tensor) -> Tensor:
-        with torch.no_grad():
+        with _as_it_is(network):
             output = head(values.to(flat).reshape(-1, *features.shape[1:]))
         # A convolution of size 1 gives (n, K, 1, 1).
         values = logits_of(output.flatten(1) if isinstance(output, Tensor) else output)
@@ -462,6 +468,13 @@ def affine_head(network: Network, X: Rows, rows: NDArray[np.intp]) -> tuple[Tens
             "as this score needs it to be. Pass head= the last linear layer, or another score."
         )
     return weight, bias
+
+
+@contextmanager
+def _as_it_is(network: Network) -> Iterator[None]:
+    """Without gradients, in the network's own precision, whatever surrounds the call."""
+    with torch.no_grad(), torch.autocast(network.device.type, enabled=False):
+        yield
 
 
 def _check_rows_alone(module: nn.Module, batcher: Batcher, X: Rows, rows: NDArray[np.intp]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import math
 import threading
@@ -195,7 +194,7 @@ def train(
         If the loss is NaN or infinite, or the energies collapse to a constant.
     """
     _check_batch_size(network, data, objective, recipe)
-    teacher = copy.deepcopy(network) if objective.distillation_weight > 0 else None
+    teacher = network.uncompiled_copy() if objective.distillation_weight > 0 else None
     probe = data.rows[:PROBE_ROWS]
     if resume is not None:
         network.adopt(resume.module.to(network.device))
@@ -394,14 +393,16 @@ def _step(
     optimizer: torch.optim.Optimizer,
 ) -> Step:
     precision = network.precision.training
+    taught = None
+    if teacher is not None:
+        # A copy, and before the student, as networks may write into their input.
+        with torch.no_grad(), autocast(batch.device, precision):
+            taught = teacher.logits(batch[: len(labels)].clone())
     with autocast(batch.device, precision):
         features, logits = forward(batch)
     if precision is not None:
         features, logits = features.float(), logits.float()
-    taught = None
-    if teacher is not None:
-        with torch.no_grad(), autocast(batch.device, precision):
-            taught = teacher.logits(batch[: len(labels)]).to(logits.dtype)
+    taught = None if taught is None else taught.to(logits.dtype)
     loss, cross_entropy, penalty = loss_terms(features, logits, labels, objective, taught)
     optimizer.zero_grad(set_to_none=True)
     (weight * loss).backward()
@@ -466,10 +467,12 @@ def _check_progress(
 
 
 def _remedy(objective: Objective, recipe: Recipe) -> str:
-    rate = f"learning_rate (now {recipe.learning_rate:g})"
-    if objective.sparsity_weight == 0:
-        return f"Lower {rate}"
-    return f"Lower sparsity_weight (now {objective.sparsity_weight:g}) or {rate}"
+    weights = {
+        "sparsity_weight": objective.sparsity_weight,
+        "distillation_weight": objective.distillation_weight,
+        "learning_rate": recipe.learning_rate,
+    }
+    return "Lower " + " or ".join(f"{name} (now {v:g})" for name, v in weights.items() if v > 0)
 
 
 def _energy_spread(network: Network, X: Rows, rows: NDArray[np.intp]) -> float:

@@ -253,12 +253,7 @@ class Scale(FittedScore):
         """
         between(self.percentile, 0, 100, "Scale.percentile")
         for features, _, _ in islice(outputs, 1):
-            if features.min() < 0:
-                raise ValueError(
-                    'score_function="scale" divides sums of features, which must be at least 0, '
-                    f"as after a ReLU; these go down to {float(features.min()):.3g}. Pass another "
-                    "score."
-                )
+            _check_not_negative(features)
         self.head_ = head
         return self
 
@@ -278,9 +273,18 @@ class Scale(FittedScore):
             The negative energy of the logits of the scaled features.
         """
         features = self._ready(features)
+        _check_not_negative(features)
         width = features.shape[1]
         n_largest = max(width - round(width * self.percentile / 100), 1)
         largest = features.topk(n_largest, dim=1).values.sum(dim=1, keepdim=True)
         # A row of zeros stays one, whatever its scale.
         ratio = features.sum(dim=1, keepdim=True) / torch.where(largest > 0, largest, 1)
         return energy(self.head_(features * ratio.exp()))
+
+
+def _check_not_negative(features: Tensor) -> None:
+    if features.min() < 0:
+        raise ValueError(
+            'score_function="scale" divides sums of features, which must be at least 0, as after a '
+            f"ReLU; these go down to {float(features.min()):.3g}. Pass another score."
+        )

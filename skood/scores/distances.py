@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable
 from itertools import chain
 
@@ -15,11 +16,8 @@ from .protocol import FittedScore, Head, Outputs, Sample, count, energy, named
 QUERY_ROWS = 256
 """Rows whose distances to a bank are held at a time."""
 
-BANK_ROWS = 4096
-"""Rows of a bank that are held in float64 at a time."""
-
 NO_VARIANCE = 1e-10
-"""Share of the largest variance below which a direction counts as having none."""
+"""Share of the variance of features below which a direction counts as having none."""
 
 MOST_NEIGHBOURS = 1000
 
@@ -38,7 +36,7 @@ class Knn(FittedScore):
 
     Attributes
     ----------
-    bank_ : Tensor of shape (m, d), float32
+    bank_ : Tensor of shape (m, d), float64
         The rows kept, each of length 1.
 
     References
@@ -90,7 +88,7 @@ class Knn(FittedScore):
         sample = Sample(bank_size)
         for features, _, _ in outputs:
             sample.add(F.normalize(features))
-        bank = sample.rows()
+        bank = sample.rows().double()
         if len(bank) < n_neighbors:
             raise ValueError(
                 f"Knn.n_neighbors={n_neighbors} exceeds the {len(bank)} in-distribution rows that "
@@ -119,9 +117,7 @@ class Knn(FittedScore):
 
     def _distances(self, queries: Tensor) -> Tensor:
         # By matrix products, which lose half of the digits of small distances.
-        fast = "use_mm_for_euclid_dist"
-        rows = (piece.double() for piece in self.bank_.split(BANK_ROWS))
-        distances = torch.cat([torch.cdist(queries, some, compute_mode=fast) for some in rows], 1)
+        distances = torch.cdist(queries, self.bank_, compute_mode="use_mm_for_euclid_dist")
         return distances.topk(self.n_neighbors, dim=1, largest=False).values[:, -1]
 
 
@@ -190,14 +186,27 @@ class Mahalanobis(FittedScore):
         occurred = counts > 0
         counts, means = counts[occurred], sums[occurred] / counts[occurred, None]
         covariance = (squares - (counts[:, None] * means).T @ means) / counts.sum()
-        variances, directions = torch.linalg.eigh(covariance)
-        varying = variances > NO_VARIANCE * squares.diagonal().max() / counts.sum()
-        if not varying.any():
+        scale = _resolved_deviations(
+            covariance.diagonal(), squares.diagonal() / counts.sum(), centre
+        )
+        if not scale.isfinite().any():
             raise ValueError(
                 'score_function="mahalanobis" needs features that vary within their classes; these '
                 "are the same for all training rows of a class. Check X and the network."
             )
-        self.whitening_ = directions[:, varying] / variances[varying].sqrt()
+        if counts.sum() - len(means) < scale.isfinite().sum():
+            warnings.warn(
+                f'score_function="mahalanobis" has {int(counts.sum())} training rows of '
+                f"{len(means)} classes for {int(scale.isfinite().sum())} features, too few for "
+                "their covariance: training rows all lie at about one distance from their means. "
+                "Pass more rows, or another score.",
+                UserWarning,
+                stacklevel=2,
+            )
+        # Features on one scale, so that small ones keep their digits beside large ones.
+        variances, directions = torch.linalg.eigh(covariance / scale / scale[:, None])
+        varying = variances > NO_VARIANCE * variances[-1]
+        self.whitening_ = directions[:, varying] / variances[varying].sqrt() / scale[:, None]
         self.means_ = (means + centre) @ self.whitening_
         return self
 
@@ -219,6 +228,13 @@ class Mahalanobis(FittedScore):
         whitened = self._ready(features) @ self.whitening_
         exact = "donot_use_mm_for_euclid_dist"
         return -torch.cdist(whitened, self.means_, compute_mode=exact).amin(dim=1).square()
+
+
+def _resolved_deviations(within: Tensor, total: Tensor, centre: Tensor) -> Tensor:
+    """Standard deviation of each feature within classes; infinite where rounding explains it."""
+    rounding = torch.finfo(torch.float32).eps * centre.abs()
+    resolved = within > torch.maximum(NO_VARIANCE * total, rounding.square())
+    return torch.where(resolved, within.clamp_min(0).sqrt(), torch.inf)
 
 
 @named("vim")
@@ -300,7 +316,7 @@ class Vim(FittedScore):
             squares += shifted.T @ shifted
             sample.add(torch.cat([shifted, logits.amax(dim=1, keepdim=True)], dim=1))
         # Eigenvalues ascend: the principal directions come last.
-        residual_space = torch.linalg.eigh(squares).eigenvectors[:, : width - n_components]
+        residual_space = torch.linalg.eigh(squares).eigenvectors[:, : width - n_components].clone()
         rows = sample.rows().double()
         residuals = torch.linalg.vector_norm(rows[:, :-1] @ residual_space, dim=1).mean()
         lengths = torch.linalg.vector_norm(rows[:, :-1], dim=1).mean()
@@ -315,10 +331,10 @@ class Vim(FittedScore):
         return self
 
     def _resolved(self, width: int) -> int:
-        if self.n_components == "auto":
-            return 1000 if width >= 2048 else 512 if width >= 768 else max(width // 2, 1)
         if width < 2:
             raise ValueError('score_function="vim" needs at least 2 features; the network has 1.')
+        if self.n_components == "auto":
+            return 1000 if width >= 2048 else 512 if width >= 768 else width // 2
         return count(self.n_components, "Vim.n_components", width - 1)  # type: ignore[arg-type]
 
     def __call__(self, features: Tensor, logits: Tensor) -> Tensor:

@@ -186,10 +186,16 @@ class Odin(BaseEstimator):
         Raises
         ------
         ValueError
-            If the logits carry no gradient to the batch, or a parameter is out of range.
+            If the logits carry no gradient to the batch, the batch is of 16 bits, or a parameter
+            is out of range.
         """
         magnitude = positive(self.magnitude, "Odin.magnitude")
         temperature = positive(self.temperature, "Odin.temperature")
+        if batch.dtype.itemsize < 4:
+            raise ValueError(
+                f'score_function="odin" takes steps of {magnitude:g}, which inputs of '
+                f"{batch.dtype} round away. Pass the network in float32, or another score."
+            )
         confidence = torch.log_softmax(logits / temperature, dim=1).amax(dim=1).sum()
         gradient = None
         if confidence.requires_grad:

@@ -170,6 +170,30 @@ def test_the_network_before_training_teaches_in_evaluation_mode_on_the_same_batc
     assert len(seen) == 12
 
 
+class InPlace(nn.Module):
+    """Writes into its input, where the first layer is frozen so that it may."""
+
+    def __init__(self, layers, in_place):
+        super().__init__()
+        self.layers, self.in_place = layers, in_place
+        layers[0].requires_grad_(False)
+
+    def forward(self, x):
+        return self.layers(x.sub_(0.5) if self.in_place else x - 0.5)
+
+
+def test_networks_that_write_into_their_input_learn_what_others_learn(opened):
+    X, labels = rows_and_labels()
+    layers = small_network()
+    trained = []
+    for in_place in (False, True):
+        network = opened(InPlace(copy.deepcopy(layers), in_place), X)
+        objective = Objective(l1, 0.1, distillation_weight=5.0)
+        train(network, data_of(X, labels), objective, Recipe(2, 8, 0.1, 0.9, 0), seed=0)
+        trained.append(network.module)
+    assert_same_weights(*trained)
+
+
 @pytest.mark.parametrize("outlier_weight", [0.0, 0.5])
 @pytest.mark.parametrize("weight", [0.0, 0.02, 1.5])
 @pytest.mark.parametrize("name", PENALTIES)

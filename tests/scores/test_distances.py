@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from made import AWKWARD, fitted, in_tight_clusters, made, scores_of, usual
+from made import AWKWARD, fitted, in_tight_clusters, made, relu_features, scores_of, usual
 from scipy.spatial.distance import cdist
 from scipy.special import logsumexp
 
@@ -35,18 +35,17 @@ def test_knn_tells_small_distances_apart():
     np.testing.assert_allclose(-scores_of(Knn(3), case), expected, rtol=1e-4)
 
 
-def test_knn_scores_any_number_of_rows_against_a_bank_in_chunks(monkeypatch):
+def test_knn_scores_any_number_of_rows_in_pieces(monkeypatch):
     case = usual()
     expected = scores_of("knn", case)
     monkeypatch.setattr("skood.scores.distances.QUERY_ROWS", 7)
-    monkeypatch.setattr("skood.scores.distances.BANK_ROWS", 11)
     np.testing.assert_allclose(scores_of("knn", case), expected, rtol=1e-9)
 
 
 def test_the_bank_of_knn_is_evenly_spaced():
     case = usual()
     bank = fitted(Knn(50, bank_size=100), case).bank_
-    assert bank.dtype == torch.float32
+    assert bank.dtype == torch.float64
     np.testing.assert_allclose(bank, unit(case.arrays[0])[::4], rtol=1e-6, atol=1e-7)
 
 
@@ -58,6 +57,23 @@ def test_knn_wants_as_many_rows_as_neighbours():
 
 
 # Mahalanobis
+
+
+def test_mahalanobis_does_not_depend_on_the_scale_of_single_features():
+    fit, new, weight, bias, labels = relu_features()
+    scale = np.ones(fit.shape[1])
+    scale[:3] = 1e6, 1e-4, 1e3
+    expected = scores_of("mahalanobis", made(fit, new, weight, bias, labels))
+    found = scores_of("mahalanobis", made(fit * scale, new * scale, weight / scale, bias, labels))
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
+
+
+def test_mahalanobis_warns_of_fewer_rows_than_features():
+    fit, new, weight, bias, labels = relu_features()
+    with pytest.warns(
+        UserWarning, match=r"20 training rows of \d classes for 2\d features, too few"
+    ):
+        fitted("mahalanobis", made(fit[:20], new, weight, bias, labels[:20]))
 
 
 def mahalanobis(fit, labels, new):

@@ -346,7 +346,7 @@ def test_statistics_follow_the_features():
     for name in WITH_STATISTICS:
         case = usual()
         score = fitted(name, case)
-        score(case.new.features.to("meta"), case.new.logits.to("meta"))
+        score._ready(case.new.features.to("meta"))
         tensors = [value for value in vars(score).values() if isinstance(value, torch.Tensor)]
         for head in (value for value in vars(score).values() if isinstance(value, Head)):
             tensors += [head.weight, head.bias]
