@@ -105,6 +105,11 @@ def read_data(id_path: Path, ood_paths: Sequence[Path], outliers: Path | None = 
             f"the OOD sets are named {', '.join(names)} after their files; give them names that "
             f"differ, none of them {', '.join(RESERVED[:-1])} or {RESERVED[-1]}."
         )
+    if strange := [name for name in names if not re.fullmatch(r"[\w.-]+", name)]:
+        raise ValueError(
+            f"the OOD sets {', '.join(strange)} are named after their files; give these names of "
+            "letters, digits, dots, dashes and underscores, that tables can hold."
+        )
     ood = {}
     for name, path in zip(names, ood_paths, strict=True):
         ood[name] = read_set(path, shape)

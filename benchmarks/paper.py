@@ -130,7 +130,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         default=list_scores(),
         help=f"beside {MAIN_SCORE} (default: all)",
     )
-    add("--seeds", type=int, nargs="+", default=[0, 1, 2], help="default: 0 1 2")
+    add("--seeds", type=a_seed, nargs="+", default=[0, 1, 2], help="default: 0 1 2")
     add("--epochs", type=count, default=10, help="of fine-tuning (default: 10)")
     add("--learning-rate", type=rate, default=PAPERS_RATE, help=f"default: {PAPERS_RATE:g}")
     add("--train-rows", type=count, help="drawn anew by each seed (default: all)")
@@ -142,6 +142,13 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     complete(options)
     options.scores = list(dict.fromkeys([MAIN_SCORE, *options.scores]))
     return options
+
+
+def a_seed(text: str) -> int:
+    value = int(text)
+    if not 0 <= value < 2**32:
+        raise argparse.ArgumentTypeError(f"{text} is not from 0 to 2**32 - 1")
+    return value
 
 
 def rate(text: str) -> float:
@@ -205,6 +212,19 @@ class Study:
                 f"every OOD set comes from the source of {options.outliers}, so none would count. "
                 "Give others as well."
             )
+        names = [method.name for method in self.methods]
+        if len(set(names)) < len(names):
+            raise ValueError(
+                f"--detectors has weights too near to tell apart: {', '.join(names)}. Give each "
+                "once, with at most 6 digits."
+            )
+        n_fit = len(rows_of(self, options.seeds[0]).training[: options.fit_rows])
+        for name in options.scores:
+            if (n_neighbors := getattr(get_score(name), "n_neighbors", 0)) > n_fit:
+                raise ValueError(
+                    f"--scores {name} takes the distance to neighbour {n_neighbors}, but is fitted "
+                    f"on {n_fit} rows. Raise --train-rows or --fit-rows, or leave it out."
+                )
         self.module: nn.Module = read_network(options, self.data.n_classes)
         self.trial = opened(self, self.module)  # early, to see that the network takes the images
         self.checkpoint = hashlib.sha256(options.checkpoint.read_bytes()).hexdigest()[:12]
@@ -216,7 +236,7 @@ class Study:
             "network": options.network,
             "checkpoint": self.checkpoint,
             "normalise": options.normalise,
-            "skood": skood.__version__,
+            "skood": f"{skood.__version__}, code {code_digest()}",
             "torch": torch.__version__,
             "numpy": np.__version__,
             "scikit-learn": sklearn.__version__,
@@ -286,6 +306,19 @@ def score_key(name: str) -> Key:
     score = get_score(name)
     code = hashlib.sha256(fingerprint(score)).hexdigest()[:12]
     return {"score": name, "parameters": repr(score), "code": code}
+
+
+def code_digest() -> str:
+    """Digest of the code that decides what a network becomes and what it gives."""
+    package = Path(skood.__file__).parent
+    files = [*package.glob("engine/*.py")]
+    files += [
+        package / f"{name}.py" for name in ("calibration", "detector", "networks", "penalties")
+    ]
+    sha = hashlib.sha256()
+    for path in sorted(files):
+        sha.update(path.read_bytes())
+    return sha.hexdigest()[:12]
 
 
 def kept(folder: Path, name: str, key: Key, make: Callable[[], Arrays]) -> Arrays:

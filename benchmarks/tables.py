@@ -324,7 +324,7 @@ class Results:
     # Figures
 
     def heat_table(self) -> Figure:
-        """FPR95 of all detectors by the paper's score, then of the first few by the others.
+        """FPR95 of all detectors by all scores, the paper's first.
 
         Where outliers come from the source of some sets, the detector that was trained with them
         stands in a second table, without these sets.
@@ -333,9 +333,7 @@ class Results:
 
         from skood.plotting import DetectionTableDisplay
 
-        sparse = [d for d in self.detectors if d not in (UNTOUCHED, CONTROL, SROE)]
-        few = [d for d in self.detectors if d not in sparse[1:]]
-        pairs = [(d, s) for s in self.scores for d in self.detectors if s == MAIN_SCORE or d in few]
+        pairs = [(d, s) for s in self.scores for d in self.detectors]
         tables = [(pairs, [name for name in self.sets if name != "mean_apart"])]
         if self.related and self.has(SROE):
             sets = [name for name in self.sets if name not in [*self.related, "mean"]]
@@ -400,11 +398,17 @@ class Results:
                     ax.annotate(
                         weight,
                         (x_one, y_one),
-                        xytext=(4, 4),
+                        xytext=(5, 4 if marker in MARKERS[::2] else -10),
                         textcoords="offset points",
                         fontsize=8,
                     )
-        ax.set(xlabel="ID accuracy, %", ylabel=f"FPR95, {self.set_title(self.fair_mean)}, %")
+        ax.set(
+            title="Towards the lower right is better. Numbers: sparsity weight"
+            + ("; bars: sd over seeds" if len(self.run["seeds"]) > 1 else ""),
+            xlabel="ID accuracy, %",
+            ylabel=f"FPR95, {self.set_title(self.fair_mean)}, %",
+        )
+        ax.title.set_fontsize(9)
         ax.legend()
         return figure
 

@@ -601,6 +601,17 @@ def change(name, **arrays):
             "every OOD set comes from the source of outliers.npz",
         ),
         (None, {"folder": "net.pt"}, "--folder net.pt cannot be written"),
+        (
+            lambda: Path("noise.npz").rename("no|ise.npz"),
+            {"ood": ["no|ise.npz"]},
+            r"no\|ise are named after their files; give these names of letters",
+        ),
+        (None, {"detectors": ["l1:0.02", "l1:0.020000001"]}, "weights too near to tell apart"),
+        (
+            None,
+            {"scores": ["knn"], "fit_rows": "20"},
+            "--scores knn takes the distance to neighbour 50, but is fitted on 20 rows",
+        ),
     ],
 )
 def test_refuses_bad_input_before_it_trains(paper, files, epochs_trained, damage, changed, message):
@@ -622,6 +633,7 @@ def test_refuses_bad_input_before_it_trains(paper, files, epochs_trained, damage
         {"scores": ["l7"]},
         {"epochs": "0"},
         {"learning_rate": "0"},
+        {"seeds": ["0", "-1"]},
         {"id": None},
         {"folder": None},
     ],
