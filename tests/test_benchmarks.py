@@ -505,6 +505,17 @@ def test_the_page_of_results_is_made_of_the_files(drawing_paper, files, capsys, 
     for row in results():
         if row["score"] == "energy":
             assert f"- {100 * float(row['fpr95']):.1f}" in text
+    untouched, control = (
+        next(float(r["fpr95"]) for r in results() if (r["detector"], r["ood_set"]) == (d, "mean"))
+        for d in ("untouched", "control")
+    )
+    *_, summary = text.partition("All detectors by energy")
+    cells = summary.partition("- control\n")[2].split()[:6]
+    assert cells[1::2] == [
+        f"{100 * control:.1f}",
+        f"{100 * (control - untouched):+.1f}",
+        "+0.0",
+    ]
     drawn = {line.split()[-1] for line in text.splitlines() if line.startswith(".. image::")}
     assert drawn == {path.name for path in Path("site").glob("*.png")}
     assert len(drawn) == 2
