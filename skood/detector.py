@@ -43,7 +43,7 @@ from .engine.batches import (
 )
 from .engine.distributed import Ranks, digest, joined_ranks
 from .engine.hardware import resolve_device
-from .engine.inference import as_float64, forward_rows, score_rows
+from .engine.inference import forward_rows, score_rows
 from .engine.loading import (
     is_loadable,
     read_labels,
@@ -59,6 +59,7 @@ from .engine.network import (
     on_cpu,
     open_network,
 )
+from .engine.outputs import as_float64
 from .engine.training import (
     Objective,
     Progress,

@@ -12,7 +12,7 @@ from torch import Tensor
 from .batches import Rows, slices
 from .loading import Index, row_count
 from .network import Network
-from .outputs import run
+from .outputs import as_float64, run
 
 FORWARD_ROWS = 256
 """Rows of every forward: within one shape, a row's result is bitwise the same in any company."""
@@ -195,8 +195,3 @@ def autocast(device: torch.device, precision: torch.dtype | None) -> torch.autoc
     return torch.autocast(
         device.type, dtype=precision, enabled=precision is not None, cache_enabled=False
     )
-
-
-def as_float64(values: Tensor) -> Tensor:
-    """Values in float64, on the CPU where the device has none."""
-    return (values.cpu() if values.device.type == "mps" else values).double()

@@ -21,7 +21,7 @@ from torch.nn import functional as F
 from .batches import Batcher, Rows, has_channels_last, spaced
 from .hardware import Precision, available_device, resolve_precision
 from .heads import Trial, captured_calls, close, find_head
-from .outputs import check_usable, logits_of, run
+from .outputs import as_float64, check_usable, logits_of, run
 from .scripted import bring_out_head, has_bare_scripts, portable, scripted_parts, wrapped_scripts
 
 TRIAL_ROWS = 8
@@ -450,8 +450,7 @@ def affine_head(network: Network, X: Rows, rows: NDArray[np.intp]) -> tuple[Tens
         with _as_it_is(network):
             output = head(values.to(flat).reshape(-1, *features.shape[1:]))
         # A convolution of size 1 gives (n, K, 1, 1).
-        values = logits_of(output.flatten(1) if isinstance(output, Tensor) else output)
-        return (values.cpu() if values.device.type == "mps" else values).double()
+        return as_float64(logits_of(output.flatten(1) if isinstance(output, Tensor) else output))
 
     bias = logits(torch.zeros_like(flat[:1]))
     units = torch.arange(flat.shape[1], device=flat.device).split(PROBED_FEATURES)

@@ -63,6 +63,11 @@ def logits_of(output: Any, n_rows: int | None = None) -> Tensor:
     return found
 
 
+def as_float64(values: Tensor) -> Tensor:
+    """Values in float64, on the CPU where the device has none."""
+    return (values.cpu() if values.device.type == "mps" else values).double()
+
+
 def _remedy(shape: tuple[int, ...]) -> str:
     if len(shape) > 2 and shape[1] >= 2 and all(size == 1 for size in shape[2:]):
         return "Return them flat: output.flatten(1)."

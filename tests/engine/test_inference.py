@@ -6,7 +6,8 @@ import torch
 from torch import nn
 
 from skood.engine.hardware import Precision
-from skood.engine.inference import FORWARD_ROWS, as_float64, autocast, forward_rows, score_rows
+from skood.engine.inference import FORWARD_ROWS, autocast, forward_rows, score_rows
+from skood.engine.outputs import as_float64
 
 TABLE = np.random.RandomState(0).randn(600, 8)
 IMAGES = np.random.RandomState(0).rand(600, 3, 8, 8)
