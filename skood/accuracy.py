@@ -6,7 +6,6 @@ import warnings
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.metrics import cohen_kappa_score
 
 __all__ = ["warn_if_accuracy_dropped", "warn_if_near_chance", "warn_if_seen_before"]
 
@@ -35,6 +34,9 @@ def warn_if_near_chance(targets: NDArray[np.int64], predictions: NDArray[np.int6
     UserWarning
         If Cohen's kappa is below 0.1 and the accuracy below 0.97.
     """
+    # Imported here, as it takes long, and `import skood` needs nothing of it.
+    from sklearn.metrics import cohen_kappa_score
+
     # One class, or next to no other, leaves nothing to compare with.
     if len(np.unique(targets)) == 1 or np.mean(targets == predictions) >= COMMON_CLASS:
         return

@@ -70,7 +70,6 @@ from .engine.training import (
     train,
 )
 from .labels import as_labels, cluster_labels, encode_labels, is_outlier
-from .model_selection import make_ood_scorer
 from .networks import default_network
 from .penalties import PENALTIES, Penalty, Relative, get_penalty, l1
 from .randomness import random_generator
@@ -203,6 +202,9 @@ class SparseEnergyOODDetector(OutlierMixin, BaseEstimator):
         Where it computes.
     precision_ : dict
         Dtype in which the network was "training" and is "scoring".
+    execution_ : dict
+        What was picked for speed: "layout" of the weights of convolutions, "scoring_rows" that
+        forwards take, to which requests are padded, and whether the network is "compiled".
     n_features_in_ : int
         Number of columns, for X of two dimensions.
     feature_names_in_ : ndarray of str
@@ -386,6 +388,9 @@ class SparseEnergyOODDetector(OutlierMixin, BaseEstimator):
                 calibration, truth = inliers[held_out], targets[held_out]
                 if network is None:
                     network = self._default_network(data, device)
+                if self.pretrain_epochs != 0 or self.max_epochs > 0:
+                    X = network.batcher.resident(X)
+                    data = dataclasses.replace(data, X=X)
                 if self.verbose and ranks.first:
                     print(f"{type(self).__name__}: {network.describe()}")
                 self._try_score(network, data)
@@ -652,6 +657,9 @@ class SparseEnergyOODDetector(OutlierMixin, BaseEstimator):
             If X has no in-distribution rows, or labels that the detector was not trained on; or if
             no row is labelled and no surrogates can be made of X.
         """
+        # Imported here, as it takes long, and `import skood` needs nothing of it.
+        from .model_selection import make_ood_scorer
+
         check_is_fitted(self)
         y = self._labels_of(X, y)
         rows = self._check_rows(X)
@@ -692,6 +700,12 @@ class SparseEnergyOODDetector(OutlierMixin, BaseEstimator):
         check_is_fitted(self)
         return self._network.dtypes
 
+    @property
+    def execution_(self) -> dict[str, Any]:
+        """What was picked for speed: "layout", "scoring_rows" of a forward, and "compiled"."""
+        check_is_fitted(self)
+        return self._network.execution
+
     def _check_rows(self, X: Any, *, reset: bool = False) -> Rows:
         """X ready to be read row by row, neither copied nor cast, with rows like those of `fit`."""
         rows = as_rows(X, with_preprocess=self.preprocess is not None)
@@ -701,6 +715,9 @@ class SparseEnergyOODDetector(OutlierMixin, BaseEstimator):
                 delattr(self, name)
         expected = getattr(self, "input_shape_", None)
         if len(shape) == 1 and expected is None:
+            nameless = isinstance(X, np.ndarray | Tensor) and not hasattr(self, "feature_names_in_")
+            if not reset and nameless and shape == (self.n_features_in_,):
+                return rows  # validate_data would find nothing, in half the time of a small network
             table = X if hasattr(X, "shape") else np.empty((1, *shape))
             validate_data(self, table, reset=reset, skip_check_array=True)
             return rows
@@ -758,7 +775,7 @@ class SparseEnergyOODDetector(OutlierMixin, BaseEstimator):
             return None
         module = copy_module(self.module)
         batcher = self._batcher(device, floating_dtype(module), self.preprocess)
-        return self._open(module, batcher, X, rows, single_rows=True)
+        return self._open(module, batcher, X, rows, few_rows_apart=True)
 
     def _default_network(self, data: TrainingData, device: torch.device) -> Network:
         preprocess = self.preprocess
@@ -769,7 +786,7 @@ class SparseEnergyOODDetector(OutlierMixin, BaseEstimator):
         shape = tuple(batcher(data.X, data.rows[:1]).shape[1:])
         with torch.device("cpu"):  # whatever device and dtype are the caller's default
             module = default_network(shape, len(self.classes_), mean=mean, std=std).float()
-        return self._open(module, batcher, data.X, data.rows, single_rows=False)
+        return self._open(module, batcher, data.X, data.rows, few_rows_apart=False)
 
     def _open(
         self,
@@ -777,7 +794,7 @@ class SparseEnergyOODDetector(OutlierMixin, BaseEstimator):
         batcher: Batcher,
         X: Rows,
         rows: NDArray[np.intp],
-        single_rows: bool,
+        few_rows_apart: bool,
     ) -> Network:
         return open_network(
             module,
@@ -787,7 +804,7 @@ class SparseEnergyOODDetector(OutlierMixin, BaseEstimator):
             batcher=batcher,
             precision=self.precision,
             compiled=self.compile,
-            single_rows=single_rows,
+            few_rows_apart=few_rows_apart,
         )
 
     def _encode(

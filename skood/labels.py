@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from sklearn.preprocessing import StandardScaler
 from sklearn.utils.validation import column_or_1d
 
 __all__ = ["as_labels", "cluster_labels", "encode_labels", "is_outlier"]
@@ -198,6 +197,10 @@ def cluster_labels(
     ----------
     Cohen, Abutbul & Hoshen, "Out-of-distribution detection without class labels", 2021.
     """
+    # Imported here, as they take long, and few need them.
+    from sklearn.cluster import KMeans
+    from sklearn.preprocessing import StandardScaler
+
     sample = np.random.RandomState(random_state).permutation(n_rows)[:CLUSTERING_ROWS]
     scaler = StandardScaler().fit(read(sample))
     rows = scaler.transform(read(sample))
@@ -207,9 +210,6 @@ def cluster_labels(
             f"The {n_rows} rows of X are all alike (n_samples = {n_rows}), so there is nothing to "
             "learn from without labels. Pass rows that differ, y, or a trained module."
         )
-    # Here, as it takes a third of the import of skood, and few need it.
-    from sklearn.cluster import KMeans
-
     clustering = KMeans(n_clusters, n_init=4, random_state=random_state).fit(rows)
     pieces = np.array_split(np.arange(n_rows), -(-n_rows // CLUSTERING_ROWS))
     return np.concatenate(

@@ -45,7 +45,7 @@ def opened():
             batcher=batcher,
             precision=precision,
             compiled=options.get("compiled", False),
-            single_rows=options.get("single_rows", False),
+            few_rows_apart=options.get("few_rows_apart", False),
         )
 
     return open_module

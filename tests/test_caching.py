@@ -290,7 +290,7 @@ with torch.random.fork_rng():
     module = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
 network = open_network(
     module, X, np.arange(10), head=None, batcher=Batcher(torch.device("cpu"), torch.float32, None),
-    precision="float32", compiled=False, single_rows=True,
+    precision="float32", compiled=False, few_rows_apart=True,
 )
 data = TrainingData(X, np.arange(10), np.arange(10) % 3, np.arange(9, 10))
 print(training_key(network, data, Objective(l1, 0.02), Recipe(1, 8, 0.1, 0.9, 0), "flip", 0))

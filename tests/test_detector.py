@@ -596,7 +596,7 @@ class Buffered(nn.Module):
     def __init__(self):
         super().__init__()
         self.body, self.head = nn.Linear(64, 16), nn.Linear(16, 10)
-        self.memory = nn.Buffer(torch.zeros(300, 16))
+        self.memory = nn.Buffer(torch.zeros(4096, 16))
 
     def forward(self, x):
         self.memory[: len(x)] = self.body(x).detach()
@@ -732,6 +732,28 @@ def test_calibration_size_none_uses_the_training_rows(digits):
     assert np.array_equal(
         np.sort(detector.calibration_scores_), np.sort(detector.score_samples(digits.X))
     )
+
+
+def test_what_was_picked_is_said(digits, capsys):
+    detector = SparseEnergyOODDetector(digits.module, max_epochs=0, random_state=0, verbose=1)
+    quiet_fit(detector, digits.X, digits.y)
+    picked = detector.execution_
+    assert picked["layout"] == "contiguous"
+    assert picked["scoring_rows"][-1] == 4096
+    assert not picked["compiled"]
+    rows = ", ".join(map(str, picked["scoring_rows"]))
+    assert f"layout contiguous, rows of a scoring forward {rows}" in capsys.readouterr().out
+    images = digits.X.reshape(-1, 1, 8, 8)
+    detector = SparseEnergyOODDetector(pretrain_epochs=1, max_epochs=0, random_state=0)
+    assert quiet_fit(detector, images, digits.y).execution_["layout"] == "channels_last"
+
+
+def test_rows_on_the_device_change_nothing(digits, monkeypatch):
+    parameters = {"max_epochs": 2, "random_state": 0}
+    expected = quiet_fit(SparseEnergyOODDetector(digits.module, **parameters), digits.X, digits.y)
+    monkeypatch.setattr("skood.engine.batches.free_memory", lambda device: 10**9)
+    found = quiet_fit(SparseEnergyOODDetector(digits.module, **parameters), digits.X, digits.y)
+    assert np.array_equal(found.score_samples(digits.X), expected.score_samples(digits.X))
 
 
 def test_verbose_shows_epochs(digits, capsys):

@@ -485,7 +485,7 @@ class MovingOneColumn(Moving):
     ("score", "error", "message"),
     [
         (Moving(), TypeError, r"has no method perturbation\(logits, batch\)"),
-        (MovingOneColumn(), ValueError, r"shape \(256, 1\) for a batch of \(256, 64\)"),
+        (MovingOneColumn(), ValueError, r"shape \(4, 1\) for a batch of \(4, 64\)"),
     ],
 )
 def test_a_perturbation_fits_the_batch(digits, score, error, message):

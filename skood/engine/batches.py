@@ -13,13 +13,18 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from .hardware import free_memory
 from .loading import Index, is_loadable, load, load_batch, transformed
+from .outputs import all_finite
 
 Rows = NDArray[Any] | Tensor | Dataset[Any]
 Transform = Callable[[Any], Tensor]
 
 STREAM_ROWS = 256
 """Rows of a batch where nothing else decides."""
+
+SHARE_OF_FREE_MEMORY = 0.5
+"""Share of a GPU's free memory that rows may take which stay there."""
 
 
 @dataclass(frozen=True)
@@ -47,39 +52,97 @@ class Batcher:
     def __call__(self, X: Rows, index: Index) -> Tensor:
         """Copy the rows `index` of X into a batch as the network takes them."""
         if is_loadable(X):
-            return self._loaded(*load_batch(X, self.preprocess, index), index)
-        # A copy of its own: what the network or preprocess does to it must not reach X, and memory
-        # that torch allocates is aligned alike, on which the last bits of a product depend.
-        dtype = self.dtype if self.preprocess is None else None
-        return self._ready(_to_tensor(X[index]).to(self.device, dtype, copy=True), index)
+            return self._ready(*load_batch(X, self.preprocess, index), index)
+        return self._ready(self._copied(X[index]), False, index)
 
-    def stream(self, X: Rows, indices: Iterable[Index], n_rows: int) -> Iterator[Tensor]:
+    def stream(
+        self, X: Rows, indices: Iterable[Index], n_rows: int, *, checked: bool = True
+    ) -> Iterator[Tensor]:
         """Batches of consecutive indices, of about `n_rows` rows in all.
 
-        Rows that must be loaded are loaded ahead, by worker processes.
+        Rows that must be loaded are loaded ahead, by worker processes; what goes to a GPU is copied
+        there ahead. Not `checked`, batches may hold NaN or infinity.
         """
+        for index, batch, preprocessed in self._ahead(self._fetched(X, indices, n_rows)):
+            yield self._ready(batch, preprocessed, index, checked)
+
+    def resident(self, X: Rows) -> Rows:
+        """X on the device, to be read many times, where it has room to spare; else X itself."""
+        if isinstance(X, Dataset) or is_loadable(X) or self._is_there(X):
+            return X
+        row = _to_tensor(X[:1]).to(self._dtype_of_rows)
+        if row.nbytes * len(X) > SHARE_OF_FREE_MEMORY * free_memory(self.device):
+            return X
+        there = torch.empty((len(X), *row.shape[1:]), dtype=row.dtype, device=self.device)
+        for piece in slices(len(X), STREAM_ROWS):
+            there[piece] = _to_tensor(X[piece])
+        return there
+
+    def _is_there(self, X: Rows) -> bool:
+        return isinstance(X, Tensor) and X.device.type == self.device.type
+
+    def _fetched(
+        self, X: Rows, indices: Iterable[Index], n_rows: int
+    ) -> Iterator[tuple[Index, Tensor, bool]]:
+        """Index, rows, and whether they are preprocessed."""
         if is_loadable(X):
             fetch = partial(load_batch, X, self.preprocess)
-            for index, loaded in load(fetch, indices, n_rows, self.workers):
-                yield self._loaded(*loaded, index)
+            for index, (batch, preprocessed) in load(fetch, indices, n_rows, self.workers):
+                yield index, batch, preprocessed
+        elif self.device.type == "cuda" and not self._is_there(X):
+            for index in indices:
+                yield index, _to_tensor(X[index]), False
         else:
             for index in indices:
-                yield self(X, index)
+                yield index, self._copied(X[index]), False
 
-    def _loaded(self, batch: Tensor, preprocessed: bool, index: Index) -> Tensor:
+    def _ahead(
+        self, fetched: Iterator[tuple[Index, Tensor, bool]]
+    ) -> Iterator[tuple[Index, Tensor, bool]]:
+        """The same on the device; a batch travels to a GPU while that before it is in use."""
+        if self.device.type != "cuda":
+            yield from fetched
+            return
+        transfers, waiting = torch.cuda.Stream(self.device), None
+        for index, batch, preprocessed in fetched:
+            with torch.cuda.stream(transfers):
+                if batch.device.type == "cpu":
+                    batch = batch.pin_memory().to(self.device, non_blocking=True)
+                arrived = transfers.record_event()
+            if waiting is not None:
+                yield self._arrived(*waiting)
+            waiting = arrived, index, batch, preprocessed
+        if waiting is not None:
+            yield self._arrived(*waiting)
+
+    def _arrived(
+        self, arrived: torch.cuda.Event, index: Index, batch: Tensor, preprocessed: bool
+    ) -> tuple[Index, Tensor, bool]:
+        here = torch.cuda.current_stream(self.device)
+        here.wait_event(arrived)
+        batch.record_stream(here)
+        return index, batch, preprocessed
+
+    def _copied(self, rows: NDArray[Any] | Tensor) -> Tensor:
+        # A copy of its own: what the network or preprocess does to it must not reach X, and memory
+        # that torch allocates is aligned alike, on which the last bits of a product depend.
+        return _to_tensor(rows).to(self.device, self._dtype_of_rows, copy=True)
+
+    @property
+    def _dtype_of_rows(self) -> torch.dtype | None:
+        """Dtype of rows before preprocess; None leaves that of X."""
+        return self.dtype if self.preprocess is None else None
+
+    def _ready(
+        self, batch: Tensor, preprocessed: bool, index: Index, checked: bool = True
+    ) -> Tensor:
+        """In the dtype and layout that the network takes, on its device."""
         batch = batch.to(self.device)
-        return self._finished(batch, index) if preprocessed else self._ready(batch, index)
-
-    def _ready(self, batch: Tensor, index: Index) -> Tensor:
-        if self.preprocess is not None:
+        if not preprocessed and self.preprocess is not None:
             batch = transformed(batch, self.preprocess, "preprocess")
-        return self._finished(batch, index)
-
-    def _finished(self, batch: Tensor, index: Index) -> Tensor:
-        """In the dtype and layout that the network takes."""
         if batch.is_floating_point() or self.preprocess is None:
             batch = batch.to(self.dtype)
-        if batch.is_floating_point() and not torch.isfinite(batch).all():
+        if checked and batch.is_floating_point() and not all_finite(batch):
             _refuse_nonfinite(batch, index)
         layout = torch.channels_last if batch.ndim == 4 else torch.contiguous_format
         return batch.contiguous(memory_format=layout)
@@ -144,7 +207,7 @@ def check_finite(X: NDArray[Any] | Tensor) -> None:
     """
     for rows in slices(len(X), 4096):
         chunk = _to_tensor(X[rows])
-        if chunk.is_floating_point() and not torch.isfinite(chunk).all():
+        if chunk.is_floating_point() and not all_finite(chunk):
             _refuse_nonfinite(chunk, rows)
 
 

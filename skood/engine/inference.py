@@ -1,21 +1,24 @@
-"""The forward pass over any number of rows, on one padded shape."""
+"""The forward pass over any number of rows, on padded batches."""
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator
+from typing import TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from .batches import Rows, slices
+from .batches import Rows
+from .hardware import autocast, keep_freed_memory
 from .loading import Index, row_count
 from .network import Network
-from .outputs import as_float64, run
+from .outputs import all_finite, as_float64, run
+from .shapes import split
 
-FORWARD_ROWS = 256
-"""Rows of every forward: within one shape, a row's result is bitwise the same in any company."""
+T = TypeVar("T")
 
 
 class NonFiniteLogitsError(ValueError):
@@ -56,7 +59,8 @@ def forward_rows(
     NonFiniteLogitsError
         If a logit is NaN or infinite.
     """
-    for piece, batch in _batches(network, X, rows):
+
+    def forward(piece: slice, batch: Tensor) -> tuple[slice, Tensor | None, Tensor]:
         size = piece.stop - piece.start
         with torch.inference_mode(), autocast(network.device, network.precision.scoring):
             hidden, logits = (
@@ -65,7 +69,9 @@ def forward_rows(
         logits = as_float64(logits[:size])
         _check_finite(logits, piece, rows)
         # A copy, as the network may use the memory of its features again.
-        yield piece, None if hidden is None else hidden[:size].clone(), logits
+        return piece, None if hidden is None else hidden[:size].clone(), logits
+
+    yield from _over_batches(network, X, rows, forward)
 
 
 def score_rows(
@@ -114,7 +120,8 @@ def score_rows(
     ValueError
         If a perturbation is asked for of an input that has no gradient.
     """
-    for piece, batch in _batches(network, X, rows):
+
+    def forward(piece: slice, batch: Tensor) -> tuple[slice, Tensor, Tensor]:
         size = piece.stop - piece.start
         unmoved = None
         if perturbation is not None:
@@ -130,21 +137,61 @@ def score_rows(
         _check_finite(logits[:size], piece, rows)
         with torch.inference_mode(), autocast(network.device, None):
             scores = score(None if hidden is None else as_float64(hidden), logits)
-        yield piece, scores[:size], (logits if unmoved is None else unmoved)[:size]
+        return piece, scores[:size], (logits if unmoved is None else unmoved)[:size]
+
+    yield from _over_batches(network, X, rows, forward)
+
+
+def _over_batches(
+    network: Network,
+    X: Rows,
+    rows: NDArray[np.intp] | None,
+    forward: Callable[[slice, Tensor], T],
+) -> Iterator[T]:
+    """What a forward gives for each batch of the rows asked for, at their positions.
+
+    Where a GPU has no memory for a batch, the rest goes on in batches of half as many rows.
+    """
+    if network.device.type == "cpu":
+        keep_freed_memory()
+    n_rows, done = row_count(X) if rows is None else len(rows), 0
+    while done < n_rows:
+        try:
+            for piece, batch in _batches(network, X, rows, n_rows, done):
+                yield forward(piece, batch)
+                done = piece.stop
+        except torch.OutOfMemoryError:
+            if network.shapes[-1] == 1:
+                raise
+            # Only when the error is gone does what it holds become free.
+        else:
+            return
+        _halve(network)
 
 
 def _batches(
-    network: Network, X: Rows, rows: NDArray[np.intp] | None
+    network: Network, X: Rows, rows: NDArray[np.intp] | None, n_rows: int, start: int
 ) -> Iterator[tuple[slice, Tensor]]:
     """Positions of the rows asked for and the padded batch that holds them."""
-    n_rows = row_count(X) if rows is None else len(rows)
-    shape = 1 if n_rows <= network.few_rows else FORWARD_ROWS
-    indices = (_padded(piece, shape, rows) for piece in slices(n_rows, shape))
+    shapes = (network.few_rows,) if n_rows <= network.few_rows else network.shapes
+    indices = (_padded(piece, shape, rows) for piece, shape in split(n_rows, shapes, start))
     batches = network.batcher.stream(X, indices, n_rows)
-    for piece in slices(n_rows, shape):
+    for piece, _ in split(n_rows, shapes, start):
         with torch.inference_mode(), autocast(network.device, None):
             batch = next(batches)
         yield piece, batch
+
+
+def _halve(network: Network) -> None:
+    """Go on with forwards of at most half as many rows."""
+    *smaller, most = network.shapes
+    network.shapes = (*(shape for shape in smaller if shape < most // 2), most // 2)
+    warnings.warn(
+        f"{network.device} has no memory for a forward of {most} rows: scores are computed "
+        f"{most // 2} at a time from here on, and may differ from earlier ones by rounding.",
+        UserWarning,
+        stacklevel=6,
+    )
 
 
 def _perturbed(
@@ -171,7 +218,7 @@ def _perturbed(
 
 
 def _check_finite(logits: Tensor, piece: slice, rows: NDArray[np.intp] | None) -> None:
-    if torch.isfinite(logits).all():
+    if all_finite(logits):
         return
     bad = piece.start + int((~torch.isfinite(logits)).any(dim=1).nonzero()[0])
     raise NonFiniteLogitsError(
@@ -188,10 +235,3 @@ def _padded(piece: slice, shape: int, rows: NDArray[np.intp] | None) -> Index:
         return piece
     positions = np.minimum(np.arange(piece.start, piece.start + shape), piece.stop - 1)
     return positions if rows is None else rows[positions]
-
-
-def autocast(device: torch.device, precision: torch.dtype | None) -> torch.autocast:
-    """Autocast context for a precision; None switches off any that surrounds the call."""
-    return torch.autocast(
-        device.type, dtype=precision, enabled=precision is not None, cache_enabled=False
-    )

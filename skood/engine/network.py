@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import sys
+import functools
 import threading
 import types
 import warnings
@@ -19,10 +19,18 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .batches import Batcher, Rows, has_channels_last, spaced
-from .hardware import Precision, available_device, resolve_precision
+from .hardware import (
+    Precision,
+    autocast,
+    available_device,
+    few_rows,
+    resolve_precision,
+    rows_at_once,
+)
 from .heads import Trial, captured_calls, close, find_head
 from .outputs import as_float64, check_usable, logits_of, run
 from .scripted import bring_out_head, has_bare_scripts, portable, scripted_parts, wrapped_scripts
+from .shapes import Outputs, same_bits
 
 TRIAL_ROWS = 8
 """Rows on which a network is tried before anything else."""
@@ -36,8 +44,8 @@ PROBED_FEATURES = 256
 PROBE = 256
 """Size of a feature when its weights are read."""
 
-FEW_ROWS = 16
-"""Images up to this number are scored one by one on a CPU."""
+FEW_ROWS_TOLERANCE = 1e-5
+"""Relative difference that a forward of few rows may make."""
 
 
 class Network:
@@ -55,8 +63,12 @@ class Network:
         Dtypes to train and to score in.
     n_logits : int
         Number K of logits.
+    shapes : tuple of int
+        Numbers of rows that its forwards take, ascending. Within each, and across all of them, the
+        result for a row is bitwise the same in any company.
     few_rows : int, default=0
-        Requests of at most this many rows run one by one instead of in a padded batch.
+        Requests of at most so many rows run in a forward of this size, and agree with the others to
+        1e-5.
     compiled : bool, default=False
         Whether forwards run through torch.compile.
     """
@@ -68,6 +80,7 @@ class Network:
         batcher: Batcher,
         precision: Precision,
         n_logits: int,
+        shapes: tuple[int, ...],
         few_rows: int = 0,
         compiled: bool = False,
     ) -> None:
@@ -75,6 +88,7 @@ class Network:
         self.batcher = batcher
         self.precision = precision
         self.n_logits = n_logits
+        self.shapes = shapes
         self.few_rows = few_rows
         self.compiled = compiled
         # While hooks are on the module, it must not be copied: the copies would keep them.
@@ -87,7 +101,7 @@ class Network:
         self.module = module
         if self.compiled:
             self._view = _view(module)
-            self._compiled_forward = _compiled_forward(self._view, self.head)
+            self._compiled_forward = _compiled_forward(self._view, self.head, self.device)
 
     @property
     def device(self) -> torch.device:
@@ -99,10 +113,31 @@ class Network:
         """Names of the dtypes for "training" and "scoring"."""
         return self.precision.names(self.batcher.dtype)
 
+    @property
+    def execution(self) -> dict[str, Any]:
+        """What was picked to run it fast, beside device and precision."""
+        weights = [p for p in self.module.parameters() if p.ndim == 4]
+        by_channel = any(p.is_contiguous(memory_format=torch.channels_last) for p in weights)
+        return {
+            "layout": "channels_last" if by_channel else "contiguous",
+            "scoring_rows": ((self.few_rows,) if self.few_rows else ()) + self.shapes,
+            "compiled": self.compiled,
+        }
+
     def describe(self) -> str:
         """What was found and chosen, for the user to read."""
-        return f"head {self.head!r}, {self.n_logits} logits, device {self.device}, " + ", ".join(
-            f"{purpose} in {dtype}" for purpose, dtype in self.dtypes.items()
+        picked = self.execution
+        dtypes = (f"{purpose} in {dtype}" for purpose, dtype in self.dtypes.items())
+        return ", ".join(
+            [
+                f"head {self.head!r}",
+                f"{self.n_logits} logits",
+                f"device {self.device}",
+                *dtypes,
+                f"layout {picked['layout']}",
+                f"rows of a scoring forward {', '.join(map(str, picked['scoring_rows']))}",
+                *(["compiled"] if self.compiled else []),
+            ]
         )
 
     def train(self, training: bool) -> None:
@@ -173,7 +208,7 @@ def open_network(
     batcher: Batcher,
     precision: str,
     compiled: bool,
-    single_rows: bool,
+    few_rows_apart: bool,
 ) -> Network:
     """Make a module ready to run, having tried it on real rows.
 
@@ -193,9 +228,9 @@ def open_network(
         Precision asked for.
     compiled : bool
         Whether to run through torch.compile.
-    single_rows : bool
-        Whether a few images may be scored one by one instead of in a padded batch, which is
-        faster on a CPU and agrees to 1e-5.
+    few_rows_apart : bool
+        Whether requests of few images may run in a forward of their own size, which is faster and
+        agrees with others to 1e-5.
 
     Returns
     -------
@@ -226,20 +261,68 @@ def open_network(
             module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         alone = _must_run_alone(module)
         _check_rows_alone(module, batcher, X, rows[:1] if alone else rows)
-    few_rows = 0
-    if alone:
-        few_rows = sys.maxsize
-    elif single_rows and batch.ndim > 2 and batcher.device.type == "cpu":
-        few_rows = FEW_ROWS
-    return Network(
+    most = 1 if alone else rows_at_once(_widest(module, batch), batcher.device)
+    network = Network(
         module,
         _head_of(module, batch, head),
         batcher,
         resolve_precision(precision, module, batcher.device),
         logits.shape[1],
-        few_rows=few_rows,
+        shapes=(most,),
+        few_rows=few_rows(batcher.device) if few_rows_apart and batch.ndim > 2 else 0,
         compiled=compiled,
     )
+    if not compiled:  # each shape is compiled on its own, at its first use, which takes long
+        _choose_shapes(network, X, rows)
+    return network
+
+
+def _widest(module: nn.Module, batch: Tensor) -> int:
+    """Values of a row where a network is widest, as far as its submodules show."""
+    parts = {
+        name: part
+        for name, part in module.named_modules()
+        if not isinstance(part, torch.jit.ScriptModule)
+    }
+    with torch.no_grad(), captured_calls(parts) as calls:
+        module(batch)
+    tensors = [x for call in calls.values() if isinstance(x := call.output, Tensor)]
+    return max(tensor.numel() for tensor in (batch, *tensors)) // len(batch)
+
+
+def _choose_shapes(network: Network, X: Rows, rows: NDArray[np.intp]) -> None:
+    """Let few rows run in smaller forwards, where these give the same bits, or nearly so."""
+    (most,), few = network.shapes, network.few_rows
+
+    @functools.cache
+    def outputs(n_rows: int) -> list[Tensor]:
+        batch = network.batcher(X, np.resize(rows, n_rows))
+        with (
+            torch.inference_mode(),
+            autocast(network.device, network.precision.scoring),
+            _explained(network.module, batch, X, network.batcher),
+        ):
+            return [x[: len(rows)].clone() for x in network.features_and_logits(batch)]
+
+    while not _has_memory(outputs, most):
+        most //= 2
+    network.shapes = same_bits(outputs, most)
+    if few and network.shapes[0] > few:
+        pairs = zip(outputs(few), outputs(most), strict=True)
+        if all(close(own, others[: len(own)], FEW_ROWS_TOLERANCE) for own, others in pairs):
+            return
+    network.few_rows = 0
+
+
+def _has_memory(outputs: Outputs, n_rows: int) -> bool:
+    """Whether there is memory for a forward; one of a single row is taken to have it."""
+    if n_rows == 1:
+        return True
+    try:
+        outputs(n_rows)
+    except torch.OutOfMemoryError:
+        return False
+    return True
 
 
 def _check_has_values(module: nn.Module) -> None:
@@ -589,7 +672,9 @@ def _view(module: nn.Module) -> nn.Module:
     return copy.deepcopy(module, memo=shared)
 
 
-def _compiled_forward(module: nn.Module, head: str) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
+def _compiled_forward(
+    module: nn.Module, head: str, device: torch.device
+) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
     # The compiler wants one lasting hook, where a hook per forward would make it compile again each
     # time.
     kept: dict[str, Tensor] = {}
@@ -602,4 +687,14 @@ def _compiled_forward(module: nn.Module, head: str) -> Callable[[Tensor], tuple[
         return kept["features"].flatten(1), logits
 
     module.get_submodule(head).register_forward_pre_hook(keep, with_kwargs=True)
-    return torch.compile(forward, dynamic=False)
+    if device.type != "cuda":
+        return torch.compile(forward, dynamic=False)
+    # On a GPU the kernels are launched as one CUDA graph, as the shapes are fixed.
+    graphed = torch.compile(forward, dynamic=False, mode="reduce-overhead")
+
+    def replayed(batch: Tensor) -> tuple[Tensor, Tensor]:
+        # What the last replay returned has been used: its memory may be written again.
+        torch.compiler.cudagraph_mark_step_begin()
+        return graphed(batch)
+
+    return replayed

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -66,6 +67,12 @@ def logits_of(output: Any, n_rows: int | None = None) -> Tensor:
 def as_float64(values: Tensor) -> Tensor:
     """Values in float64, on the CPU where the device has none."""
     return (values.cpu() if values.device.type == "mps" else values).double()
+
+
+def all_finite(values: Tensor) -> bool:
+    """Whether no value is NaN or infinite."""
+    # A sum tells in one pass, except where it overflows.
+    return math.isfinite(values.sum()) or bool(torch.isfinite(values).all())
 
 
 def _remedy(shape: tuple[int, ...]) -> str:

@@ -9,8 +9,9 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
@@ -21,9 +22,10 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..penalties import hoyer_index, l1
 from .augmentation import Augment, Share
-from .batches import Rows
+from .batches import STREAM_ROWS, Rows, slices
 from .distributed import ALONE, Forward, Ranks
-from .inference import NonFiniteLogitsError, autocast, forward_rows
+from .hardware import autocast
+from .inference import NonFiniteLogitsError, forward_rows
 from .network import Network
 
 Record = dict[str, float]
@@ -36,7 +38,7 @@ PRETRAINING_STEPS = 300
 
 DISTILLATION_TEMPERATURE = 2.0
 
-PROBE_ROWS = 256
+PROBE_ROWS = 64
 """Rows that tell, after each epoch, whether the network still distinguishes its inputs."""
 
 COLLAPSED_SPREAD = 1e-2
@@ -212,8 +214,8 @@ def train(
             network, forward, teacher, data, objective, recipe, augment, optimizer, epoch, seed
         )
         data.ranks.share_buffers(network.module)
-        record = _epoch_record(epoch, means, time.perf_counter() - start, data.ranks)
-        _check_progress(network, data.X, probe, spread, record, _remedy(objective, recipe))
+        record = _epoch_record(epoch, means, start, data.ranks)
+        _check_progress(network, data, probe, spread, record, _remedy(objective, recipe))
         history.append(record)
         after_epoch(Progress(history, spread, network.module, optimizer.state_dict()))
     return history
@@ -352,10 +354,9 @@ def _epoch(
     if objective.outlier_weight > 0:
         endless = _endless_batches(data.outliers, recipe.batch_size, ranks.size, outlier_order)
         drawn = list(islice(endless, len(batches)))
-    inliers = network.batcher.stream(
-        data.X, (data.rows[ranks.share(picks)] for picks in batches), len(data.rows)
-    )
-    outliers = network.batcher.stream(data.X, map(ranks.share, drawn), len(data.outliers))
+    stream = partial(network.batcher.stream, data.X, checked=False)  # the loss will tell
+    inliers = stream((data.rows[ranks.share(picks)] for picks in batches), len(data.rows))
+    outliers = stream(map(ranks.share, drawn), len(data.outliers))
     means = []
     # Dropout is drawn by each rank, for its own rows.
     with reproducible(orders[3] + ranks.rank, network.device), ranks.batch_norm():
@@ -377,20 +378,26 @@ def _epoch(
             terms = dataclasses.replace(
                 objective, outlier_weight=objective.outlier_weight * others_weight / weight
             )
-            means.append(_step(network, forward, teacher, batch, labels, terms, weight, optimizer))
+            step = partial(_step, network, teacher, terms, weight, optimizer)
+            try:
+                means.append(step(forward, batch, labels))
+                continue
+            except torch.OutOfMemoryError:
+                pass  # only when the error is gone does what it holds become free
+            _refuse_batch(partial(step, network.features_and_logits), batch, labels, recipe, ranks)
         network.train(False)
     return means
 
 
 def _step(
     network: Network,
-    forward: Forward,
     teacher: Network | None,
-    batch: Tensor,
-    labels: Tensor,
     objective: Objective,
     weight: float,
     optimizer: torch.optim.Optimizer,
+    forward: Forward,
+    batch: Tensor,
+    labels: Tensor,
 ) -> Step:
     precision = network.precision.training
     taught = None
@@ -420,7 +427,40 @@ def _step(
         }
 
 
-def _epoch_record(epoch: int, steps: list[Step], seconds: float, ranks: Ranks) -> Record:
+def _refuse_batch(
+    step: Callable[[Tensor, Tensor], Step],
+    batch: Tensor,
+    labels: Tensor,
+    recipe: Recipe,
+    ranks: Ranks,
+) -> NoReturn:
+    """Say which batch the memory has room for; the network may be spoilt by trying."""
+    # Ranks would wait for each other in a step that not all of them take.
+    rows = _most_rows(step, batch, labels) if ranks.size == 1 else 0
+    remedy = f"pass batch_size={rows}, the largest that fits now" if rows else "pass a smaller one"
+    raise torch.OutOfMemoryError(
+        f"{batch.device} has no memory for a training step at batch_size={recipe.batch_size}, of "
+        f"which it holds {len(labels)} rows: {remedy}."
+    )
+
+
+def _most_rows(step: Callable[[Tensor, Tensor], Step], batch: Tensor, labels: Tensor) -> int:
+    """Most in-distribution rows, and as many outliers, of a step for which there is memory."""
+    n_outliers = len(batch) - len(labels)
+    # A single row is not tried: batch-norm cannot train on it.
+    fitting, failing = 1, len(labels)
+    while failing - fitting > 1:
+        rows = (fitting + failing) // 2
+        outliers = batch[len(labels) :][: min(rows, n_outliers)]
+        try:
+            step(torch.cat([batch[:rows], outliers]), labels[:rows])
+            fitting = rows
+        except torch.OutOfMemoryError:
+            failing = rows
+    return fitting if fitting > 1 else 0
+
+
+def _epoch_record(epoch: int, steps: list[Step], start: float, ranks: Ranks) -> Record:
     """Means over the rows of an epoch; the device is asked once, at its end."""
     rows = np.array([n_rows for n_rows, _ in steps], dtype=np.float64)
     names = list(steps[0][1])
@@ -428,7 +468,8 @@ def _epoch_record(epoch: int, steps: list[Step], seconds: float, ranks: Ranks) -
     for name in names:
         values = torch.stack([means[name] for _, means in steps]).cpu().double().numpy()
         own.append(values @ rows)
-    gathered = ranks.gather((np.array(own), seconds))
+    # Now that it has answered, the device has done the work.
+    gathered = ranks.gather((np.array(own), time.perf_counter() - start))
     n_rows, *totals = np.sum([sums for sums, _ in gathered], axis=0)
     record: Record = {"epoch": epoch}
     record |= {name: float(total / n_rows) for name, total in zip(names, totals, strict=True)}
@@ -438,7 +479,7 @@ def _epoch_record(epoch: int, steps: list[Step], seconds: float, ranks: Ranks) -
 
 def _check_progress(
     network: Network,
-    X: Rows,
+    data: TrainingData,
     probe: NDArray[np.intp],
     initial_spread: float,
     record: Record,
@@ -447,13 +488,14 @@ def _check_progress(
     """Stop where the loss, or what it did to the network, is beyond repair."""
     epoch = record["epoch"]
     if not math.isfinite(record["loss"]):
+        _refuse_nonfinite_rows(network, data)
         raise DivergenceError(
             f"The loss is {record['loss']} in epoch {epoch} (cross-entropy "
             f"{record['cross_entropy']:.4g}, penalty {record['penalty']:.4g}). {remedy}, and check "
             "that X is on the scale that the network expects."
         )
     try:
-        spread = _energy_spread(network, X, probe)
+        spread = _energy_spread(network, data.X, probe)
     except NonFiniteLogitsError as error:
         raise DivergenceError(
             f"The logits became NaN or infinite in epoch {epoch}. {remedy}, and check that X is on "
@@ -464,6 +506,14 @@ def _check_progress(
             f"The scores collapsed to a constant in epoch {epoch}: the network no longer tells its "
             f"inputs apart. {remedy}."
         )
+
+
+def _refuse_nonfinite_rows(network: Network, data: TrainingData) -> None:
+    """Blame the rows for a loss that is not finite, if it is theirs."""
+    rows = np.concatenate([data.rows, data.outliers])
+    indices = (rows[piece] for piece in slices(len(rows), STREAM_ROWS))
+    for _ in network.batcher.stream(data.X, indices, len(rows)):
+        pass
 
 
 def _remedy(objective: Objective, recipe: Recipe) -> str:

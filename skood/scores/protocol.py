@@ -13,6 +13,8 @@ from sklearn.base import BaseEstimator, clone
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
+from ..engine.outputs import all_finite
+
 ScoreFunction = Callable[[Tensor | None, Tensor], Tensor]
 Score = TypeVar("Score", bound=type[BaseEstimator])
 
@@ -223,7 +225,7 @@ def apply_score(score: ScoreFunction, features: Tensor | None, logits: Tensor) -
         )
     if values.is_complex():
         raise TypeError(f"score_function={score!r} returned complex values; scores must be real.")
-    if not torch.isfinite(values).all():
+    if not all_finite(values):
         raise ValueError(
             f"score_function={score!r} returned NaN or infinity; scores must be finite."
         )

@@ -272,3 +272,48 @@ def test_bfloat16_becomes_a_float32_array():
     assert array.tolist() == [1.5]
     same = np.zeros(3)
     assert as_array(same) is same
+
+
+# Rows that stay on the device
+
+
+def seen_dtype(X):
+    """Dtype in which preprocess sees rows."""
+    seen = []
+    batcher(preprocess=lambda batch: seen.append(batch.dtype) or batch.float())(X, slice(0, 1))
+    return seen[0]
+
+
+@pytest.mark.parametrize("preprocess", [None, lambda batch: batch.float() / 7])
+@pytest.mark.parametrize("container", sorted(set(CONTAINERS) - {"tensor bfloat16"}))
+def test_rows_that_stay_on_the_device_give_the_same_batches(monkeypatch, container, preprocess):
+    X = CONTAINERS[container]
+    monkeypatch.setattr("skood.engine.batches.free_memory", lambda device: 10**6)
+    monkeypatch.setattr(Batcher, "_is_there", lambda self, X: False)
+    own = batcher(preprocess=preprocess)
+    rows = own.resident(X)
+    assert isinstance(rows, torch.Tensor)
+    assert np.array_equal(as_array(rows), as_array(X))
+    assert rows.dtype == (torch.float32 if preprocess is None else seen_dtype(X))
+    index = np.array([4, 0, 4])
+    assert torch.equal(own(rows, index), own(X, index))
+
+
+@pytest.mark.parametrize(("free", "stays"), [(2 * 6 * 4 * 4, True), (2 * 6 * 4 * 4 - 1, False)])
+def test_rows_stay_on_the_device_where_they_take_half_of_its_free_memory(monkeypatch, free, stays):
+    monkeypatch.setattr("skood.engine.batches.free_memory", lambda device: free)
+    X = CONTAINERS["float64"]
+    assert (batcher().resident(X) is not X) == stays
+
+
+@pytest.mark.parametrize("X", [WHOLE, CONTAINERS["tensor"], np.array(["a", "b"])])
+def test_rows_stay_where_they_are_without_memory_for_them(X):
+    assert batcher().resident(X) is X
+
+
+def test_unchecked_batches_may_hold_anything():
+    X = np.array([[1.0, np.nan], [2.0, 3.0]])
+    (batch,) = batcher().stream(X, [slice(0, 2)], 2, checked=False)
+    assert batch.isnan().sum() == 1
+    with pytest.raises(ValueError, match="first in row 0"):
+        list(batcher().stream(X, [slice(0, 2)], 2))

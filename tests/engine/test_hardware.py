@@ -1,15 +1,22 @@
 from __future__ import annotations
 
+import os
+import platform
+import subprocess
+import sys
+
 import pytest
 import torch
 from torch import nn
 
 from skood.engine.hardware import (
     Precision,
+    autocast,
     available_device,
     has_native_bfloat16,
     resolve_device,
     resolve_precision,
+    rows_at_once,
 )
 
 CPU = torch.device("cpu")
@@ -107,3 +114,53 @@ def test_auto_trains_convolutions_in_native_bfloat16_and_scores_in_their_own_dty
 )
 def test_precisions_have_names(precision, own, training, scoring):
     assert precision.names(own) == {"training": training, "scoring": scoring}
+
+
+def test_autocast_follows_the_precision_whatever_surrounds_it():
+    x = torch.ones(2, 2)
+    with autocast(torch.device("cpu"), torch.bfloat16):
+        assert (x @ x).dtype == torch.bfloat16
+        with autocast(torch.device("cpu"), None):
+            assert (x @ x).dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    ("widest", "device", "expected"),
+    [
+        (128, "cpu", 4096),  # a perceptron: bounded, as larger batches leave the cache
+        (16 * 32 * 32, "cpu", 64),  # ResNet-20
+        (32 * 32 * 32, "cpu", 32),  # WideResNet-16-2
+        (64 * 112 * 112, "cpu", 8),  # ResNet-50 on 224 x 224 pixels
+        (32 * 32 * 32, "cuda", 4096),
+        (3000, "cpu", 256),  # a power of two
+        (1, "cuda", 65536),
+    ],
+)
+def test_rows_of_a_forward_fit_a_cache_or_fill_a_gpu(widest, device, expected):
+    assert rows_at_once(widest, torch.device(device)) == expected
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="about glibc")
+def test_freed_memory_is_kept_for_the_next_batch():
+    # In a process of its own: others have freed large blocks before.
+    script = """
+import resource, sys, torch
+from skood.engine.hardware import keep_freed_memory
+
+if sys.argv[1] == "keep":
+    keep_freed_memory()
+for batch in range(23):
+    if batch == 3:
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    kept = [torch.ones(2**20) for _ in range(8)]
+    del kept
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+    environment = {
+        name: value for name, value in os.environ.items() if not name.startswith("MALLOC")
+    }
+    faults = [
+        int(subprocess.check_output([sys.executable, "-c", script, word], env=environment))
+        for word in ("keep", "leave")
+    ]
+    assert faults[0] < faults[1] / 10

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from skood.engine.hardware import Precision
-from skood.engine.inference import FORWARD_ROWS, autocast, forward_rows, score_rows
+from skood.engine.inference import forward_rows, score_rows
 from skood.engine.outputs import as_float64
 
 TABLE = np.random.RandomState(0).randn(600, 8)
@@ -95,7 +95,7 @@ def test_outputs_are_those_of_one_plain_forward(opened, name, n_rows):
 
 def test_features_are_given_where_asked_for(opened):
     network = opened(mlp(), TABLE)
-    assert [hidden for _, hidden, _ in forward_rows(network, TABLE)] == [None] * 3
+    assert {hidden for _, hidden, _ in forward_rows(network, TABLE)} == {None}
 
 
 def test_bfloat16_scores_in_bfloat16(opened):
@@ -175,22 +175,82 @@ def test_where_the_rows_lie_in_memory_does_not_matter(opened, dtype):
     assert_equal(outputs(network, shifted), outputs(network, aligned))
 
 
+@pytest.mark.parametrize("n_rows", [1, 2, 3, 5, 16, 17, 100, 300])
+def test_smaller_forwards_do_not_matter(padded, n_rows):
+    network, X = padded
+    assert network.few_rows == 0
+    found = outputs(network, X[:n_rows])
+    network.shapes = network.shapes[-1:]
+    assert_equal(found, outputs(network, X[:n_rows]))
+
+
 @pytest.mark.parametrize("dtype", PRECISIONS)
-def test_few_images_agree_with_many(opened, dtype):
+def test_an_image_alone_agrees_with_many(opened, dtype):
     own, precision = PRECISIONS[dtype]
-    module = convolutional().to(own)
-    network = opened(module, IMAGES, single_rows=True, precision=precision)
+    network = opened(convolutional().to(own), IMAGES, few_rows_apart=True, precision=precision)
+    network.shapes, network.few_rows = network.shapes[-1:], 1
     whole = outputs(network, IMAGES)
-    assert_equal(outputs(opened(module, IMAGES, precision=precision), IMAGES), whole)
-    few = network.few_rows
-    assert 0 < few < FORWARD_ROWS
-    for n_rows in (1, 3, few):
-        for found, expected in zip(outputs(network, IMAGES[:n_rows]), whole, strict=True):
-            torch.testing.assert_close(found, expected[:n_rows], rtol=1e-5, atol=1e-7)
-    # Among few, and among many, company does not matter.
-    alone = [outputs(network, IMAGES[i : i + 1]) for i in range(few)]
-    assert_equal(outputs(network, IMAGES[:few]), [torch.cat(o) for o in zip(*alone, strict=True)])
-    assert_equal(outputs(network, IMAGES[: few + 1]), whole, slice(0, few + 1))
+    for found, expected in zip(outputs(network, IMAGES[:1]), whole, strict=True):
+        torch.testing.assert_close(found, expected[:1], rtol=1e-5, atol=1e-7)
+    # Two have the padded shape.
+    assert_equal(outputs(network, IMAGES[:2]), whole, slice(0, 2))
+
+
+class Crowded(nn.Module):
+    """Has memory for a number of rows at a time."""
+
+    def __init__(self, network, most):
+        super().__init__()
+        self.network = network
+        self.most = most
+        self.seen = []
+
+    def forward(self, x):
+        self.seen.append(len(x))
+        if len(x) > self.most:
+            raise torch.OutOfMemoryError("out of memory")
+        return self.network(x)
+
+
+def test_batches_are_halved_until_there_is_memory(opened):
+    network = opened(Crowded(mlp(), 10**6), TABLE)
+    whole = outputs(network, TABLE)
+    network.shapes, network.module.most = (64, 256, 512), 200
+    network.module.seen.clear()
+    with pytest.warns(UserWarning, match=r"cpu has no memory for a forward of (512|256) rows"):
+        found = outputs(network, TABLE)
+    # What had been computed before is not computed again.
+    assert network.module.seen == [512, 256, 128, 128, 128, 128, 128]
+    assert network.shapes == (64, 128)
+    for own, other in zip(found, whole, strict=True):
+        torch.testing.assert_close(own, other, rtol=1e-5, atol=1e-6)
+
+
+def test_memory_may_run_out_in_the_middle(opened):
+    network = opened(Crowded(mlp(), 10**6), TABLE)
+    expected = scored(network, TABLE, product)
+    network.shapes = (128,)
+
+    def score(hidden, logits):
+        if network.module.seen.count(128) == 3:
+            network.module.most = 64
+        return product(hidden, logits)
+
+    network.module.seen.clear()
+    with pytest.warns(UserWarning, match="forward of 128 rows: scores are computed 64 at a time"):
+        found = scored(network, TABLE, score)
+    for own, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(own, other, rtol=1e-5, atol=1e-6)
+
+
+def test_a_row_for_which_there_is_no_memory_is_an_error(opened):
+    network = opened(Crowded(mlp(), 10**6), TABLE)
+    network.shapes, network.module.most = (4,), 0
+    with (
+        pytest.warns(UserWarning, match="no memory"),
+        pytest.raises(torch.OutOfMemoryError, match="out of memory"),
+    ):
+        outputs(network, TABLE)
 
 
 # What the forward touches
@@ -243,8 +303,8 @@ def test_a_large_read_only_memmap_is_read_slice_by_slice(opened, tmp_path):
     scores = np.empty((n_rows, 2))
     for piece, _, logits in forward_rows(network, X):
         scores[piece] = logits.numpy()
-    assert max(X.asked) <= FORWARD_ROWS
-    assert sum(X.asked) <= n_rows + FORWARD_ROWS
+    assert max(X.asked) <= network.shapes[-1] < n_rows
+    assert sum(X.asked) <= n_rows + network.shapes[-1]
     weight, bias = (p.detach().numpy() for p in network.module.parameters())
     np.testing.assert_allclose(scores, written @ weight.T + bias, rtol=1e-9, atol=1e-12)
 
@@ -292,12 +352,14 @@ def test_a_score_sees_features_and_logits_in_float64(padded, n_rows):
     seen = []
 
     def score(hidden, logits):
-        seen.append((hidden.dtype, logits.dtype, len(hidden), len(logits)))
+        seen.append((hidden.dtype, logits.dtype))
+        assert len(hidden) == len(logits)
+        assert len(hidden) in network.shapes
         return product(hidden, logits)
 
     scores, logits = scored(network, X[:n_rows], score)
     hidden, expected = outputs(network, X[:n_rows])
-    assert set(seen) == {(torch.float64, torch.float64, FORWARD_ROWS, FORWARD_ROWS)}
+    assert set(seen) == {(torch.float64, torch.float64)}
     assert torch.equal(logits, expected)
     torch.testing.assert_close(scores, product(hidden.double(), expected))
 
@@ -310,7 +372,7 @@ def test_features_are_captured_only_for_a_score_that_wants_them(opened):
         return logits[:, 0]
 
     scores, logits = scored(network, TABLE, score, features=False)
-    assert seen == [None] * 3
+    assert set(seen) == {None}
     assert torch.equal(scores, logits[:, 0])
 
 
@@ -387,14 +449,6 @@ def test_non_finite_logits_are_refused_before_they_are_scored(opened, perturbati
 
 
 # Helpers
-
-
-def test_autocast_follows_the_precision_whatever_surrounds_it():
-    x = torch.ones(2, 2)
-    with autocast(torch.device("cpu"), torch.bfloat16):
-        assert (x @ x).dtype == torch.bfloat16
-        with autocast(torch.device("cpu"), None):
-            assert (x @ x).dtype == torch.float32
 
 
 def test_logits_become_float64():

@@ -232,11 +232,37 @@ def test_opening_puts_the_network_in_evaluation_mode(opened):
 
 
 @pytest.mark.parametrize("rows", [X, IMAGES])
-@pytest.mark.parametrize("single_rows", [False, True])
-def test_few_images_run_one_by_one_where_that_is_allowed(opened, rows, single_rows):
-    module = nn.Sequential(nn.Flatten(), nn.Linear(rows[0].size, 4))
-    network = opened(module, rows, single_rows=single_rows)
-    assert (network.few_rows > 0) == (single_rows and rows.ndim > 2)
+@pytest.mark.parametrize("apart", [False, True])
+@pytest.mark.parametrize("off", [1e-7, 1e-3])
+def test_an_image_runs_alone_where_that_is_allowed_and_agrees(opened, rows, apart, off):
+    class Alone(nn.Flatten):
+        def forward(self, x):
+            return super().forward(x) * (1 + off * (len(x) == 1))
+
+    module = nn.Sequential(Alone(), nn.Linear(rows[0].size, 4))
+    network = opened(module, rows, few_rows_apart=apart)
+    assert 1 not in network.shapes
+    assert network.few_rows == (apart and rows.ndim > 2 and off < 1e-5)
+
+
+def test_only_shapes_that_round_alike_are_taken(opened):
+    class Rounding(nn.Linear):
+        def forward(self, x):
+            return super().forward(x) * (1 + 1e-6 * (len(x) < 60))
+
+    network = opened(Rounding(6, 4), X)
+    assert network.shapes == (64, 256, 1024, 4096)
+    assert opened(nn.Linear(6, 4), X, compiled=True).shapes == (4096,)
+
+
+def test_shapes_are_those_that_memory_has_room_for(opened):
+    class Crowded(nn.Linear):
+        def forward(self, x):
+            if len(x) > 1000:
+                raise torch.OutOfMemoryError("out of memory")
+            return super().forward(x)
+
+    assert opened(Crowded(6, 4), X).shapes[-2:] == (128, 512)
 
 
 def test_a_copy_shares_nothing_and_changes_nothing():
@@ -603,9 +629,9 @@ def convolutional():
 )
 @pytest.mark.parametrize(("make", "rows"), [(mlp, X), (convolutional, IMAGES)])
 def test_a_network_travels_bitwise(opened, make, rows, round_trip):
-    network = opened(make(), rows, precision="bfloat16", single_rows=True)
+    network = opened(make(), rows, precision="bfloat16", few_rows_apart=True)
     loaded = round_trip(network)
-    for name in ("head", "precision", "n_logits", "few_rows", "compiled", "batcher"):
+    for name in ("head", "precision", "n_logits", "shapes", "few_rows", "compiled", "batcher"):
         assert getattr(loaded, name) == getattr(network, name)
     batch = network.batcher(rows, slice(0, 8))
     for found, expected in zip(

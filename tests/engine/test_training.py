@@ -781,3 +781,49 @@ def test_sparsity_weight_makes_features_sparse(opened):
     assert last_record(l1, 0.05)["mean_l1"] < 0.8 * last_record(l1, 0.0)["mean_l1"]
     sparse, plain = last_record(l1_over_l2, 0.3), last_record(l1_over_l2, 0.0)
     assert sparse["hoyer_index"] > plain["hoyer_index"] + 0.05
+
+
+# Memory
+
+
+class Crowded(nn.Module):
+    """Has memory to train on a number of rows at a time."""
+
+    def __init__(self, network, most):
+        super().__init__()
+        self.network = network
+        self.most = most
+
+    def forward(self, x):
+        if self.training and len(x) > self.most:
+            raise torch.OutOfMemoryError("out of memory")
+        return self.network(x)
+
+
+@pytest.mark.parametrize(("most", "n_outliers"), [(2, 0), (7, 0), (15, 0), (19, 10)])
+def test_a_batch_without_memory_is_refused_with_the_largest_that_has(opened, most, n_outliers):
+    X, labels = rows_and_labels(40)
+    network = opened(Crowded(regularized_network(), most), X)
+    outliers = range(40 - n_outliers, 40)
+    data = data_of(X, labels[: 40 - n_outliers], outliers)
+    objective = Objective(l1, 0.02, outlier_weight=0.5 if n_outliers else 0.0)
+    # As many outliers as there are join the rows, up to their number.
+    fits = most if n_outliers == 0 else most // 2
+    message = f"no memory for a training step at batch_size=16, .* pass batch_size={fits}, the"
+    with pytest.raises(torch.OutOfMemoryError, match=message):
+        train(network, data, objective, Recipe(1, 16, 0.01, 0.9, 0.0), seed=0)
+
+
+def test_where_not_even_two_rows_have_memory_no_number_is_named(opened):
+    X, labels = rows_and_labels(40)
+    network = opened(Crowded(regularized_network(), 1), X)
+    with pytest.raises(torch.OutOfMemoryError, match="16 rows: pass a smaller one"):
+        train(network, data_of(X, labels), Objective(l1), Recipe(1, 16, 0.01, 0.9, 0.0), seed=0)
+
+
+def test_a_loss_that_is_no_number_is_blamed_on_rows_that_are_none(opened):
+    X, labels = rows_and_labels(40)
+    network = opened(small_network(), X)
+    X[31, 2] = np.nan
+    with pytest.raises(ValueError, match="first in row 31"):
+        train(network, data_of(X, labels), Objective(l1), Recipe(1, 16, 0.01, 0.9, 0.0), seed=0)
