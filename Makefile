@@ -42,12 +42,12 @@ lint: .venv/dev.stamp
 
 # Pages of names that are gone would warn.
 docs: .venv/dev.stamp
-	rm -rf docs/api docs/results
+	rm -rf docs/api docs/results docs/speed
 	.venv/bin/sphinx-build -W --keep-going -b html docs docs/_build/html
 
 clean:
 	rm -rf .venv .venv-oldest .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage
-	rm -rf build skood.egg-info docs/_build docs/api/generated docs/gallery docs/results
+	rm -rf build skood.egg-info docs/_build docs/api/generated docs/gallery docs/results docs/speed
 	rm -f demo.png examples/demo.png docs/sg_execution_times.rst
 	find benchmarks docs examples skood tests -name __pycache__ -exec rm -rf {} +
 

@@ -9,9 +9,11 @@ HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE))
 import api_page  # noqa: E402
 import results_page  # noqa: E402
+import speed_page  # noqa: E402
 
 api_page.write(HERE / "api")
 results_page.write(HERE / "results")
+speed_page.write(HERE / "speed")
 
 project = "skood"
 author = "The skood developers"
