@@ -28,18 +28,17 @@ What skood does to be fast
   row takes a Python call of its own, unless it must be loaded, as those of data sets and
   references are, ahead of their use by worker processes.
 - **Scoring runs on shapes of its own**, apart from the training batch. The largest is chosen for
-  throughput: rows enough that the widest layer fills the cache of a CPU, or keeps a GPU busy. Fewer
-  rows are padded to a smaller one of a ladder of shapes, of which those are kept that give the same
-  bits. So a score depends on its row alone, and a few rows cost little. (A single image may run
-  unpadded, and agrees to 1e-5.)
+  throughput: as many rows as make the largest tensor of the network fill the cache of a CPU, or keep
+  a GPU busy. Fewer rows are padded to a smaller one of a ladder of shapes, of which those are kept
+  that give the same bits on trial rows. (A single image may run unpadded, and agrees to 1e-5.)
 - **Images are in channels_last**, in the network and in its batches, the layout in which
   convolutions are fastest.
 - **Networks with convolutions train in bfloat16** where the CPU or GPU has it in hardware. They
   score in their own precision.
 - **Freed memory is kept** for the next batch, on a CPU with glibc, so that the system need not
   clear new pages for each.
-- **The data move to a GPU once**, for all epochs, where they fit. Otherwise each batch moves while
-  that before it is in use.
+- **The data move to a GPU once**, for all epochs of ``fit``, where they take at most a quarter of its
+  free memory. Otherwise, and in scoring, each batch moves while that before it is in use. (CUDA.)
 
 ``verbose=1`` prints what was picked, and the fitted attributes ``device_``, ``precision_`` and
 ``execution_`` hold it. ``device``, ``precision`` and ``compile`` change it."""

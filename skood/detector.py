@@ -1023,6 +1023,10 @@ class SparseEnergyOODDetector(OutlierMixin, BaseEstimator):
             state = state | {"module": on_cpu(self.module)}
         return state
 
+    def __sklearn_is_fitted__(self) -> bool:
+        # scikit-learn would look through all attributes, at every call.
+        return hasattr(self, "offset_")
+
     def __sklearn_tags__(self) -> Tags:
         tags = super().__sklearn_tags__()
         tags.input_tags.three_d_array = True

@@ -420,8 +420,16 @@ def _buffers(means: Tensor, stds: Tensor) -> tuple[nn.Buffer, nn.Buffer]:
 
 
 def _standardized(x: Tensor, mean: Tensor, std: Tensor) -> Tensor:
+    if x.dim() < 3:
+        return (x - mean) / std
+    # Spread over the pixels in the layout of x: with one value a channel, images with the channels
+    # last would be gone through three values at a time.
     per_channel = [-1] + [1] * (x.dim() - 2)
-    return (x - mean.view(per_channel)) / std.view(per_channel)
+    mean, std = (
+        torch.empty_like(x[:1], dtype=values.dtype).copy_(values.view(per_channel))
+        for values in (mean, std)
+    )
+    return (x - mean) / std
 
 
 def _white(images: Tensor) -> int:

@@ -664,10 +664,10 @@ def test_memory_of_scoring_is_a_small_part_of_the_rows(memory, tmp_path, monkeyp
     assert memory.METHODS == ("score_samples", "predict", "decision_function")
     monkeypatch.setattr(memory, "METHODS", ("predict",))  # which calls the others
     monkeypatch.setattr(memory, "TRAINING_ROWS", 200)
-    memory.main(["--rows", "300000", "--folder", str(tmp_path)])
+    memory.main(["--rows", "600000", "--folder", str(tmp_path)])
     assert list(tmp_path.iterdir()) == []
     output = capsys.readouterr().out
-    assert "`python benchmarks/memory.py --rows 300000`" in output
+    assert "`python benchmarks/memory.py --rows 600000`" in output
     lines = [
         [cell.strip() for cell in line.split("|")[1:-1]]
         for line in output.splitlines()
@@ -675,13 +675,13 @@ def test_memory_of_scoring_is_a_small_part_of_the_rows(memory, tmp_path, monkeyp
     ]
     assert lines[0] == list(memory.COLUMNS)
     (case,) = lines[2:]
-    assert case[:3] == ["predict", "300000", "38.4"]
+    assert case[:3] == ["predict", "600000", "76.8"]
     _, before, peak, above, vector, rest = map(float, case[2:])
     assert above == pytest.approx(peak - before, abs=0.11)
-    assert vector == 2.4
+    assert vector == 4.8
     assert rest == pytest.approx(above - vector, abs=0.11)
-    # Some is held for each row; a copy of X would be 38.4.
-    assert 1.2 < above < 19.2
+    # Some is held for each row; a copy of X would be 76.8.
+    assert 2.4 < above < 38.4
 
 
 def test_memory_is_seen_while_a_call_holds_it(memory):

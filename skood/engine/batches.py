@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
@@ -23,8 +23,8 @@ Transform = Callable[[Any], Tensor]
 STREAM_ROWS = 256
 """Rows of a batch where nothing else decides."""
 
-SHARE_OF_FREE_MEMORY = 0.5
-"""Share of a GPU's free memory that rows may take which stay there."""
+SHARE_OF_FREE_MEMORY = 0.25
+"""Share of a GPU's free memory that rows may take which stay there; training needs the rest."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class Batcher:
         """Copy the rows `index` of X into a batch as the network takes them."""
         if is_loadable(X):
             return self._ready(*load_batch(X, self.preprocess, index), index)
-        return self._ready(self._copied(X[index]), False, index)
+        return self._ready(self._copied(X, index), False, index)
 
     def stream(
         self, X: Rows, indices: Iterable[Index], n_rows: int, *, checked: bool = True
@@ -94,7 +94,7 @@ class Batcher:
                 yield index, _to_tensor(X[index]), False
         else:
             for index in indices:
-                yield index, self._copied(X[index]), False
+                yield index, self._copied(X, index), False
 
     def _ahead(
         self, fetched: Iterator[tuple[Index, Tensor, bool]]
@@ -103,7 +103,7 @@ class Batcher:
         if self.device.type != "cuda":
             yield from fetched
             return
-        transfers, waiting = torch.cuda.Stream(self.device), None
+        transfers, waiting = _transfers(self.device), None
         for index, batch, preprocessed in fetched:
             with torch.cuda.stream(transfers):
                 if batch.device.type == "cpu":
@@ -123,10 +123,15 @@ class Batcher:
         batch.record_stream(here)
         return index, batch, preprocessed
 
-    def _copied(self, rows: NDArray[Any] | Tensor) -> Tensor:
+    def _copied(self, X: Any, index: Index) -> Tensor:
+        if isinstance(X, Tensor) and not isinstance(index, slice):
+            picks = torch.from_numpy(index)
+            if X.device.type == "cuda":  # from pinned memory, the device need not wait for it
+                picks = picks.pin_memory().to(X.device, non_blocking=True)
+            return X.detach()[picks].to(self.device, self._dtype_of_rows)
         # A copy of its own: what the network or preprocess does to it must not reach X, and memory
         # that torch allocates is aligned alike, on which the last bits of a product depend.
-        return _to_tensor(rows).to(self.device, self._dtype_of_rows, copy=True)
+        return _to_tensor(X[index]).to(self.device, self._dtype_of_rows, copy=True)
 
     @property
     def _dtype_of_rows(self) -> torch.dtype | None:
@@ -146,6 +151,12 @@ class Batcher:
             _refuse_nonfinite(batch, index)
         layout = torch.channels_last if batch.ndim == 4 else torch.contiguous_format
         return batch.contiguous(memory_format=layout)
+
+
+@cache
+def _transfers(device: torch.device) -> torch.cuda.Stream:
+    """The stream on which batches travel to a GPU; memory freed on one is of use to it alone."""
+    return torch.cuda.Stream(device)
 
 
 def moments(batcher: Batcher, X: Rows, rows: NDArray[np.intp]) -> tuple[Tensor, Tensor]:

@@ -14,10 +14,12 @@ from torch import nn
 VALUES_IN_CACHE = 2**20
 """Values of the largest tensor in a network with which a CPU scores fastest: 4 MB in float32."""
 
-VALUES_ON_GPU = 2**27
-"""The same on a GPU, where few large kernels are faster than many small ones."""
+VALUES = {"cpu": VALUES_IN_CACHE, "cuda": 2**27}
+"""The same by device: on a GPU few large kernels are faster than many small ones."""
 
-FEWEST_ROWS, MOST_ROWS_ON_CPU, MOST_ROWS_ON_GPU = 8, 2**12, 2**16
+VALUES_ELSEWHERE = 2**23
+
+FEWEST_ROWS, MOST_ROWS = 8, {"cpu": 2**12, "cuda": 2**16}
 
 LARGEST_KEPT_BLOCK = 2**25 - 2**16
 """Bytes of a block, just below the largest that glibc keeps when it is freed."""
@@ -114,10 +116,8 @@ def rows_at_once(widest: int, device: torch.device) -> int:
     int
         The rows.
     """
-    on_cpu = device.type == "cpu"
-    values, most = (
-        (VALUES_IN_CACHE, MOST_ROWS_ON_CPU) if on_cpu else (VALUES_ON_GPU, MOST_ROWS_ON_GPU)
-    )
+    values = VALUES.get(device.type, VALUES_ELSEWHERE)
+    most = MOST_ROWS.get(device.type, MOST_ROWS["cpu"])
     rows = min(max(values // widest, FEWEST_ROWS), most)
     return 1 << (rows.bit_length() - 1)
 

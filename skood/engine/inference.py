@@ -150,23 +150,25 @@ def _over_batches(
 ) -> Iterator[T]:
     """What a forward gives for each batch of the rows asked for, at their positions.
 
-    Where a GPU has no memory for a batch, the rest goes on in batches of half as many rows.
+    Where a GPU has no memory for a batch, the rest goes on in smaller ones.
     """
     if network.device.type == "cpu":
         keep_freed_memory()
     n_rows, done = row_count(X) if rows is None else len(rows), 0
     while done < n_rows:
+        shape, batch = network.shapes[-1], None
         try:
             for piece, batch in _batches(network, X, rows, n_rows, done):
+                shape = len(batch)
                 yield forward(piece, batch)
                 done = piece.stop
         except torch.OutOfMemoryError:
-            if network.shapes[-1] == 1:
+            if shape == 1 and not network.few_rows:
                 raise
-            # Only when the error is gone does what it holds become free.
+            del batch  # and with the error, all that it holds becomes free
         else:
             return
-        _halve(network)
+        _shrink(network, shape)
 
 
 def _batches(
@@ -182,13 +184,16 @@ def _batches(
         yield piece, batch
 
 
-def _halve(network: Network) -> None:
-    """Go on with forwards of at most half as many rows."""
-    *smaller, most = network.shapes
-    network.shapes = (*(shape for shape in smaller if shape < most // 2), most // 2)
+def _shrink(network: Network, shape: int) -> None:
+    """Go on without forwards of so many rows, for which there is no memory."""
+    if network.few_rows >= shape:
+        network.few_rows = 0
+    # Another thread may have met the same, and done this.
+    if network.shapes[-1] >= shape:
+        network.shapes = tuple(s for s in network.shapes if s < shape) or (max(shape // 2, 1),)
     warnings.warn(
-        f"{network.device} has no memory for a forward of {most} rows: scores are computed "
-        f"{most // 2} at a time from here on, and may differ from earlier ones by rounding.",
+        f"{network.device} has no memory for a forward of {shape} rows: from here on, scores are "
+        f"computed {network.shapes[-1]} at a time, and may differ from earlier ones by rounding.",
         UserWarning,
         stacklevel=6,
     )

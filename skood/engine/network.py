@@ -17,8 +17,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from .batches import Batcher, Rows, has_channels_last, spaced
+from .batches import Batcher, Rows, has_channels_last, slices, spaced
 from .hardware import (
     Precision,
     autocast,
@@ -44,6 +45,9 @@ PROBED_FEATURES = 256
 PROBE = 256
 """Size of a feature when its weights are read."""
 
+ROWS_OF_A_SHAPE = 64
+"""Rows on which shapes of batches are compared, at most."""
+
 FEW_ROWS_TOLERANCE = 1e-5
 """Relative difference that a forward of few rows may make."""
 
@@ -66,6 +70,8 @@ class Network:
     shapes : tuple of int
         Numbers of rows that its forwards take, ascending. Within each, and across all of them, the
         result for a row is bitwise the same in any company.
+    widest : int
+        Values of a row where the network is widest.
     few_rows : int, default=0
         Requests of at most so many rows run in a forward of this size, and agree with the others to
         1e-5.
@@ -81,6 +87,7 @@ class Network:
         precision: Precision,
         n_logits: int,
         shapes: tuple[int, ...],
+        widest: int,
         few_rows: int = 0,
         compiled: bool = False,
     ) -> None:
@@ -89,6 +96,7 @@ class Network:
         self.precision = precision
         self.n_logits = n_logits
         self.shapes = shapes
+        self.widest = widest
         self.few_rows = few_rows
         self.compiled = compiled
         # While hooks are on the module, it must not be copied: the copies would keep them.
@@ -117,7 +125,10 @@ class Network:
     def execution(self) -> dict[str, Any]:
         """What was picked to run it fast, beside device and precision."""
         weights = [p for p in self.module.parameters() if p.ndim == 4]
-        by_channel = any(p.is_contiguous(memory_format=torch.channels_last) for p in weights)
+        by_channel = any(
+            w.is_contiguous(memory_format=torch.channels_last) and not w.is_contiguous()
+            for w in weights
+        )
         return {
             "layout": "channels_last" if by_channel else "contiguous",
             "scoring_rows": ((self.few_rows,) if self.few_rows else ()) + self.shapes,
@@ -196,6 +207,9 @@ class Network:
             "module": state["module"].to(device),
             "batcher": dataclasses.replace(state["batcher"], device=device),
         }
+        if device.type != state["batcher"].device.type and state["shapes"] != (1,):
+            # Whether others give the same bits is not known there.
+            moved |= {"shapes": (rows_at_once(state["widest"], device),), "few_rows": 0}
         Network.__init__(self, **(state | moved))
 
 
@@ -249,7 +263,7 @@ def open_network(
             "nn.Module from which it was made."
         )
     module = module.to(batcher.device).eval()
-    rows = spaced(rows, TRIAL_ROWS)
+    all_rows, rows = rows, spaced(rows, TRIAL_ROWS)
     batch = batcher(X, rows)
     with torch.no_grad():
         with _explained(module, batch, X, batcher):
@@ -261,7 +275,8 @@ def open_network(
             module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         alone = _must_run_alone(module)
         _check_rows_alone(module, batcher, X, rows[:1] if alone else rows)
-    most = 1 if alone else rows_at_once(_widest(module, batch), batcher.device)
+    widest = _widest(module, batch)
+    most = 1 if alone else rows_at_once(widest, batcher.device)
     network = Network(
         module,
         _head_of(module, batch, head),
@@ -269,49 +284,71 @@ def open_network(
         resolve_precision(precision, module, batcher.device),
         logits.shape[1],
         shapes=(most,),
-        few_rows=few_rows(batcher.device) if few_rows_apart and batch.ndim > 2 else 0,
+        widest=widest,
         compiled=compiled,
     )
-    if not compiled:  # each shape is compiled on its own, at its first use, which takes long
-        _choose_shapes(network, X, rows)
+    if not compiled:  # each shape would be compiled on its own, which takes long
+        rows = spaced(all_rows, min(most, ROWS_OF_A_SHAPE))
+        few = few_rows(batcher.device) if few_rows_apart and batch.ndim > 2 else 0
+        _choose_shapes(network, X, rows, few)
     return network
 
 
+class _Sizes(TorchDispatchMode):
+    """Notes the size of each tensor that an operation returns."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.noted: list[int] = []
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        output = func(*args, **(kwargs or {}))
+        outputs = output if isinstance(output, tuple | list) else [output]
+        self.noted += [x.numel() for x in outputs if isinstance(x, Tensor)]
+        return output
+
+
 def _widest(module: nn.Module, batch: Tensor) -> int:
-    """Values of a row where a network is widest, as far as its submodules show."""
-    parts = {
-        name: part
-        for name, part in module.named_modules()
-        if not isinstance(part, torch.jit.ScriptModule)
-    }
-    with torch.no_grad(), captured_calls(parts) as calls:
-        module(batch)
-    tensors = [x for call in calls.values() if isinstance(x := call.output, Tensor)]
-    return max(tensor.numel() for tensor in (batch, *tensors)) // len(batch)
+    """Values of a row in the largest tensor of a forward that grows with its rows."""
+    sizes = []
+    for n_rows in (TRIAL_ROWS // 2, TRIAL_ROWS):
+        rows = batch[torch.arange(n_rows, device=batch.device) % len(batch)]
+        with torch.no_grad(), _Sizes() as seen:
+            module(rows)
+        sizes.append(seen.noted)
+    growths = [many - few for few, many in zip(*sizes, strict=False)]
+    return max([batch[0].numel(), *(growth // (TRIAL_ROWS // 2) for growth in growths)])
 
 
-def _choose_shapes(network: Network, X: Rows, rows: NDArray[np.intp]) -> None:
+def _choose_shapes(network: Network, X: Rows, rows: NDArray[np.intp], few: int) -> None:
     """Let few rows run in smaller forwards, where these give the same bits, or nearly so."""
-    (most,), few = network.shapes, network.few_rows
+    (most,) = network.shapes
 
     @functools.cache
-    def outputs(n_rows: int) -> list[Tensor]:
-        batch = network.batcher(X, np.resize(rows, n_rows))
-        with (
-            torch.inference_mode(),
-            autocast(network.device, network.precision.scoring),
-            _explained(network.module, batch, X, network.batcher),
-        ):
-            return [x[: len(rows)].clone() for x in network.features_and_logits(batch)]
+    def outputs(n_rows: int, tried: int = len(rows)) -> list[Tensor]:
+        """Features and logits of the first rows, from forwards of so many."""
+        pieces = []
+        for piece in slices(tried, n_rows):
+            batch = network.batcher(X, np.resize(rows[piece], n_rows))
+            with (
+                torch.inference_mode(),
+                autocast(network.device, network.precision.scoring),
+                _explained(network.module, batch, X, network.batcher),
+            ):
+                both = network.features_and_logits(batch)
+                pieces.append([x[: len(rows[piece])].clone() for x in both])
+        return [torch.cat(parts) for parts in zip(*pieces, strict=True)]
 
     while not _has_memory(outputs, most):
         most //= 2
     network.shapes = same_bits(outputs, most)
-    if few and network.shapes[0] > few:
-        pairs = zip(outputs(few), outputs(most), strict=True)
-        if all(close(own, others[: len(own)], FEW_ROWS_TOLERANCE) for own, others in pairs):
-            return
-    network.few_rows = 0
+    if 0 < few < network.shapes[0]:
+        tried = min(TRIAL_ROWS, len(rows))
+        pairs = zip(outputs(few, tried), outputs(most), strict=True)
+        if all(close(own, others[:tried], FEW_ROWS_TOLERANCE) for own, others in pairs):
+            network.few_rows = few
 
 
 def _has_memory(outputs: Outputs, n_rows: int) -> bool:
@@ -687,14 +724,19 @@ def _compiled_forward(
         return kept["features"].flatten(1), logits
 
     module.get_submodule(head).register_forward_pre_hook(keep, with_kwargs=True)
+    plain = torch.compile(forward, dynamic=False)
     if device.type != "cuda":
-        return torch.compile(forward, dynamic=False)
-    # On a GPU the kernels are launched as one CUDA graph, as the shapes are fixed.
+        return plain
+    # On a GPU, the kernels of a forward are launched as one CUDA graph, as the shapes are fixed.
     graphed = torch.compile(forward, dynamic=False, mode="reduce-overhead")
 
     def replayed(batch: Tensor) -> tuple[Tensor, Tensor]:
-        # What the last replay returned has been used: its memory may be written again.
+        # Graphs belong to a thread, and those of training would hold its activations twice.
+        if torch.is_grad_enabled() or threading.current_thread() is not threading.main_thread():
+            return plain(batch)
         torch.compiler.cudagraph_mark_step_begin()
-        return graphed(batch)
+        features, logits = graphed(batch)
+        # Copies, as the next replay writes into the same memory.
+        return features.clone(), logits.clone()
 
     return replayed

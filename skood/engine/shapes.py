@@ -15,17 +15,19 @@ from torch import Tensor
 STEP = 4
 """Each shape of the ladder has this many times the rows of the next smaller one."""
 
+SMALLEST = 4
+"""Rows of the smallest shape: products with fewer rows have kernels of their own."""
+
 Outputs = Callable[[int], Sequence[Tensor]]
 
 
 def same_bits(outputs: Outputs, most: int) -> tuple[int, ...]:
-    """Shapes, from a row on, in which a forward gives bitwise what it gives in the largest.
+    """Shapes in which forwards give bitwise what one of the largest gives.
 
     Parameters
     ----------
     outputs : callable
-        Gives what a forward of so many rows returns for the first of them, padded with rows of the
-        same kind.
+        Gives what forwards of so many rows return for some rows, always the same.
     most : int
         Rows of the largest shape.
 
@@ -35,9 +37,8 @@ def same_bits(outputs: Outputs, most: int) -> tuple[int, ...]:
         The shapes, ascending.
     """
     expected, shapes, shape = outputs(most), [most], most
-    while (shape := shape // STEP) > 0:
-        pairs = zip(outputs(shape), expected, strict=True)
-        if all(torch.equal(found, other[: len(found)]) for found, other in pairs):
+    while (shape := shape // STEP) >= SMALLEST:
+        if all(map(torch.equal, outputs(shape), expected)):
             shapes.insert(0, shape)
     return tuple(shapes)
 

@@ -27,6 +27,7 @@ from .distributed import ALONE, Forward, Ranks
 from .hardware import autocast
 from .inference import NonFiniteLogitsError, forward_rows
 from .network import Network
+from .outputs import all_finite
 
 Record = dict[str, float]
 Step = tuple[int, dict[str, Tensor]]
@@ -210,12 +211,14 @@ def train(
     forward = data.ranks.parallel(network)
     for epoch in range(len(history) + 1, recipe.epochs + 1):
         start = time.perf_counter()
-        means = _epoch(
+        means, sums = _epoch(
             network, forward, teacher, data, objective, recipe, augment, optimizer, epoch, seed
         )
         data.ranks.share_buffers(network.module)
         record = _epoch_record(epoch, means, start, data.ranks)
-        _check_progress(network, data, probe, spread, record, _remedy(objective, recipe))
+        if any(data.ranks.gather(not all_finite(sums))):
+            _refuse_nonfinite_rows(network, data, objective)
+        _check_progress(network, data.X, probe, spread, record, _remedy(objective, recipe))
         history.append(record)
         after_epoch(Progress(history, spread, network.module, optimizer.state_dict()))
     return history
@@ -341,8 +344,12 @@ def _epoch(
     optimizer: torch.optim.Optimizer,
     epoch: int,
     seed: int,
-) -> list[Step]:
-    """One pass over the in-distribution rows, decided by the seed and the epoch's number alone."""
+) -> tuple[list[Step], Tensor]:
+    """One pass over the in-distribution rows, decided by the seed and the epoch's number alone.
+
+    With the steps come the sums of their batches, finite where all values are. To ask the device
+    for each in its turn would keep it waiting.
+    """
     orders = np.random.SeedSequence([seed, epoch]).generate_state(4).tolist()
     order, outlier_order, draws = (
         torch.Generator(device="cpu").manual_seed(state) for state in orders[:3]
@@ -354,24 +361,31 @@ def _epoch(
     if objective.outlier_weight > 0:
         endless = _endless_batches(data.outliers, recipe.batch_size, ranks.size, outlier_order)
         drawn = list(islice(endless, len(batches)))
-    stream = partial(network.batcher.stream, data.X, checked=False)  # the loss will tell
+    stream = partial(network.batcher.stream, data.X, checked=False)
     inliers = stream((data.rows[ranks.share(picks)] for picks in batches), len(data.rows))
     outliers = stream(map(ranks.share, drawn), len(data.outliers))
-    means = []
+    owns = [picks[ranks.share(np.arange(len(picks)))] for picks in batches]
+    labels_of_steps = (
+        torch.from_numpy(data.labels[np.concatenate(owns)])
+        .to(network.device)
+        .split([len(own) for own in owns])
+    )
+    means, sums = [], []
     # Dropout is drawn by each rank, for its own rows.
     with reproducible(orders[3] + ranks.rank, network.device), ranks.batch_norm():
         network.train(True)
-        for picks, others, rate in zip(batches, drawn, rates, strict=True):
+        steps = zip(batches, drawn, rates, labels_of_steps, strict=True)
+        for picks, others, rate, labels in steps:
             _set_rate(optimizer, rate)
             own, own_others = (ranks.share(np.arange(len(x))) for x in (picks, others))
             batch = next(inliers)
             if objective.outlier_weight > 0:
                 batch = torch.cat([batch, next(outliers)])
+            sums.append(batch.sum())
             if augment is not None:
                 positions = np.concatenate([own, len(picks) + own_others])
                 share = Share(positions, len(picks) + len(others))
                 batch = augment(batch, draws, share).to(batch.dtype)
-            labels = torch.from_numpy(data.labels[picks[own]]).to(batch.device)
             # Ranks have a row more or less than others, and the mean of their losses counts.
             weight = ranks.size * len(own) / len(picks)
             others_weight = ranks.size * len(own_others) / max(len(others), 1)
@@ -386,7 +400,7 @@ def _epoch(
                 pass  # only when the error is gone does what it holds become free
             _refuse_batch(partial(step, network.features_and_logits), batch, labels, recipe, ranks)
         network.train(False)
-    return means
+    return means, torch.stack(sums)
 
 
 def _step(
@@ -479,7 +493,7 @@ def _epoch_record(epoch: int, steps: list[Step], start: float, ranks: Ranks) -> 
 
 def _check_progress(
     network: Network,
-    data: TrainingData,
+    X: Rows,
     probe: NDArray[np.intp],
     initial_spread: float,
     record: Record,
@@ -488,14 +502,13 @@ def _check_progress(
     """Stop where the loss, or what it did to the network, is beyond repair."""
     epoch = record["epoch"]
     if not math.isfinite(record["loss"]):
-        _refuse_nonfinite_rows(network, data)
         raise DivergenceError(
             f"The loss is {record['loss']} in epoch {epoch} (cross-entropy "
             f"{record['cross_entropy']:.4g}, penalty {record['penalty']:.4g}). {remedy}, and check "
             "that X is on the scale that the network expects."
         )
     try:
-        spread = _energy_spread(network, data.X, probe)
+        spread = _energy_spread(network, X, probe)
     except NonFiniteLogitsError as error:
         raise DivergenceError(
             f"The logits became NaN or infinite in epoch {epoch}. {remedy}, and check that X is on "
@@ -508,9 +521,10 @@ def _check_progress(
         )
 
 
-def _refuse_nonfinite_rows(network: Network, data: TrainingData) -> None:
-    """Blame the rows for a loss that is not finite, if it is theirs."""
-    rows = np.concatenate([data.rows, data.outliers])
+def _refuse_nonfinite_rows(network: Network, data: TrainingData, objective: Objective) -> None:
+    """Refuse rows that hold NaN or infinity, if there are any."""
+    outliers = data.outliers if objective.outlier_weight > 0 else data.outliers[:0]
+    rows = np.concatenate([data.rows, outliers])
     indices = (rows[piece] for piece in slices(len(rows), STREAM_ROWS))
     for _ in network.batcher.stream(data.X, indices, len(rows)):
         pass

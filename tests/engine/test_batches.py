@@ -299,8 +299,8 @@ def test_rows_that_stay_on_the_device_give_the_same_batches(monkeypatch, contain
     assert torch.equal(own(rows, index), own(X, index))
 
 
-@pytest.mark.parametrize(("free", "stays"), [(2 * 6 * 4 * 4, True), (2 * 6 * 4 * 4 - 1, False)])
-def test_rows_stay_on_the_device_where_they_take_half_of_its_free_memory(monkeypatch, free, stays):
+@pytest.mark.parametrize(("free", "stays"), [(4 * 6 * 4 * 4, True), (4 * 6 * 4 * 4 - 1, False)])
+def test_rows_stay_on_the_device_that_has_four_times_the_memory(monkeypatch, free, stays):
     monkeypatch.setattr("skood.engine.batches.free_memory", lambda device: free)
     X = CONTAINERS["float64"]
     assert (batcher().resident(X) is not X) == stays

@@ -96,9 +96,9 @@ def test_few_rows_and_many_agree():
 def test_scoring_goes_on_in_smaller_batches_where_memory_runs_out():
     detector = fitted()
     whole = detector.score_samples(IMAGES)
-    ballast = []
+    torch.cuda.empty_cache()
     free, _ = torch.cuda.mem_get_info()
-    ballast.append(torch.empty(free - 2**28, dtype=torch.uint8, device="cuda"))
+    ballast = torch.empty(free - 2**28, dtype=torch.uint8, device="cuda")
     many = np.concatenate([IMAGES] * 20)
     with pytest.warns(UserWarning, match="has no memory for a forward of"):
         scores = detector.score_samples(many)

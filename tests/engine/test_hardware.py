@@ -132,6 +132,7 @@ def test_autocast_follows_the_precision_whatever_surrounds_it():
         (32 * 32 * 32, "cpu", 32),  # WideResNet-16-2
         (64 * 112 * 112, "cpu", 8),  # ResNet-50 on 224 x 224 pixels
         (32 * 32 * 32, "cuda", 4096),
+        (32 * 32 * 32, "mps", 256),
         (3000, "cpu", 256),  # a power of two
         (1, "cuda", 65536),
     ],
@@ -163,4 +164,5 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
         int(subprocess.check_output([sys.executable, "-c", script, word], env=environment))
         for word in ("keep", "leave")
     ]
-    assert faults[0] < faults[1] / 10
+    # None at all where a block that large was freed before, at the import.
+    assert faults[0] <= faults[1] / 10

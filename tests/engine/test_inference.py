@@ -215,15 +215,32 @@ class Crowded(nn.Module):
 def test_batches_are_halved_until_there_is_memory(opened):
     network = opened(Crowded(mlp(), 10**6), TABLE)
     whole = outputs(network, TABLE)
-    network.shapes, network.module.most = (64, 256, 512), 200
+    network.shapes, network.module.most = (512,), 200
     network.module.seen.clear()
     with pytest.warns(UserWarning, match=r"cpu has no memory for a forward of (512|256) rows"):
         found = outputs(network, TABLE)
-    # What had been computed before is not computed again.
     assert network.module.seen == [512, 256, 128, 128, 128, 128, 128]
-    assert network.shapes == (64, 128)
+    assert network.shapes == (128,)
     for own, other in zip(found, whole, strict=True):
         torch.testing.assert_close(own, other, rtol=1e-5, atol=1e-6)
+
+
+def test_smaller_shapes_that_are_known_are_taken_where_there_is_no_memory(opened):
+    network = opened(Crowded(mlp(), 10**6), TABLE)
+    whole = outputs(network, TABLE)
+    network.module.most = 100
+    with pytest.warns(UserWarning, match=r"scores are computed (256|64) at a time"):
+        assert_equal(outputs(network, TABLE), whole)
+    assert network.shapes == (4, 16, 64)
+
+
+def test_few_rows_without_memory_run_in_other_shapes(opened):
+    network = opened(Crowded(mlp(), 10**6), TABLE)
+    network.few_rows, network.module.most = 16, 8
+    with pytest.warns(UserWarning, match="no memory for a forward of 16 rows"):
+        found = outputs(network, TABLE[:3])
+    assert_equal(found, outputs(network, TABLE[:3]))
+    assert network.few_rows == 0
 
 
 def test_memory_may_run_out_in_the_middle(opened):
@@ -237,7 +254,7 @@ def test_memory_may_run_out_in_the_middle(opened):
         return product(hidden, logits)
 
     network.module.seen.clear()
-    with pytest.warns(UserWarning, match="forward of 128 rows: scores are computed 64 at a time"):
+    with pytest.warns(UserWarning, match="forward of 128 rows: .* 64 at a time"):
         found = scored(network, TABLE, score)
     for own, other in zip(found, expected, strict=True):
         torch.testing.assert_close(own, other, rtol=1e-5, atol=1e-6)

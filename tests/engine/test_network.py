@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import functools
 import pickle
 import threading
@@ -241,7 +242,6 @@ def test_an_image_runs_alone_where_that_is_allowed_and_agrees(opened, rows, apar
 
     module = nn.Sequential(Alone(), nn.Linear(rows[0].size, 4))
     network = opened(module, rows, few_rows_apart=apart)
-    assert 1 not in network.shapes
     assert network.few_rows == (apart and rows.ndim > 2 and off < 1e-5)
 
 
@@ -253,6 +253,62 @@ def test_only_shapes_that_round_alike_are_taken(opened):
     network = opened(Rounding(6, 4), X)
     assert network.shapes == (64, 256, 1024, 4096)
     assert opened(nn.Linear(6, 4), X, compiled=True).shapes == (4096,)
+
+
+def test_a_shape_that_rounds_one_row_otherwise_is_left_out(opened):
+    rows = np.random.RandomState(0).randn(300, 6)
+
+    class Rounding(nn.Linear):
+        def forward(self, x):
+            odd = (x[:, :1] == x[:, :1].max()) & (len(x) == 16)
+            return super().forward(x) * (1 + 1e-6 * odd)
+
+    assert opened(Rounding(6, 4).double(), rows).shapes == (4, 64, 256, 1024, 4096)
+
+
+class Recurrent(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.body, self.head = nn.LSTM(2, 64, batch_first=True), nn.Linear(64, 3)
+
+    def forward(self, x):
+        return self.head(self.body(x)[0][:, -1])
+
+
+class Attention(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.head = nn.Linear(2, 3)
+
+    def forward(self, x):
+        return self.head((torch.softmax(x @ x.mT, dim=2) @ x).mean(dim=1))
+
+
+@pytest.mark.parametrize(
+    ("module", "shape", "widest"),
+    [
+        (nn.Linear(3000, 2000), (3000,), 3000),  # its weights do not count
+        (nn.Linear(3, 2000), (3,), 2000),
+        (Recurrent(), (60, 2), 60 * 64),
+        (Attention(), (60, 2), 60 * 60),
+        (torch.jit.script(nn.Sequential(nn.Linear(3, 70), nn.Linear(70, 4))), (3,), 70),
+    ],
+    ids=["linear", "wide output", "LSTM", "functional", "scripted"],
+)
+def test_a_network_is_as_wide_as_its_largest_tensor(opened, module, shape, widest):
+    rows = np.random.RandomState(0).randn(20, *shape)
+    found = opened(module, rows).widest
+    assert widest <= found <= 4 * widest  # gates of the LSTM stand side by side
+
+
+def test_shapes_are_chosen_anew_on_another_kind_of_device(opened):
+    network = opened(mlp(), X)
+    state = network.__getstate__()
+    gpu = dataclasses.replace(state["batcher"], device=torch.device("cuda", 7))
+    moved = object.__new__(type(network))
+    with pytest.warns(UserWarning, match="not available here"):
+        moved.__setstate__(state | {"batcher": gpu, "shapes": (16, 65536), "few_rows": 16})
+    assert (moved.shapes, moved.few_rows) == ((4096,), 0)
 
 
 def test_shapes_are_those_that_memory_has_room_for(opened):
