@@ -39,7 +39,7 @@ PRETRAINING_STEPS = 300
 
 DISTILLATION_TEMPERATURE = 2.0
 
-PROBE_ROWS = 64
+PROBE_ROWS = 256
 """Rows that tell, after each epoch, whether the network still distinguishes its inputs."""
 
 COLLAPSED_SPREAD = 1e-2
