@@ -388,7 +388,7 @@ class SparseEnergyOODDetector(OutlierMixin, BaseEstimator):
                 calibration, truth = inliers[held_out], targets[held_out]
                 if network is None:
                     network = self._default_network(data, device)
-                if self.pretrain_epochs != 0 or self.max_epochs > 0:
+                if self._pretraining_epochs() != 0 or self.max_epochs > 0:
                     X = network.batcher.resident(X)
                     data = dataclasses.replace(data, X=X)
                 if self.verbose and ranks.first:
@@ -833,13 +833,16 @@ class SparseEnergyOODDetector(OutlierMixin, BaseEstimator):
             labels = ranks.from_first(cluster_labels(read, len(rows), seeds.clusters))
         return np.unique(labels, return_inverse=True)
 
+    def _pretraining_epochs(self) -> int | None:
+        """Epochs of pre-training; None where they depend on the number of rows."""
+        if self.pretrain_epochs == "auto":
+            return 0 if self.module is not None else None
+        return int(self.pretrain_epochs)
+
     def _pretrain(
         self, network: Network, data: TrainingData, seeds: _Seeds
     ) -> list[dict[str, Any]]:
-        if self.pretrain_epochs == "auto":
-            epochs = 0 if self.module is not None else None
-        else:
-            epochs = int(self.pretrain_epochs)
+        epochs = self._pretraining_epochs()
         recipe = pretraining_recipe(len(data.rows), self.batch_size, epochs)
         return self._train("pretrain", network, data, Objective(l1), recipe, seeds.pretraining)
 

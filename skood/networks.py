@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .engine.batches import has_channels_last
+from .engine.hardware import sent
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
@@ -197,7 +198,7 @@ class NormalizeImages(nn.Module):
         """Normalize a batch of images."""
         white = _white(images)
         x = self._channels_first(images).to(self.mean.dtype) / white
-        return _standardized(x, self.mean.to(x.device), self.std.to(x.device))
+        return _standardized(x, sent(self.mean, x.device), sent(self.std, x.device))
 
     def _channels_first(self, images: Tensor) -> Tensor:
         """Images as (n, c, h, w)."""

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
+from .hardware import sent
 from .loading import transformed
 
 CROP_PADDING = 4
@@ -56,7 +57,7 @@ def flip(batch: Tensor, generator: torch.Generator, share: Share | None = None) 
     _check_images(batch)
     share = share or _whole(batch)
     draws = torch.rand(share.n_rows, generator=generator, device="cpu") < 0.5
-    mirrored = draws[share.positions].to(batch.device).view(-1, *[1] * (batch.ndim - 1))
+    mirrored = sent(draws[share.positions], batch.device).view(-1, *[1] * (batch.ndim - 1))
     return torch.where(mirrored, batch.flip(-1), batch)
 
 
@@ -82,7 +83,7 @@ def flip_crop(batch: Tensor, generator: torch.Generator, share: Share | None = N
     height, width = batch.shape[-2:]
     shape = (2, share.n_rows)
     draws = torch.randint(2 * CROP_PADDING + 1, shape, generator=generator, device="cpu")
-    top, left = draws[:, share.positions].to(batch.device)
+    top, left = sent(draws[:, share.positions], batch.device)
     padded = F.pad(batch, [CROP_PADDING] * 4)
     rows = top[:, None] + torch.arange(height, device=batch.device)
     columns = left[:, None] + torch.arange(width, device=batch.device)

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from .hardware import free_memory
+from .hardware import free_memory, sent
 from .loading import Index, is_loadable, load, load_batch, transformed
 from .outputs import all_finite
 
@@ -125,9 +125,7 @@ class Batcher:
 
     def _copied(self, X: Any, index: Index) -> Tensor:
         if isinstance(X, Tensor) and not isinstance(index, slice):
-            picks = torch.from_numpy(index)
-            if X.device.type == "cuda":  # from pinned memory, the device need not wait for it
-                picks = picks.pin_memory().to(X.device, non_blocking=True)
+            picks = sent(torch.from_numpy(index), X.device)
             return X.detach()[picks].to(self.device, self._dtype_of_rows)
         # A copy of its own: what the network or preprocess does to it must not reach X, and memory
         # that torch allocates is aligned alike, on which the last bits of a product depend.

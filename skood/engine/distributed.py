@@ -18,7 +18,7 @@ import hashlib
 import multiprocessing
 import os
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -31,9 +31,8 @@ from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 from torch.overrides import TorchFunctionMode
 
-from .network import Network
+from .network import Captured, Forward, Network
 
-Forward = Callable[[Tensor], tuple[Tensor, Tensor]]
 T = TypeVar("T")
 
 
@@ -117,7 +116,7 @@ class Ranks:
             return network.features_and_logits
         self.share_buffers(network.module)
         # Which parameters have a gradient does not change from step to step, and some have none.
-        return DistributedDataParallel(_Captured(network), static_graph=True)
+        return DistributedDataParallel(Captured(network), static_graph=True)
 
     def batch_norm(self) -> AbstractContextManager[Any]:
         """Batch-norm over the rows of all ranks, inside."""
@@ -236,21 +235,6 @@ def _local_gpu(rank: int) -> int:
     """The current GPU where the user has chosen one, else that of the rank on this machine."""
     local = int(os.environ.get("LOCAL_RANK", rank))
     return torch.cuda.current_device() or local % torch.cuda.device_count()
-
-
-class _Captured(nn.Module):
-    """A network as a module that returns all that the loss depends on.
-
-    It shows the parameters alone: DDP would send all buffers before each step.
-    """
-
-    def __init__(self, network: Network) -> None:
-        super().__init__()
-        self.trained = nn.ParameterList(network.module.parameters())
-        self.network = network
-
-    def forward(self, batch: Tensor) -> tuple[Tensor, Tensor]:
-        return self.network.features_and_logits(batch)
 
 
 class _BatchNormOfAllRanks(TorchFunctionMode):

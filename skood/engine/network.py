@@ -36,6 +36,9 @@ from .shapes import Outputs, same_bits
 TRIAL_ROWS = 8
 """Rows on which a network is tried before anything else."""
 
+Forward = Callable[[Tensor], tuple[Tensor, Tensor]]
+"""Features (n, d) and logits (n, K) of a batch."""
+
 COMPILED = "_orig_mod"
 """Name under which what torch.compile returns holds the module."""
 
@@ -77,6 +80,8 @@ class Network:
         1e-5.
     compiled : bool, default=False
         Whether forwards run through torch.compile.
+    replayed : bool, default=False
+        Whether it was trained by CUDA graphs.
     """
 
     def __init__(
@@ -90,6 +95,7 @@ class Network:
         widest: int,
         few_rows: int = 0,
         compiled: bool = False,
+        replayed: bool = False,
     ) -> None:
         self.head = head
         self.batcher = batcher
@@ -99,6 +105,7 @@ class Network:
         self.widest = widest
         self.few_rows = few_rows
         self.compiled = compiled
+        self.replayed = replayed
         # While hooks are on the module, it must not be copied: the copies would keep them.
         self._idle = threading.Condition()
         self._captures = 0
@@ -133,6 +140,7 @@ class Network:
             "layout": "channels_last" if by_channel else "contiguous",
             "scoring_rows": ((self.few_rows,) if self.few_rows else ()) + self.shapes,
             "compiled": self.compiled,
+            "cuda_graphs": self.replayed,
         }
 
     def describe(self) -> str:
@@ -211,6 +219,22 @@ class Network:
             # Whether others give the same bits is not known there.
             moved |= {"shapes": (rows_at_once(state["widest"], device),), "few_rows": 0}
         Network.__init__(self, **(state | moved))
+
+
+class Captured(nn.Module):
+    """A network as a module that returns all that a loss depends on.
+
+    It shows the parameters alone: DistributedDataParallel would send all buffers before each step.
+    """
+
+    def __init__(self, network: Network) -> None:
+        super().__init__()
+        self.trained = nn.ParameterList(network.module.parameters())
+        self.network = network
+
+    def forward(self, batch: Tensor) -> tuple[Tensor, Tensor]:
+        """Features and logits of a batch."""
+        return self.network.features_and_logits(batch)
 
 
 def open_network(

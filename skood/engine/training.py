@@ -23,10 +23,11 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from ..penalties import hoyer_index, l1
 from .augmentation import Augment, Share
 from .batches import STREAM_ROWS, Rows, slices
-from .distributed import ALONE, Forward, Ranks
+from .distributed import ALONE, Ranks
+from .graphs import Replayed, worth_recording
 from .hardware import autocast
 from .inference import NonFiniteLogitsError, forward_rows
-from .network import Network
+from .network import Forward, Network
 from .outputs import all_finite
 
 Record = dict[str, float]
@@ -208,7 +209,11 @@ def train(
     else:
         history, spread = list(resume.history), resume.initial_spread
         optimizer.load_state_dict(resume.optimizer)
-    forward = data.ranks.parallel(network)
+    n_steps = len(_batches(data.rows, recipe.batch_size, data.ranks.size)) * recipe.epochs
+    if data.ranks.size == 1 and worth_recording(network, n_steps):
+        forward: Forward = Replayed(network)
+    else:
+        forward = data.ranks.parallel(network)
     for epoch in range(len(history) + 1, recipe.epochs + 1):
         start = time.perf_counter()
         means, sums = _epoch(
@@ -583,6 +588,8 @@ def _optimizer(network: Network, recipe: Recipe) -> torch.optim.Optimizer:
         momentum=recipe.momentum,
         nesterov=recipe.momentum > 0,
         weight_decay=recipe.weight_decay,
+        # One kernel on a GPU; None leaves the choice to torch.
+        fused=all(p.is_cuda and p.is_floating_point() for p in parameters) or None,
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+import random
 import warnings
 
 import numpy as np
@@ -12,6 +13,7 @@ import torch
 from torch import nn
 
 from skood import SparseEnergyOODDetector
+from skood.engine import graphs
 from skood.engine.batches import Batcher
 from skood.networks import CifarResNet, NormalizeImages
 
@@ -113,3 +115,102 @@ def test_compiled_forwards_agree_with_others():
     )
     twin = copy.deepcopy(compiled)
     assert isinstance(twin.module_, nn.Module)
+
+
+class Dropped(nn.Module):
+    """A classifier with batch-norm and dropout, of kernels alone but for what `host` does."""
+
+    def __init__(self, host=lambda x: x):
+        super().__init__()
+        self.body = nn.Sequential(nn.Linear(20, 64), nn.BatchNorm1d(64), nn.ReLU(), nn.Dropout(0.5))
+        self.head = nn.Linear(64, 4)
+        self.host = host
+
+    def forward(self, x):
+        return self.head(self.host(self.body(x)))
+
+
+def read_a_value(features):
+    return features * float(features.sum() > -1)
+
+
+def select_by_value(features):
+    return features * (features.flatten()[features.flatten() > 0].sum() > -1)
+
+
+def draw_on_the_host(features):
+    return features if random.random() < 0.5 else 1.01 * features
+
+
+def wait_for_the_gpu(features):
+    torch.cuda.synchronize()
+    return features
+
+
+def read_the_generator(features):
+    torch.cuda.get_rng_state()
+    return features
+
+
+def trained(host=None):
+    """A detector that was trained for more than fifty steps, the last of each epoch smaller."""
+    rows = np.random.RandomState(1).randn(1100, 20).astype(np.float32)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        module = Dropped() if host is None else Dropped(host)
+    detector = SparseEnergyOODDetector(module, max_epochs=8, calibration_size=100, random_state=0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return detector.fit(rows, (rows[:, 0] > 0) + 2 * (rows[:, 1] > 0))
+
+
+def test_graphs_train_as_steps_without_them_do(monkeypatch):
+    by_graphs = trained()
+    monkeypatch.setattr(graphs, "recorded", lambda network, batch: None)
+    step_by_step = trained()
+    assert by_graphs.execution_["cuda_graphs"]
+    assert not step_by_step.execution_["cuda_graphs"]
+    for found, expected in zip(by_graphs.history_, step_by_step.history_, strict=True):
+        for name in ("loss", "penalty", "accuracy", "id_energy"):
+            assert found[name] == pytest.approx(expected[name], rel=1e-3)
+    for found, expected in zip(
+        by_graphs.module_.buffers(), step_by_step.module_.buffers(), strict=True
+    ):
+        torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3)
+
+
+def test_each_replay_draws_its_own_dropout():
+    detector = trained()
+    network = detector._network
+    network.train(True)
+    batch = torch.randn(32, 20, device="cuda")
+    forward = graphs.recorded(network, batch)
+    first, second = (forward(batch)[0].clone() for _ in range(2))
+    assert not torch.equal(first, second)
+
+
+@pytest.mark.parametrize(
+    "host",
+    [read_a_value, select_by_value, draw_on_the_host, wait_for_the_gpu, read_the_generator],
+)
+def test_what_the_host_does_is_not_recorded(host):
+    detector = trained(host)
+    assert not detector.execution_["cuda_graphs"]
+    assert all(np.isfinite(record["loss"]) for record in detector.history_)
+    # And a failure leaves nothing behind that would trouble the next training.
+    assert trained().execution_["cuda_graphs"]
+
+
+def test_distillation_and_outliers_train_by_graphs_too():
+    rows = np.random.RandomState(1).randn(1100, 20).astype(np.float32)
+    labels = (rows[:, 0] > 0).astype(int)
+    labels[:100] = -1
+    module = Dropped()
+    module.head = nn.Linear(64, 2)
+    detector = SparseEnergyOODDetector(
+        module, max_epochs=8, outlier_weight=0.5, distillation_weight=1.0, random_state=0
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        detector.fit(rows, labels)
+    assert detector.execution_["cuda_graphs"]
