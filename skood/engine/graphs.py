@@ -14,7 +14,7 @@ import random
 import threading
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, cast
 
 import numpy as np
@@ -35,7 +35,6 @@ def worth_recording(network: Network, n_steps: int) -> bool:
     return (
         network.device.type == "cuda"
         and n_steps >= FEWEST_STEPS
-        and not network.compiled
         and not scripted_parts(network.module)
         # While one thread records, others must not ask the driver for memory.
         and threading.current_thread() is threading.main_thread()
@@ -73,24 +72,39 @@ def recorded(network: Network, batch: Tensor) -> Forward | None:
 
     Statistics and random generators are left as they were.
     """
+    device = network.device
     buffers = [(buffer, buffer.clone()) for buffer in network.module.buffers()]
-    state = torch.cuda.get_rng_state(network.device)
+    state = torch.cuda.get_rng_state(device)
     try:
         with _waits_noted() as waits:
             repeats = repeats_itself(network, batch)
-        if waits or not repeats:
-            return None
-        graphs = torch.cuda.make_graphed_callables(
-            Captured(network), (batch.clone(),), allow_unused_input=True
-        )
+        return _graphs(network, batch) if repeats and not waits else None
     except Exception:
         return None  # an error of the network's own will come up without graphs too
     finally:
-        torch.cuda.set_rng_state(state, network.device)
+        torch.cuda.set_rng_state(state, device)
         with torch.no_grad():
             for buffer, before in buffers:
                 buffer.copy_(before)
         torch.cuda.empty_cache()  # trials took memory of their own
+
+
+def _graphs(network: Network, batch: Tensor) -> Forward:
+    pool = torch.cuda.graph_pool_handle()
+    index = batch.device.index
+    generator = torch.cuda.default_generators[index]
+    before = generator.clone_state()
+    try:
+        graphs = torch.cuda.make_graphed_callables(
+            Captured(network), (batch.clone(),), allow_unused_input=True, pool=pool
+        )
+    except Exception:
+        # torch goes on as if it were still recording: dropout would fail, and memory that another
+        # stream has used would never be free again.
+        generator.graphsafe_set_state(before)
+        with suppress(AttributeError, RuntimeError):
+            torch._C._cuda_endAllocateToPool(index, pool)
+        raise
     return cast(Forward, graphs)
 
 

@@ -60,16 +60,21 @@ def forward_rows(
         If a logit is NaN or infinite.
     """
 
-    def forward(piece: slice, batch: Tensor) -> tuple[slice, Tensor | None, Tensor]:
+    def forward(piece: slice, batch: Tensor) -> Callable[[], tuple[slice, Tensor | None, Tensor]]:
         size = piece.stop - piece.start
         with torch.inference_mode(), autocast(network.device, network.precision.scoring):
             hidden, logits = (
                 network.features_and_logits(batch) if features else (None, network.logits(batch))
             )
+        # Copies, as the network may use the memory of its features again.
+        kept = None if hidden is None else hidden[:size].clone()
         logits = as_float64(logits[:size])
-        _check_finite(logits, piece, rows)
-        # A copy, as the network may use the memory of its features again.
-        return piece, None if hidden is None else hidden[:size].clone(), logits
+
+        def finish() -> tuple[slice, Tensor | None, Tensor]:
+            _check_finite(logits, piece, rows)
+            return piece, kept, logits
+
+        return finish
 
     yield from _over_batches(network, X, rows, forward)
 
@@ -121,7 +126,7 @@ def score_rows(
         If a perturbation is asked for of an input that has no gradient.
     """
 
-    def forward(piece: slice, batch: Tensor) -> tuple[slice, Tensor, Tensor]:
+    def forward(piece: slice, batch: Tensor) -> Callable[[], tuple[slice, Tensor, Tensor]]:
         size = piece.stop - piece.start
         unmoved = None
         if perturbation is not None:
@@ -134,10 +139,15 @@ def score_rows(
                 network.features_and_logits(batch) if features else (None, network.logits(batch))
             )
         logits = as_float64(logits)
-        _check_finite(logits[:size], piece, rows)
-        with torch.inference_mode(), autocast(network.device, None):
-            scores = score(None if hidden is None else as_float64(hidden), logits)
-        return piece, scores[:size], (logits if unmoved is None else unmoved)[:size]
+        kept = None if hidden is None else as_float64(hidden)
+
+        def finish() -> tuple[slice, Tensor, Tensor]:
+            _check_finite(logits[:size], piece, rows)
+            with torch.inference_mode(), autocast(network.device, None):
+                scores = score(kept, logits)
+            return piece, scores[:size], (logits if unmoved is None else unmoved)[:size]
+
+        return finish
 
     yield from _over_batches(network, X, rows, forward)
 
@@ -146,26 +156,32 @@ def _over_batches(
     network: Network,
     X: Rows,
     rows: NDArray[np.intp] | None,
-    forward: Callable[[slice, Tensor], T],
+    forward: Callable[[slice, Tensor], Callable[[], T]],
 ) -> Iterator[T]:
     """What a forward gives for each batch of the rows asked for, at their positions.
 
-    Where a GPU has no memory for a batch, the rest goes on in smaller ones.
+    A forward starts the work on a batch and returns what waits for it and finishes it: meanwhile
+    the next batch is made ready. Where a GPU has no memory for one, the rest goes on in smaller
+    ones.
     """
     if network.device.type == "cpu":
         keep_freed_memory()
     n_rows, done = row_count(X) if rows is None else len(rows), 0
     while done < n_rows:
-        shape, batch = network.shapes[-1], None
+        shape, batch, finish, stop = network.shapes[-1], None, None, done
         try:
             for piece, batch in _batches(network, X, rows, n_rows, done):
+                if finish is not None:
+                    yield finish()
+                    done = stop
                 shape = len(batch)
-                yield forward(piece, batch)
-                done = piece.stop
+                finish, stop = forward(piece, batch), piece.stop
+            if finish is not None:
+                yield finish()
         except torch.OutOfMemoryError:
             if shape == 1 and not network.few_rows:
                 raise
-            del batch  # and with the error, all that it holds becomes free
+            del batch, finish  # and with the error, all that they hold becomes free
         else:
             return
         _shrink(network, shape)

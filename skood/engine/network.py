@@ -179,7 +179,8 @@ class Network:
 
     def features_and_logits(self, batch: Tensor) -> tuple[Tensor, Tensor]:
         """Features (n, d) and logits (n, K) of a batch, from one forward."""
-        if self.compiled:
+        # In training on a GPU, graphs of kernels do more than the compiler.
+        if self.compiled and not (self.device.type == "cuda" and torch.is_grad_enabled()):
             return self._compiled_forward(batch)
         with self._capturing():
             features, logits = features_and_logits(self.module, self.head, batch)
@@ -755,8 +756,7 @@ def _compiled_forward(
     graphed = torch.compile(forward, dynamic=False, mode="reduce-overhead")
 
     def replayed(batch: Tensor) -> tuple[Tensor, Tensor]:
-        # Graphs belong to a thread, and those of training would hold its activations twice.
-        if torch.is_grad_enabled() or threading.current_thread() is not threading.main_thread():
+        if threading.current_thread() is not threading.main_thread():  # to which graphs belong
             return plain(batch)
         torch.compiler.cudagraph_mark_step_begin()
         features, logits = graphed(batch)

@@ -116,8 +116,6 @@ def test_graphs_are_for_long_trainings_on_gpus(network, monkeypatch):
     monkeypatch.setattr(type(plain), "device", torch.device("cuda"))
     assert worth_recording(plain, FEWEST_STEPS)
     assert not worth_recording(plain, FEWEST_STEPS - 1)
-    plain.compiled = True
-    assert not worth_recording(plain, FEWEST_STEPS)
 
 
 def test_batches_of_another_shape_run_without_graphs(network, monkeypatch):

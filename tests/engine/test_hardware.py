@@ -131,7 +131,7 @@ def test_autocast_follows_the_precision_whatever_surrounds_it():
         (16 * 32 * 32, "cpu", 64),  # ResNet-20
         (32 * 32 * 32, "cpu", 32),  # WideResNet-16-2
         (64 * 112 * 112, "cpu", 8),  # ResNet-50 on 224 x 224 pixels
-        (32 * 32 * 32, "cuda", 4096),
+        (32 * 32 * 32, "cuda", 2048),
         (32 * 32 * 32, "mps", 256),
         (3000, "cpu", 256),  # a power of two
         (1, "cuda", 65536),
