@@ -53,7 +53,7 @@ SLICE_ROWS = (256, 512, 1024, 2048, 4096, 8192, 16384)
 HOPELESS = 3
 """Times the least so far at which a choice is tried no more; bfloat16 may be emulated."""
 
-TRIAL_STEPS = 3
+TRIAL_STEPS = {"cpu": 3, "cuda": 20}
 TRIAL_ROWS = 65536
 PRODUCTS = 10
 
@@ -244,7 +244,9 @@ def train_skood(task: Task) -> Work:
         )
         whole = timed(lambda: quietly(lambda: detector.fit(x, y)), task.where).seconds
         epochs = sum(record["seconds"] for record in detector.history_)
-        facts = {"whole": whole, "detail": f"trains in {detector.precision_['training']}"}
+        by_graphs = ", by CUDA graphs" if detector.execution_["cuda_graphs"] else ""
+        detail = f"trains in {detector.precision_['training']}{by_graphs}"
+        facts = {"whole": whole, "detail": detail}
         return Answer(epochs, detector, facts)
 
     return work
@@ -254,7 +256,7 @@ def train_bare(task: Task) -> Work:
     """Whole batches, no hooks, no value read before the end; the better of two layouts."""
     x, y = (torch.from_numpy(values).to(task.where) for values in train_data(task))
     initial = WithFeatures(fresh_network(task)).train().to(task.where)
-    some = TRIAL_STEPS * BATCH
+    some = TRIAL_STEPS.get(task.where.type, TRIAL_STEPS["cpu"]) * BATCH
 
     def epoch(name: str, n_rows: int) -> Callable[[], float]:
         layout = LAYOUTS[name]
