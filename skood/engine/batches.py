@@ -63,7 +63,10 @@ class Batcher:
         Rows that must be loaded are loaded ahead, by worker processes; what goes to a GPU is copied
         there ahead. Not `checked`, batches may hold NaN or infinity.
         """
-        for index, batch, preprocessed in self._ahead(self._fetched(X, indices, n_rows)):
+        fetched = self._fetched(X, indices, n_rows)
+        if self.device.type == "cuda":
+            fetched = self._ahead(fetched)
+        for index, batch, preprocessed in fetched:
             yield self._ready(batch, preprocessed, index, checked)
 
     def resident(self, X: Rows) -> Rows:
@@ -100,9 +103,6 @@ class Batcher:
         self, fetched: Iterator[tuple[Index, Tensor, bool]]
     ) -> Iterator[tuple[Index, Tensor, bool]]:
         """The same on the device; a batch travels to a GPU while that before it is in use."""
-        if self.device.type != "cuda":
-            yield from fetched
-            return
         transfers, waiting = _transfers(self.device), None
         for index, batch, preprocessed in fetched:
             with torch.cuda.stream(transfers):
@@ -223,6 +223,8 @@ def check_finite(X: NDArray[Any] | Tensor) -> None:
 def _to_tensor(rows: NDArray[Any] | Tensor) -> Tensor:
     if isinstance(rows, Tensor):
         return rows.detach()
+    if rows.flags.carray and rows.dtype.isnative and rows.dtype.char in "fdB":  # mostly so
+        return torch.from_numpy(rows)
     dtype = rows.dtype.newbyteorder("=")
     if dtype.kind == "f" and dtype.itemsize > 8:
         dtype = np.dtype(np.float64)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import warnings
+from collections import deque
 from collections.abc import Callable, Iterator
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -18,7 +19,7 @@ from .network import Network
 from .outputs import all_finite, as_float64, run
 from .shapes import split
 
-T = TypeVar("T")
+T = TypeVar("T", bound=tuple[Any, ...])
 
 
 class NonFiniteLogitsError(ValueError):
@@ -62,17 +63,14 @@ def forward_rows(
 
     def forward(piece: slice, batch: Tensor) -> Callable[[], tuple[slice, Tensor | None, Tensor]]:
         size = piece.stop - piece.start
-        with torch.inference_mode(), autocast(network.device, network.precision.scoring):
-            hidden, logits = (
-                network.features_and_logits(batch) if features else (None, network.logits(batch))
-            )
-        # Copies, as the network may use the memory of its features again.
-        kept = None if hidden is None else hidden[:size].clone()
-        logits = as_float64(logits[:size])
+        hidden, logits = _forward(network, batch, features, network.precision.scoring)
 
         def finish() -> tuple[slice, Tensor | None, Tensor]:
-            _check_finite(logits, piece, rows)
-            return piece, kept, logits
+            _check_finite(logits[:size], piece, rows)
+            with torch.inference_mode(False):  # for who computes gradients with them
+                # A copy, as the network may use the memory of its features again.
+                kept = None if hidden is None else hidden[:size].clone()
+                return piece, kept, as_float64(logits[:size])
 
         return finish
 
@@ -134,22 +132,26 @@ def score_rows(
             _check_finite(unmoved[:size], piece, rows)
         # A small step would be lost in less than the network's own precision.
         precision = network.precision.scoring if unmoved is None else None
-        with torch.inference_mode(), autocast(network.device, precision):
-            hidden, logits = (
-                network.features_and_logits(batch) if features else (None, network.logits(batch))
-            )
+        hidden, logits = _forward(network, batch, features, precision)
         logits = as_float64(logits)
         kept = None if hidden is None else as_float64(hidden)
 
         def finish() -> tuple[slice, Tensor, Tensor]:
             _check_finite(logits[:size], piece, rows)
-            with torch.inference_mode(), autocast(network.device, None):
-                scores = score(kept, logits)
+            scores = score(kept, logits)
             return piece, scores[:size], (logits if unmoved is None else unmoved)[:size]
 
         return finish
 
     yield from _over_batches(network, X, rows, forward)
+
+
+def _forward(
+    network: Network, batch: Tensor, features: bool, precision: torch.dtype | None
+) -> tuple[Tensor | None, Tensor]:
+    """Features, where they are wanted, and logits of a batch."""
+    with autocast(network.device, precision):
+        return network.features_and_logits(batch) if features else (None, network.logits(batch))
 
 
 def _over_batches(
@@ -158,7 +160,7 @@ def _over_batches(
     rows: NDArray[np.intp] | None,
     forward: Callable[[slice, Tensor], Callable[[], T]],
 ) -> Iterator[T]:
-    """What a forward gives for each batch of the rows asked for, at their positions.
+    """What a forward gives for each batch of the rows asked for, first its position among them.
 
     A forward starts the work on a batch and returns what waits for it and finishes it: meanwhile
     the next batch is made ready. Where a GPU has no memory for one, the rest goes on in smaller
@@ -168,20 +170,26 @@ def _over_batches(
         keep_freed_memory()
     n_rows, done = row_count(X) if rows is None else len(rows), 0
     while done < n_rows:
-        shape, batch, finish, stop = network.shapes[-1], None, None, done
+        batches, shape = _batches(network, X, rows, n_rows, done), network.shapes[-1]
+        batch, finish, results = None, None, []
         try:
-            for piece, batch in _batches(network, X, rows, n_rows, done):
-                if finish is not None:
-                    yield finish()
-                    done = stop
-                shape = len(batch)
-                finish, stop = forward(piece, batch), piece.stop
-            if finish is not None:
-                yield finish()
+            while done < n_rows:
+                # Left before the yield, as the caller's modes are its own.
+                with torch.inference_mode(), autocast(network.device, None):
+                    piece, batch = next(batches)
+                    if finish is not None:
+                        results.append(finish())
+                    shape, finish = len(batch), forward(piece, batch)
+                    if piece.stop == n_rows:
+                        results.append(finish())
+                while results:
+                    result = results.pop(0)
+                    done = result[0].stop
+                    yield result
         except torch.OutOfMemoryError:
             if shape == 1 and not network.few_rows:
                 raise
-            del batch, finish  # and with the error, all that they hold becomes free
+            del batches, batch, finish, results  # and with the error, all that they hold
         else:
             return
         _shrink(network, shape)
@@ -192,12 +200,16 @@ def _batches(
 ) -> Iterator[tuple[slice, Tensor]]:
     """Positions of the rows asked for and the padded batch that holds them."""
     shapes = (network.few_rows,) if n_rows <= network.few_rows else network.shapes
-    indices = (_padded(piece, shape, rows) for piece, shape in split(n_rows, shapes, start))
-    batches = network.batcher.stream(X, indices, n_rows)
-    for piece, _ in split(n_rows, shapes, start):
-        with torch.inference_mode(), autocast(network.device, None):
-            batch = next(batches)
-        yield piece, batch
+    pieces: deque[slice] = deque()
+
+    def indices() -> Iterator[Index]:
+        for piece, shape in split(n_rows, shapes, start):
+            pieces.append(piece)
+            yield _padded(piece, shape, rows)
+
+    # Some are asked for ahead of the batch that is given.
+    for batch in network.batcher.stream(X, indices(), n_rows):
+        yield pieces.popleft(), batch
 
 
 def _shrink(network: Network, shape: int) -> None:
