@@ -7,7 +7,12 @@ import warnings
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["warn_if_accuracy_dropped", "warn_if_near_chance", "warn_if_seen_before"]
+__all__ = [
+    "warn_if_accuracy_dropped",
+    "warn_if_near_chance",
+    "warn_if_seen_before",
+    "warn_of_given",
+]
 
 NEAR_CHANCE = 0.1
 """Agreement beyond chance (Cohen's kappa) under which a trained classifier is hardly one."""
@@ -19,6 +24,23 @@ IMPLAUSIBLE_ACCURACY = 0.99
 """Accuracy at which rows are likelier to have been trained on than to be fresh."""
 
 TOLERATED_DROP = 0.01
+
+
+def warn_of_given(targets: NDArray[np.int64], predictions: NDArray[np.int64]) -> None:
+    """Warn of a given network that does too badly, or too well, on its calibration rows.
+
+    Parameters
+    ----------
+    targets, predictions : ndarray of shape (n,), int
+        Logit indices of the labels, and those the network predicts before fine-tuning.
+
+    Warns
+    -----
+    UserWarning
+        As `warn_if_near_chance` and `warn_if_seen_before` do.
+    """
+    warn_if_near_chance(targets, predictions)
+    warn_if_seen_before(targets, predictions)
 
 
 def warn_if_near_chance(targets: NDArray[np.int64], predictions: NDArray[np.int64]) -> None:
@@ -49,7 +71,7 @@ def warn_if_near_chance(targets: NDArray[np.int64], predictions: NDArray[np.int6
             "preprocessing that the network was trained with (preprocess=), or the network is "
             "not trained (pretrain_epochs=).",
             UserWarning,
-            stacklevel=3,
+            stacklevel=4,
         )
 
 
@@ -76,7 +98,7 @@ def warn_if_seen_before(targets: NDArray[np.int64], predictions: NDArray[np.int6
             "rows than tpr promises: follow fit with calibrate(X_fresh), on rows that the "
             "network has never seen.",
             UserWarning,
-            stacklevel=3,
+            stacklevel=4,
         )
 
 

@@ -25,7 +25,7 @@ from torch.nn.parameter import is_lazy
 from torch.utils.data import Dataset
 from tqdm.auto import tqdm
 
-from .accuracy import warn_if_accuracy_dropped, warn_if_near_chance, warn_if_seen_before
+from .accuracy import warn_if_accuracy_dropped, warn_of_given
 from .caching import TrainingStore, training_key
 from .calibration import calibration_split, conformal_p_values, place_threshold
 from .engine.augmentation import AUGMENTATIONS, get_augment
@@ -396,14 +396,20 @@ class SparseEnergyOODDetector(OutlierMixin, BaseEstimator):
                 self._try_score(network, data)
                 self.history_ = self._pretrain(network, data, seeds)
                 self._pretrained = copy.deepcopy(network) if self.history_ else None
-                before = ranks.joined(self._winners(network, X, ranks.share(calibration)))
-                if self.module is not None and labels is not None and not self.history_:
-                    warn_if_near_chance(truth, before)
-                    warn_if_seen_before(truth, before)
+                is_given = self.module is not None and labels is not None and not self.history_
+                before = None
+                if self.max_epochs > 0:  # else it will be as after
+                    before = ranks.joined(self._winners(network, X, ranks.share(calibration)))
+                    if is_given:
+                        warn_of_given(truth, before)
                 self.history_ += self._fine_tune(network, data, seeds)
                 self.score_function_ = self._fitted_score(network, data)
             outputs = self._outputs(network, X, ranks.share(calibration))
             scores, after = map(ranks.joined, outputs)
+            if before is None:
+                before = after
+                if is_given:
+                    warn_of_given(truth, before)
             warn_if_accuracy_dropped(truth, before, after, self.sparsity_weight)
             self.id_accuracy_ = {
                 "before": float(np.mean(truth == before)),

@@ -123,6 +123,14 @@ def test_a_relative_penalty_is_one_before_fine_tuning(digits, given):
     assert detector.history_[-1]["penalty"] == pytest.approx(1, abs=0.05)
 
 
+def test_where_nothing_is_fine_tuned_calibration_rows_are_scored_once(digits, monkeypatch):
+    monkeypatch.delattr(SparseEnergyOODDetector, "_winners")
+    detector = SparseEnergyOODDetector(digits.module, max_epochs=0, random_state=0)
+    with pytest.warns(UserWarning, match="calibration rows correctly"):
+        detector.fit(digits.X, digits.y)
+    assert detector.id_accuracy_["before"] == detector.id_accuracy_["after"] > 0.9
+
+
 def test_history_and_fitted_facts(fitted):
     assert [record["epoch"] for record in fitted.history_] == [1, 2]
     assert {record["phase"] for record in fitted.history_} == {"fine-tune"}

@@ -366,10 +366,12 @@ def _epoch(
     if objective.outlier_weight > 0:
         endless = _endless_batches(data.outliers, recipe.batch_size, ranks.size, outlier_order)
         drawn = list(islice(endless, len(batches)))
+    # Positions in each batch of the rows that this rank has.
+    shares = [ranks.share(np.arange(len(picks))) for picks in batches]
+    owns = [picks[own] for picks, own in zip(batches, shares, strict=True)]
     stream = partial(network.batcher.stream, data.X, checked=False)
-    inliers = stream((data.rows[ranks.share(picks)] for picks in batches), len(data.rows))
+    inliers = stream((data.rows[own] for own in owns), len(data.rows))
     outliers = stream(map(ranks.share, drawn), len(data.outliers))
-    owns = [picks[ranks.share(np.arange(len(picks)))] for picks in batches]
     labels_of_steps = (
         torch.from_numpy(data.labels[np.concatenate(owns)])
         .to(network.device)
@@ -379,10 +381,10 @@ def _epoch(
     # Dropout is drawn by each rank, for its own rows.
     with reproducible(orders[3] + ranks.rank, network.device), ranks.batch_norm():
         network.train(True)
-        steps = zip(batches, drawn, rates, labels_of_steps, strict=True)
-        for picks, others, rate, labels in steps:
+        steps = zip(batches, shares, drawn, rates, labels_of_steps, strict=True)
+        for picks, own, others, rate, labels in steps:
             _set_rate(optimizer, rate)
-            own, own_others = (ranks.share(np.arange(len(x))) for x in (picks, others))
+            own_others = ranks.share(np.arange(len(others)))
             batch = next(inliers)
             if objective.outlier_weight > 0:
                 batch = torch.cat([batch, next(outliers)])
