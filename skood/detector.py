@@ -161,7 +161,8 @@ class SparseEnergyOODDetector(OutlierMixin, BaseEstimator):
         the network's own dtype. "float32" autocasts nothing; "bfloat16" autocasts training and
         scoring.
     compile : bool, default=False
-        Run the network through torch.compile.
+        Run the network through torch.compile; on a GPU scoring replays it as a CUDA graph, and
+        training that can replay graphs leaves the compiler out.
     num_workers : "auto" or int, default="auto"
         Processes that load the rows of a data set or of references; 0 loads in this process. "auto"
         is one a core on Linux, 0 elsewhere. Arrays of numbers need none.
@@ -204,7 +205,8 @@ class SparseEnergyOODDetector(OutlierMixin, BaseEstimator):
         Dtype in which the network was "training" and is "scoring".
     execution_ : dict
         What was picked for speed: "layout" of the weights of convolutions, "scoring_rows" that
-        forwards take, to which requests are padded, and whether the network is "compiled".
+        forwards take, to which requests are padded, whether the network is "compiled", and whether
+        training replayed "cuda_graphs".
     n_features_in_ : int
         Number of columns, for X of two dimensions.
     feature_names_in_ : ndarray of str
@@ -708,7 +710,7 @@ class SparseEnergyOODDetector(OutlierMixin, BaseEstimator):
 
     @property
     def execution_(self) -> dict[str, Any]:
-        """What was picked for speed: "layout", "scoring_rows" of a forward, and "compiled"."""
+        """What was picked for speed: "layout", "scoring_rows", "compiled", "cuda_graphs"."""
         check_is_fitted(self)
         return self._network.execution
 

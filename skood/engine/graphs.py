@@ -3,31 +3,53 @@
 A GPU is done with a small network before Python has launched its kernels. A graph launches those of
 a whole pass at once, and so repeats what the host did when it was recorded. A network whose host
 does something of its own in a pass (draws a random number, counts, reads a value from the GPU)
-would be repeated wrongly: it is not recorded, and trains without graphs.
+would be repeated wrongly. So each is watched in one pass before it is recorded, and what was
+recorded is compared with it afterwards. Where anything differs, it trains without graphs.
 """
 
 from __future__ import annotations
 
-import operator
+import gc
+import io
 import pickle
 import random
 import threading
+import types
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from typing import Any, cast
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from .hardware import autocast
 from .network import Captured, Forward, Network
 from .scripted import scripted_parts
 
 FEWEST_STEPS = 50
 """Steps of a training from which on recording, which takes as long as some ten, is worth it."""
 
-GENERATORS = (random.Random, np.random.Generator, np.random.RandomState, torch.Generator)
+LASTING = (
+    nn.Module,
+    type,
+    types.BuiltinFunctionType,
+    types.FunctionType,
+    types.MethodType,
+    types.ModuleType,
+)
+"""Attributes that stand for themselves."""
+
+SEED = 0
+"""Of the dropout in which two passes are compared."""
+
+PERTURBATION = 0.1
+"""Change of the weights for it, as a share of their size."""
+
+TOLERANCE = 0.01
+"""Relative difference that kernels may make which do not add in a fixed order."""
 
 
 def worth_recording(network: Network, n_steps: int) -> bool:
@@ -36,9 +58,17 @@ def worth_recording(network: Network, n_steps: int) -> bool:
         network.device.type == "cuda"
         and n_steps >= FEWEST_STEPS
         and not scripted_parts(network.module)
-        # While one thread records, others must not ask the driver for memory.
+        # Threads that train would disturb each other's recording.
         and threading.current_thread() is threading.main_thread()
+        and _records_on(network.device)
     )
+
+
+def _records_on(device: torch.device) -> bool:
+    """Whether torch would record what runs on a GPU, and not on another."""
+    current = torch.cuda.current_device()
+    stream = getattr(torch.cuda.graph, "default_capture_stream", None)
+    return device.index in (None, current) and (stream is None or stream.device.index == current)
 
 
 class Replayed:
@@ -61,10 +91,27 @@ class Replayed:
         """Features and logits of a batch."""
         if self._shape is None:
             self._shape, self._graphs = batch.shape, recorded(self.network, batch)
-            self.network.replayed = self._graphs is not None
-        if self._graphs is None or batch.shape != self._shape:
+            _free()  # what trials took
+            self.network.replayed |= self._graphs is not None
+        if self._graphs is None:
             return self.network.features_and_logits(batch)
+        if batch.shape != self._shape:
+            return self.network.captured(batch)
         return self._graphs(batch)
+
+    def release(self) -> bool:
+        """Go on without graphs, whose memory becomes free; whether there were any."""
+        if self._graphs is None:
+            return False
+        self._graphs = None
+        _free()
+        return True
+
+
+def _free() -> None:
+    """Give back the memory of graphs, which refer to themselves, and of their trials."""
+    gc.collect()
+    torch.cuda.empty_cache()
 
 
 def recorded(network: Network, batch: Tensor) -> Forward | None:
@@ -72,65 +119,196 @@ def recorded(network: Network, batch: Tensor) -> Forward | None:
 
     Statistics and random generators are left as they were.
     """
-    device = network.device
-    buffers = [(buffer, buffer.clone()) for buffer in network.module.buffers()]
-    state = torch.cuda.get_rng_state(device)
-    try:
-        with _waits_noted() as waits:
-            repeats = repeats_itself(network, batch)
-        return _graphs(network, batch) if repeats and not waits else None
-    except Exception:
-        return None  # an error of the network's own will come up without graphs too
-    finally:
-        torch.cuda.set_rng_state(state, device)
+    kept = [(tensor, tensor.clone()) for tensor in _tensors(network.module)]
+    generator = _generator(batch.device)
+    state = generator.get_state()
+
+    def restore() -> None:
+        generator.set_state(state)
         with torch.no_grad():
-            for buffer, before in buffers:
-                buffer.copy_(before)
-        torch.cuda.empty_cache()  # trials took memory of their own
+            for tensor, before in kept:
+                if not torch.equal(tensor, before):
+                    tensor.copy_(before)
+
+    try:
+        twin = network.uncompiled_copy()
+        with _waits_noted() as waits:
+            repeats = repeats_itself(twin, batch)
+        if waits or not repeats:
+            return None
+        graphs = _graphs(network, batch)
+        return graphs if agree(network, graphs, batch, restore) else None
+    except Exception:
+        return None  # if it is the network's own, it will come up without graphs too
+    finally:
+        restore()
+
+
+class _Recordable(Captured):
+    """Without the compiler, and with its autocast inside, so that the backward pass has none."""
+
+    def forward(self, batch: Tensor) -> tuple[Tensor, Tensor]:
+        with autocast(batch.device, self.network.precision.training):
+            return self.network.captured(batch)
 
 
 def _graphs(network: Network, batch: Tensor) -> Forward:
+    gc.collect()  # graphs of an earlier training would end up in this one's recording
+    index, stream = batch.device.index, torch.cuda.current_stream(batch.device)
     pool = torch.cuda.graph_pool_handle()
-    index = batch.device.index
-    generator = torch.cuda.default_generators[index]
+    generator = _generator(batch.device)
     before = generator.clone_state()
     try:
-        graphs = torch.cuda.make_graphed_callables(
-            Captured(network), (batch.clone(),), allow_unused_input=True, pool=pool
-        )
-    except Exception:
-        # torch goes on as if it were still recording: dropout would fail, and memory that another
-        # stream has used would never be free again.
+        with autocast(batch.device, None):
+            graphs = torch.cuda.make_graphed_callables(
+                _Recordable(network), (batch.clone(),), allow_unused_input=True, pool=pool
+            )
+    except BaseException:
+        # torch goes on as if it were still recording: on another stream, where dropout fails, and
+        # memory that a second stream has used is never free again.
+        torch.cuda.set_stream(stream)
         generator.graphsafe_set_state(before)
-        with suppress(AttributeError, RuntimeError):
-            torch._C._cuda_endAllocateToPool(index, pool)
+        for name in ("_cuda_endAllocateToPool", "_cuda_endAllocateCurrentStreamToPool"):
+            with suppress(AttributeError, RuntimeError):
+                getattr(torch._C, name)(index, pool)
         raise
     return cast(Forward, graphs)
 
 
 def repeats_itself(network: Network, batch: Tensor) -> bool:
-    """Whether nothing on the host has changed after a forward and a backward pass."""
-    attributes, states = _attributes(network.module), _random_states()
+    """Whether a forward and a backward pass change nothing on the host.
+
+    Random generators are left as they were; the network is a copy, for which it does not matter.
+    """
+    attributes, states = _host_state(network.module, batch.device), _random_states()
     outputs = [x for x in network.features_and_logits(batch.clone()) if x.requires_grad]
     parameters = [p for p in network.module.parameters() if p.requires_grad]
     torch.autograd.grad([x.sum() for x in outputs], parameters, allow_unused=True)
-    after = _attributes(network.module)
-    same = len(attributes) == len(after) and all(map(operator.is_, attributes, after))
-    own_generator = any(isinstance(value, GENERATORS) for value in after)
-    return same and not own_generator and _random_states() == states
+    if _random_states() != states:
+        _restore_random_states(states)
+        return False
+    after = _host_state(network.module, batch.device)
+    return attributes is not None and after is not None and after.written == attributes.written
 
 
-def _attributes(module: nn.Module) -> list[Any]:
-    """The values of all attributes, and those in their dictionaries, lists and tuples."""
-    values = [value for part in module.modules() for value in vars(part).values()]
-    inside = [list(v.values()) if isinstance(v, dict) else v for v in values]
-    return values + [v for some in inside if isinstance(some, list | tuple) for v in some]
+def agree(network: Network, graphs: Forward, batch: Tensor, restore: Callable[[], None]) -> bool:
+    """Whether graphs give what the network gives, for other rows and weights than the recorded.
+
+    Parameters
+    ----------
+    network : Network
+        The network, whose weights are left as they were.
+    graphs : callable
+        Features and logits of a batch.
+    batch : Tensor
+        Rows; others are made of them.
+    restore : callable
+        Takes back what passes change in the network beside its weights.
+
+    Returns
+    -------
+    bool
+        Whether features, logits and gradients are the same, but for rounding.
+    """
+    parameters = [p for p in network.module.parameters() if p.requires_grad]
+    weights = [p.detach().clone() for p in parameters]
+    others = batch.clone()  # in the same layout
+    others.copy_(batch.roll(1, dims=0))
+    generator = _generator(batch.device)
+
+    def passes(forward: Forward) -> list[Tensor]:
+        restore()
+        generator.manual_seed(SEED)
+        with autocast(batch.device, network.precision.training):
+            outputs = forward(others.clone())
+        # Not their plain sums, of which batch-norm would have no gradient.
+        losses = [(x * _slope(x)).sum() for x in outputs if x.requires_grad]
+        gradients = torch.autograd.grad(losses, parameters, allow_unused=True)
+        given = [g.detach().flatten().float() for g in gradients if g is not None]
+        return [*(x.detach().float().clone() for x in outputs), torch.cat(given)]
+
+    try:
+        generator.manual_seed(SEED)
+        with torch.no_grad():
+            for p in parameters:
+                p.add_(PERTURBATION * p.abs().mean() * torch.randn_like(p))
+        pairs = zip(passes(network.captured), passes(graphs), strict=True)
+        return all(
+            x.shape == y.shape and bool((x - y).norm() <= TOLERANCE * x.norm()) for x, y in pairs
+        )
+    finally:
+        with torch.no_grad():
+            for p, weight in zip(parameters, weights, strict=True):
+                p.copy_(weight)
+
+
+def _slope(values: Tensor) -> Tensor:
+    return torch.linspace(-1, 1, values.numel(), device=values.device).view_as(values)
+
+
+def _tensors(module: nn.Module) -> list[Tensor]:
+    """What a forward may change in place: buffers, and tensors that are plain attributes."""
+    attributes = [v for part in module.modules() for v in vars(part).values()]
+    return [*module.buffers(), *(v for v in attributes if isinstance(v, Tensor))]
+
+
+def _generator(device: torch.device) -> torch.Generator:
+    """The generator of a device's dropout."""
+    if device.type == "cpu":
+        return torch.default_generator
+    return torch.cuda.default_generators[device.index]
+
+
+@dataclass
+class _HostState:
+    """What the host knows of a network, written down, and the things that it refers to."""
+
+    written: bytes
+    things: list[Any]
+
+
+class _Writer(pickle.Pickler):
+    """Writes attributes by value, and by identity what a pass may use and cannot change."""
+
+    def __init__(self, file: io.BytesIO, device: torch.device) -> None:
+        super().__init__(file)
+        self.device = device
+        self.things: list[Any] = []  # while they are kept, no other has their identity
+
+    def persistent_id(self, thing: Any) -> Any:
+        if isinstance(thing, Tensor):
+            self.things.append(thing)
+            # On the device of the network, kernels may change them: a graph does so too.
+            values = None if thing.device == self.device else thing.detach().tolist()
+            return id(thing), thing.data_ptr(), values
+        if isinstance(thing, LASTING):
+            self.things.append(thing)
+            return id(thing)
+        return None
+
+
+def _host_state(module: nn.Module, device: torch.device) -> _HostState | None:
+    """The attributes of a network on a device, with all in them; None where they cannot be told."""
+    file = io.BytesIO()
+    writer = _Writer(file, device)
+    try:
+        writer.dump([vars(part) for part in module.modules()])
+    except Exception:
+        return None
+    return _HostState(file.getvalue(), writer.things)
 
 
 def _random_states() -> tuple[Any, ...]:
     """States of the generators that a forward may draw from on the host."""
-    of_numpy = pickle.dumps(np.random.get_state())  # noqa: NPY002, read and left alone
-    return random.getstate(), of_numpy, torch.default_generator.get_state().tolist()
+    of_numpy = np.random.get_state(legacy=False)  # noqa: NPY002, a pass must not change it
+    return random.getstate(), pickle.dumps(of_numpy), torch.default_generator.get_state().tolist()
+
+
+def _restore_random_states(states: tuple[Any, ...]) -> None:
+    of_python, of_numpy, of_torch = states
+    random.setstate(of_python)
+    np.random.set_state(pickle.loads(of_numpy))  # noqa: NPY002
+    torch.default_generator.set_state(torch.tensor(of_torch, dtype=torch.uint8))
 
 
 @contextmanager

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from typing import Any, TypeVar
 
 import numpy as np
@@ -64,13 +65,14 @@ def forward_rows(
     def forward(piece: slice, batch: Tensor) -> Callable[[], tuple[slice, Tensor | None, Tensor]]:
         size = piece.stop - piece.start
         hidden, logits = _forward(network, batch, features, network.precision.scoring)
+        with _for_gradients():
+            # A copy, as the network may use the memory of its features again.
+            kept = None if hidden is None else hidden[:size].clone()
+            logits = as_float64(logits[:size])
 
         def finish() -> tuple[slice, Tensor | None, Tensor]:
-            _check_finite(logits[:size], piece, rows)
-            with torch.inference_mode(False):  # for who computes gradients with them
-                # A copy, as the network may use the memory of its features again.
-                kept = None if hidden is None else hidden[:size].clone()
-                return piece, kept, as_float64(logits[:size])
+            _check_finite(logits, piece, rows)
+            return piece, kept, logits
 
         return finish
 
@@ -133,8 +135,9 @@ def score_rows(
         # A small step would be lost in less than the network's own precision.
         precision = network.precision.scoring if unmoved is None else None
         hidden, logits = _forward(network, batch, features, precision)
-        logits = as_float64(logits)
-        kept = None if hidden is None else as_float64(hidden)
+        with _for_gradients():
+            logits = as_float64(logits)
+            kept = None if hidden is None else as_float64(hidden)
 
         def finish() -> tuple[slice, Tensor, Tensor]:
             _check_finite(logits[:size], piece, rows)
@@ -152,6 +155,11 @@ def _forward(
     """Features, where they are wanted, and logits of a batch."""
     with autocast(network.device, precision):
         return network.features_and_logits(batch) if features else (None, network.logits(batch))
+
+
+def _for_gradients() -> AbstractContextManager[Any]:
+    """Tensors made inside may enter a gradient: scores and their fits may compute one."""
+    return torch.inference_mode(False)
 
 
 def _over_batches(
@@ -183,9 +191,8 @@ def _over_batches(
                     if piece.stop == n_rows:
                         results.append(finish())
                 while results:
-                    result = results.pop(0)
-                    done = result[0].stop
-                    yield result
+                    done = results[0][0].stop
+                    yield results.pop(0)
         except torch.OutOfMemoryError:
             if shape == 1 and not network.few_rows:
                 raise

@@ -81,7 +81,7 @@ class Network:
     compiled : bool, default=False
         Whether forwards run through torch.compile.
     replayed : bool, default=False
-        Whether it was trained by CUDA graphs.
+        Whether steps of its training were replayed as CUDA graphs.
     """
 
     def __init__(
@@ -179,9 +179,10 @@ class Network:
 
     def features_and_logits(self, batch: Tensor) -> tuple[Tensor, Tensor]:
         """Features (n, d) and logits (n, K) of a batch, from one forward."""
-        # In training on a GPU, graphs of kernels do more than the compiler.
-        if self.compiled and not (self.device.type == "cuda" and torch.is_grad_enabled()):
-            return self._compiled_forward(batch)
+        return self._compiled_forward(batch) if self.compiled else self.captured(batch)
+
+    def captured(self, batch: Tensor) -> tuple[Tensor, Tensor]:
+        """Features (n, d) and logits (n, K) of a batch, without the compiler."""
         with self._capturing():
             features, logits = features_and_logits(self.module, self.head, batch)
         if logits.shape[1] != self.n_logits:
@@ -756,7 +757,8 @@ def _compiled_forward(
     graphed = torch.compile(forward, dynamic=False, mode="reduce-overhead")
 
     def replayed(batch: Tensor) -> tuple[Tensor, Tensor]:
-        if threading.current_thread() is not threading.main_thread():  # to which graphs belong
+        # Graphs belong to a thread, and those of training would hold its activations twice.
+        if torch.is_grad_enabled() or threading.current_thread() is not threading.main_thread():
             return plain(batch)
         torch.compiler.cudagraph_mark_step_begin()
         features, logits = graphed(batch)

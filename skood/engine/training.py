@@ -214,18 +214,23 @@ def train(
         forward: Forward = Replayed(network)
     else:
         forward = data.ranks.parallel(network)
-    for epoch in range(len(history) + 1, recipe.epochs + 1):
-        start = time.perf_counter()
-        means, sums = _epoch(
-            network, forward, teacher, data, objective, recipe, augment, optimizer, epoch, seed
-        )
-        data.ranks.share_buffers(network.module)
-        record = _epoch_record(epoch, means, start, data.ranks)
-        if any(data.ranks.gather(not all_finite(sums))):
-            _refuse_nonfinite_rows(network, data, objective)
-        _check_progress(network, data.X, probe, spread, record, _remedy(objective, recipe))
-        history.append(record)
-        after_epoch(Progress(history, spread, network.module, optimizer.state_dict()))
+    try:
+        for epoch in range(len(history) + 1, recipe.epochs + 1):
+            start = time.perf_counter()
+            means, sums = _epoch(
+                network, forward, teacher, data, objective, recipe, augment, optimizer, epoch, seed
+            )
+            data.ranks.share_buffers(network.module)
+            record = _epoch_record(epoch, means, start, data.ranks)
+            if any(data.ranks.gather(not all_finite(sums))):
+                _refuse_nonfinite_rows(network, data, objective)
+            _check_progress(network, data.X, probe, spread, record, _remedy(objective, recipe))
+            history.append(record)
+            after_epoch(Progress(history, spread, network.module, optimizer.state_dict()))
+    finally:
+        optimizer.zero_grad(set_to_none=True)
+        if isinstance(forward, Replayed):
+            forward.release()
     return history
 
 
@@ -377,7 +382,8 @@ def _epoch(
         .to(network.device)
         .split([len(own) for own in owns])
     )
-    means, sums = [], []
+    means: list[Step] = []
+    sums: list[Tensor] = []
     # Dropout is drawn by each rank, for its own rows.
     with reproducible(orders[3] + ranks.rank, network.device), ranks.batch_norm():
         network.train(True)
@@ -400,12 +406,15 @@ def _epoch(
                 objective, outlier_weight=objective.outlier_weight * others_weight / weight
             )
             step = partial(_step, network, teacher, terms, weight, optimizer)
-            try:
-                means.append(step(forward, batch, labels))
-                continue
-            except torch.OutOfMemoryError:
-                pass  # only when the error is gone does what it holds become free
-            _refuse_batch(partial(step, network.features_and_logits), batch, labels, recipe, ranks)
+            while len(means) < len(sums):
+                try:
+                    means.append(step(forward, batch, labels))
+                    continue
+                except torch.OutOfMemoryError:
+                    pass  # only when the error is gone does what it holds become free
+                if not (isinstance(forward, Replayed) and forward.release()):
+                    trial = partial(step, network.features_and_logits)
+                    _refuse_batch(trial, batch, labels, recipe, ranks)
         network.train(False)
     return means, torch.stack(sums)
 
@@ -584,15 +593,21 @@ def _optimizer(network: Network, recipe: Recipe) -> torch.optim.Optimizer:
             "The module has no parameter with requires_grad=True, so there is nothing to "
             "fine-tune. Unfreeze some, or set max_epochs=0 to use the network as it is."
         )
-    return torch.optim.SGD(
+    sparse = any(getattr(module, "sparse", False) for module in network.module.modules())
+    fused = not sparse and all(p.is_cuda and p.is_floating_point() for p in parameters)
+    optimizer = torch.optim.SGD(
         parameters,
         lr=recipe.learning_rate,
         momentum=recipe.momentum,
         nesterov=recipe.momentum > 0,
         weight_decay=recipe.weight_decay,
-        # One kernel on a GPU; None leaves the choice to torch.
-        fused=all(p.is_cuda and p.is_floating_point() for p in parameters) or None,
+        fused=fused or None,  # one kernel on a GPU; None leaves the choice to torch
     )
+    if fused and recipe.momentum > 0:
+        # Which torch asks for where a parameter has its first gradient later than another.
+        for p in parameters:
+            optimizer.state[p]["momentum_buffer"] = torch.zeros_like(p)
+    return optimizer
 
 
 def _cosine(recipe: Recipe, steps: int, epoch: int) -> list[float]:

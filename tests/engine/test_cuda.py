@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 import pickle
 import random
 import warnings
@@ -193,7 +194,31 @@ def test_what_the_host_does_is_not_recorded(host):
     assert not detector.execution_["cuda_graphs"]
     assert detector.history_[-1]["loss"] < detector.history_[0]["loss"]
     # And a failure leaves nothing behind that would trouble the next training.
+    assert torch.cuda.current_stream() == torch.cuda.default_stream()
     assert trained().execution_["cuda_graphs"]
+
+
+class Renormalised(Dropped):
+    def forward(self, x):
+        self.head.weight.data = torch.renorm(self.head.weight.data, 2, 0, 0.5)
+        return super().forward(x)
+
+
+def test_weights_that_move_are_not_recorded(monkeypatch):
+    monkeypatch.setitem(globals(), "Dropped", Renormalised)
+    assert not trained().execution_["cuda_graphs"]
+
+
+def test_graphs_hold_no_memory_after_fit():
+    trained()
+    gc.collect()
+    torch.cuda.empty_cache()
+    before = torch.cuda.memory_reserved()
+    detector = trained()
+    assert all(p.grad is None for p in detector.module_.parameters())
+    del detector
+    torch.cuda.empty_cache()
+    assert torch.cuda.memory_reserved() <= before
 
 
 def test_memory_comes_back_after_a_recording_that_failed():
