@@ -40,16 +40,16 @@ What skood does to be fast
 - **The data move to a GPU once**, for all epochs of ``fit``, where they take at most a quarter of
   its free memory. Otherwise, and in scoring, each batch moves while that before it is in use.
 - **Training on a GPU replays CUDA graphs**, in trainings of at least 50 steps: the kernels of a
-  forward pass are launched at once, and so are those of a backward pass, as Python cannot launch them
-  as fast as the GPU is done with them. A graph repeats what Python did when it was recorded. So a
-  network is watched in one step first: where it draws random numbers on the host, changes an
+  forward pass are launched at once, and so are those of a backward pass, as Python cannot launch
+  them as fast as the GPU is done with them. A graph repeats what Python did when it was recorded.
+  So a network is watched in one step first: where it draws random numbers on the host, changes an
   attribute of its own or reads a value from the GPU, it trains without graphs. So it does where a
   graph, tried with other weights, gives anything else than the network. (What a forward does to
   variables outside the network, or by the clock, is not seen.) Batches of another size, fits in a
   thread or on several processes, and TorchScript run without graphs.
 
-``verbose=1`` prints what was picked before training, and the fitted attributes ``device_``, ``precision_`` and
-``execution_`` hold it. ``device``, ``precision`` and ``compile`` change it."""
+``verbose=1`` prints what was picked before training, and the fitted attributes ``device_``,
+``precision_`` and ``execution_`` hold it. ``device``, ``precision`` and ``compile`` change it."""
 
 PRECISION = """\
 Scoring in bfloat16
