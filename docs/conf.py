@@ -51,5 +51,18 @@ sphinx_gallery_conf = {
 
 html_theme = "pydata_sphinx_theme"
 html_theme_options = {"show_prev_next": False}
-html_sidebars = {"changelog": [], "choosing_the_weight": [], "scores": [], "user_guide": []}
+# Pages without others below them.
+html_sidebars = {
+    page: []
+    for page in (
+        "bring_your_own_*",
+        "changelog",
+        "choosing_the_weight",
+        "results/index",
+        "scaling_out",
+        "scores",
+        "speed/index",
+        "user_guide",
+    )
+}
 html_show_sourcelink = False

@@ -16,6 +16,7 @@ import random
 import threading
 import types
 import warnings
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -32,15 +33,8 @@ from .scripted import scripted_parts
 FEWEST_STEPS = 50
 """Steps of a training from which on recording, which takes as long as some ten, is worth it."""
 
-LASTING = (
-    nn.Module,
-    type,
-    types.BuiltinFunctionType,
-    types.FunctionType,
-    types.MethodType,
-    types.ModuleType,
-)
-"""Attributes that stand for themselves."""
+LASTING = (type, types.FunctionType, types.ModuleType, weakref.ReferenceType)
+"""Attributes that stand for themselves, beside the parts of a network."""
 
 SEED = 0
 """Of the dropout in which two passes are compared."""
@@ -119,7 +113,7 @@ def recorded(network: Network, batch: Tensor) -> Forward | None:
 
     Statistics and random generators are left as they were.
     """
-    kept = [(tensor, tensor.clone()) for tensor in _tensors(network.module)]
+    kept: list[tuple[Tensor, Tensor]] = []
     generator = _generator(batch.device)
     state = generator.get_state()
 
@@ -131,13 +125,20 @@ def recorded(network: Network, batch: Tensor) -> Forward | None:
                     tensor.copy_(before)
 
     try:
+        known = _host_state(network.module, batch.device)
+        if known is None or any(t.layout != torch.strided or t.is_meta for t in known.tensors):
+            return None
+        kept += [(t, t.clone()) for t in known.tensors if not t.requires_grad]
         twin = network.uncompiled_copy()
         with _waits_noted() as waits:
             repeats = repeats_itself(twin, batch)
+        del twin
         if waits or not repeats:
             return None
         graphs = _graphs(network, batch)
-        return graphs if agree(network, graphs, batch, restore) else None
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of the stream on which graphs were recorded
+            return graphs if agree(network, graphs, batch, restore) else None
     except Exception:
         return None  # if it is the network's own, it will come up without graphs too
     finally:
@@ -181,14 +182,16 @@ def repeats_itself(network: Network, batch: Tensor) -> bool:
     Random generators are left as they were; the network is a copy, for which it does not matter.
     """
     attributes, states = _host_state(network.module, batch.device), _random_states()
-    outputs = [x for x in network.features_and_logits(batch.clone()) if x.requires_grad]
-    parameters = [p for p in network.module.parameters() if p.requires_grad]
-    torch.autograd.grad([x.sum() for x in outputs], parameters, allow_unused=True)
-    if _random_states() != states:
-        _restore_random_states(states)
-        return False
+    try:
+        outputs = [x for x in network.features_and_logits(batch.clone()) if x.requires_grad]
+        _gradients([x.sum() for x in outputs], network)
+    finally:
+        drew = _random_states() != states
+        if drew:
+            _restore_random_states(states)
     after = _host_state(network.module, batch.device)
-    return attributes is not None and after is not None and after.written == attributes.written
+    same = attributes is not None and after is not None and after.written == attributes.written
+    return same and not drew
 
 
 def agree(network: Network, graphs: Forward, batch: Tensor, restore: Callable[[], None]) -> bool:
@@ -223,8 +226,7 @@ def agree(network: Network, graphs: Forward, batch: Tensor, restore: Callable[[]
             outputs = forward(others.clone())
         # Not their plain sums, of which batch-norm would have no gradient.
         losses = [(x * _slope(x)).sum() for x in outputs if x.requires_grad]
-        gradients = torch.autograd.grad(losses, parameters, allow_unused=True)
-        given = [g.detach().flatten().float() for g in gradients if g is not None]
+        given = [g.detach().flatten().float() for g in _gradients(losses, network)]
         return [*(x.detach().float().clone() for x in outputs), torch.cat(given)]
 
     try:
@@ -246,10 +248,12 @@ def _slope(values: Tensor) -> Tensor:
     return torch.linspace(-1, 1, values.numel(), device=values.device).view_as(values)
 
 
-def _tensors(module: nn.Module) -> list[Tensor]:
-    """What a forward may change in place: buffers, and tensors that are plain attributes."""
-    attributes = [v for part in module.modules() for v in vars(part).values()]
-    return [*module.buffers(), *(v for v in attributes if isinstance(v, Tensor))]
+def _gradients(losses: list[Tensor], network: Network) -> list[Tensor]:
+    """Those that there are, of a backward pass without autocast, as that of a step."""
+    parameters = [p for p in network.module.parameters() if p.requires_grad]
+    with autocast(network.device, None):
+        gradients = torch.autograd.grad(losses, parameters, allow_unused=True)
+    return [gradient for gradient in gradients if gradient is not None]
 
 
 def _generator(device: torch.device) -> torch.Generator:
@@ -266,13 +270,18 @@ class _HostState:
     written: bytes
     things: list[Any]
 
+    @property
+    def tensors(self) -> list[Tensor]:
+        return list({id(x): x for x in self.things if isinstance(x, Tensor)}.values())
+
 
 class _Writer(pickle.Pickler):
     """Writes attributes by value, and by identity what a pass may use and cannot change."""
 
-    def __init__(self, file: io.BytesIO, device: torch.device) -> None:
+    def __init__(self, file: io.BytesIO, module: nn.Module, device: torch.device) -> None:
         super().__init__(file)
         self.device = device
+        self.parts = {id(part) for part in module.modules()}
         self.things: list[Any] = []  # while they are kept, no other has their identity
 
     def persistent_id(self, thing: Any) -> Any:
@@ -281,16 +290,24 @@ class _Writer(pickle.Pickler):
             # On the device of the network, kernels may change them: a graph does so too.
             values = None if thing.device == self.device else thing.detach().tolist()
             return id(thing), thing.data_ptr(), values
-        if isinstance(thing, LASTING):
+        if id(thing) in self.parts or isinstance(thing, LASTING) or _is_plain_builtin(thing):
             self.things.append(thing)
             return id(thing)
         return None
 
 
+def _is_plain_builtin(thing: Any) -> bool:
+    """Whether it is a function of C's, and not a method of an object that it may change."""
+    if not isinstance(thing, types.BuiltinFunctionType):
+        return False
+    owner = thing.__self__
+    return owner is None or isinstance(owner, type | types.ModuleType)
+
+
 def _host_state(module: nn.Module, device: torch.device) -> _HostState | None:
     """The attributes of a network on a device, with all in them; None where they cannot be told."""
     file = io.BytesIO()
-    writer = _Writer(file, device)
+    writer = _Writer(file, module, device)
     try:
         writer.dump([vars(part) for part in module.modules()])
     except Exception:

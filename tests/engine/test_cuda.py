@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import gc
 import pickle
 import random
 import warnings
@@ -29,14 +28,8 @@ def fitted(**parameters):
     with torch.random.fork_rng():
         torch.manual_seed(0)
         module = CifarResNet(20)
-    detector = SparseEnergyOODDetector(
-        module,
-        max_epochs=1,
-        preprocess=NormalizeImages(0.5, 0.25),
-        augment="flip",
-        random_state=0,
-        **parameters,
-    )
+    settings = {"max_epochs": 1, "augment": "flip", "random_state": 0} | parameters
+    detector = SparseEnergyOODDetector(module, preprocess=NormalizeImages(0.5, 0.25), **settings)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return detector.fit(IMAGES, LABELS)
@@ -144,7 +137,8 @@ def draw_on_the_host(features):
 
 
 def wait_for_the_gpu(features):
-    torch.cuda.current_stream().synchronize()
+    event = torch.cuda.current_stream().record_event()
+    event.synchronize()  # which the mode that notes waits does not see
     return features
 
 
@@ -210,15 +204,13 @@ def test_weights_that_move_are_not_recorded(monkeypatch):
 
 
 def test_graphs_hold_no_memory_after_fit():
-    trained()
-    gc.collect()
-    torch.cuda.empty_cache()
     before = torch.cuda.memory_reserved()
-    detector = trained()
+    detector = fitted(max_epochs=12)
+    assert detector.execution_["cuda_graphs"]
     assert all(p.grad is None for p in detector.module_.parameters())
-    del detector
     torch.cuda.empty_cache()
-    assert torch.cuda.memory_reserved() <= before
+    # The workspace of cuBLAS stays; activations of a batch would take five times as much.
+    assert torch.cuda.memory_reserved() - before < 2**26
 
 
 def test_memory_comes_back_after_a_recording_that_failed():

@@ -94,6 +94,12 @@ class DrawsFromItsOwn(Draws):
         return self.generator.random()
 
 
+class DrawsByAMethod(Draws):
+    def __init__(self, generator) -> None:
+        super().__init__()
+        self.draw = generator.random
+
+
 class CountsElsewhere(Plain):
     """Counts in an object of its own, within others."""
 
@@ -143,6 +149,8 @@ class Uses(Plain):
         self.normalise = partial(nn.functional.layer_norm, normalized_shape=(5,))
         self.settings = {"widths": (4, 5), "dtype": torch.float32, "kind": nn.ReLU}
         self.table = torch.arange(5.0)
+        self.apart = [nn.Identity()]
+        self.own = self.forward
 
     def forward(self, x):
         return self.head(self.normalise(self.activation(self.body(x))) + self.table)
@@ -191,6 +199,8 @@ def test_what_a_network_holds_and_uses_does_not_matter(network):
         DrawsFromNumpy(),
         DrawsFromTorch(),
         DrawsFromItsOwn(),
+        DrawsByAMethod(np.random.default_rng(0)),
+        DrawsByAMethod(random.Random(0)),
     ],
     ids=lambda module: type(module).__name__,
 )
@@ -396,6 +406,48 @@ def test_a_network_with_a_host_of_its_own_is_not_recorded(network, recorder):
     assert recorded(plain, X) is None
     assert recorder.callables == []
     assert plain.module.calls == 0
+
+
+class Averages(Plain):
+    """Keeps a moving average in a list, where no buffer is."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.kept = [torch.zeros(3)]
+
+    def forward(self, x):
+        logits = super().forward(x)
+        self.kept[0].lerp_(logits.detach().mean(dim=0), 0.1)
+        return logits
+
+
+def test_what_forwards_change_in_place_is_put_back(network, recorder):
+    plain = network(Plain())
+    plain.adopt(Averages().train())
+    assert recorded(plain, X) is not None
+    assert torch.equal(plain.module.kept[0], torch.zeros(3))
+
+
+def test_what_could_not_be_put_back_is_not_recorded(network, recorder):
+    plain = network(Plain())
+    module = Plain().train()
+    module.register_buffer("graph", torch.eye(3).to_sparse())
+    plain.adopt(module)
+    assert recorded(plain, X) is None
+    assert recorder.callables == []
+
+
+class Recurrent(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.head = nn.GRU(2, 5, batch_first=True), nn.Linear(5, 3)
+
+    def forward(self, x):
+        return self.head(self.body(x.unflatten(1, (2, 2)))[0][:, -1])
+
+
+def test_recurrent_networks_are_recorded(network, recorder):
+    assert recorded(network(Recurrent()), X) is not None
 
 
 def test_a_frozen_body_is_recorded(network, recorder):
