@@ -27,7 +27,7 @@ import torch
 from torch import Tensor, nn
 
 from .hardware import autocast
-from .network import Captured, Forward, Network
+from .network import Captured, Forward, Network, trainable
 from .scripted import scripted_parts
 
 FEWEST_STEPS = 50
@@ -213,7 +213,7 @@ def agree(network: Network, graphs: Forward, batch: Tensor, restore: Callable[[]
     bool
         Whether features, logits and gradients are the same, but for rounding.
     """
-    parameters = [p for p in network.module.parameters() if p.requires_grad]
+    parameters = trainable(network.module)
     weights = [p.detach().clone() for p in parameters]
     others = batch.clone()  # in the same layout
     others.copy_(batch.roll(1, dims=0))
@@ -250,9 +250,8 @@ def _slope(values: Tensor) -> Tensor:
 
 def _gradients(losses: list[Tensor], network: Network) -> list[Tensor]:
     """Those that there are, of a backward pass without autocast, as that of a step."""
-    parameters = [p for p in network.module.parameters() if p.requires_grad]
     with autocast(network.device, None):
-        gradients = torch.autograd.grad(losses, parameters, allow_unused=True)
+        gradients = torch.autograd.grad(losses, trainable(network.module), allow_unused=True)
     return [gradient for gradient in gradients if gradient is not None]
 
 

@@ -505,7 +505,7 @@ def check_trainable(
     """
     module = network.module
     batch = network.batcher(X, spaced(rows, TRIAL_ROWS))
-    parameters = [p for p in module.parameters() if p.requires_grad]
+    parameters = trainable(module)
     with torch.enable_grad(), _explained(module, batch, X, network.batcher):
         features, logits = features_and_logits(module, network.head, batch)
         trained, penalty_trained = (_has_gradient(z, parameters) for z in (logits, features))
@@ -536,6 +536,11 @@ def check_trainable(
             UserWarning,
             stacklevel=3,
         )
+
+
+def trainable(module: nn.Module) -> list[nn.Parameter]:
+    """The parameters that training changes."""
+    return [p for p in module.parameters() if p.requires_grad]
 
 
 def _has_gradient(values: Tensor, parameters: list[nn.Parameter]) -> bool:

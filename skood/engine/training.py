@@ -27,7 +27,7 @@ from .distributed import ALONE, Ranks
 from .graphs import Replayed, worth_recording
 from .hardware import autocast
 from .inference import NonFiniteLogitsError, forward_rows
-from .network import Forward, Network
+from .network import Forward, Network, trainable
 from .outputs import all_finite
 
 Record = dict[str, float]
@@ -406,15 +406,13 @@ def _epoch(
                 objective, outlier_weight=objective.outlier_weight * others_weight / weight
             )
             step = partial(_step, network, teacher, terms, weight, optimizer)
-            while len(means) < len(sums):
-                try:
-                    means.append(step(forward, batch, labels))
-                    continue
-                except torch.OutOfMemoryError:
-                    pass  # only when the error is gone does what it holds become free
-                if not (isinstance(forward, Replayed) and forward.release()):
-                    trial = partial(step, network.features_and_logits)
-                    _refuse_batch(trial, batch, labels, recipe, ranks)
+            done = _in_memory(step, forward, batch, labels)
+            if done is None and isinstance(forward, Replayed) and forward.release():
+                done = _in_memory(step, forward, batch, labels)
+            if done is None:
+                trial = partial(step, network.features_and_logits)
+                _refuse_batch(trial, batch, labels, recipe, ranks)
+            means.append(done)
         network.train(False)
     return means, torch.stack(sums)
 
@@ -455,6 +453,19 @@ def _step(
             "hoyer_index": hoyer_index(features).mean(),
             "id_energy": -torch.logsumexp(logits, dim=1).mean(),
         }
+
+
+def _in_memory(
+    step: Callable[[Forward, Tensor, Tensor], Step],
+    forward: Forward,
+    batch: Tensor,
+    labels: Tensor,
+) -> Step | None:
+    """What a step gives; None where there is no memory for it."""
+    try:
+        return step(forward, batch, labels)
+    except torch.OutOfMemoryError:
+        return None  # with the error goes what it holds
 
 
 def _refuse_batch(
@@ -587,7 +598,7 @@ def _check_batch_size(
 
 
 def _optimizer(network: Network, recipe: Recipe) -> torch.optim.Optimizer:
-    parameters = [p for p in network.module.parameters() if p.requires_grad]
+    parameters = trainable(network.module)
     if not parameters:
         raise ValueError(
             "The module has no parameter with requires_grad=True, so there is nothing to "
