@@ -1,0 +1,92 @@
+"""Errors that you may want to catch, and warnings that you may want to silence, by their class.
+
+Each is a kind of the built-in class that its name suggests, so ``except ValueError`` catches a
+`NonFiniteLogitsError`. To silence one warning and no other:
+
+    warnings.simplefilter("ignore", ThresholdWarning)
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "AccuracyDropWarning",
+    "DeviceWarning",
+    "DivergenceError",
+    "FewCalibrationRowsWarning",
+    "FewTrainingRowsWarning",
+    "HeadNotFoundError",
+    "LostRankError",
+    "MemoryEntryWarning",
+    "NearChanceWarning",
+    "NonFiniteLogitsError",
+    "PenaltyWithoutEffectWarning",
+    "SelectionWarning",
+    "SkoodWarning",
+    "SlowScoringWarning",
+    "ThresholdWarning",
+    "UnscaledImagesWarning",
+]
+
+
+class DivergenceError(RuntimeError):
+    """Training failed: the loss became NaN or infinite, or all scores became the same."""
+
+
+class NonFiniteLogitsError(ValueError):
+    """The network gave NaN or infinite logits for finite rows."""
+
+
+class HeadNotFoundError(ValueError):
+    """The network has no last layer that turns features into logits, or hides it."""
+
+
+class LostRankError(RuntimeError):
+    """Another process of the torch.distributed group ended, or did not answer in time."""
+
+
+class SkoodWarning(UserWarning):
+    """Any warning of skood's."""
+
+
+class ThresholdWarning(SkoodWarning):
+    """The threshold may keep fewer in-distribution rows than it promises."""
+
+
+class FewCalibrationRowsWarning(ThresholdWarning):
+    """There are too few calibration rows for the share of rows to keep."""
+
+
+class AccuracyDropWarning(SkoodWarning):
+    """Fine-tuning made the classifier less accurate."""
+
+
+class NearChanceWarning(SkoodWarning):
+    """The given network classifies hardly better than chance."""
+
+
+class UnscaledImagesWarning(SkoodWarning):
+    """Images reach the network as they are in files, with values from 0 to 255."""
+
+
+class PenaltyWithoutEffectWarning(SkoodWarning):
+    """The penalty can change nothing, because the features cannot be trained."""
+
+
+class FewTrainingRowsWarning(SkoodWarning):
+    """A score was fitted to too few training rows."""
+
+
+class SlowScoringWarning(SkoodWarning):
+    """Rows are scored in smaller batches than usual, or one by one."""
+
+
+class DeviceWarning(SkoodWarning):
+    """The device of the detector is not available here."""
+
+
+class MemoryEntryWarning(SkoodWarning):
+    """``memory=`` keeps nothing, or what it kept cannot be used."""
+
+
+class SelectionWarning(SkoodWarning):
+    """A search or a score may not compare detectors as you expect."""
