@@ -7,12 +7,9 @@ import warnings
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = [
-    "warn_if_accuracy_dropped",
-    "warn_if_near_chance",
-    "warn_if_seen_before",
-    "warn_of_given",
-]
+from .exceptions import AccuracyDropWarning, NearChanceWarning, ThresholdWarning
+
+__all__ = ["seen_before", "warn_if_accuracy_dropped", "warn_if_near_chance"]
 
 NEAR_CHANCE = 0.1
 """Agreement beyond chance (Cohen's kappa) under which a trained classifier is hardly one."""
@@ -26,23 +23,6 @@ IMPLAUSIBLE_ACCURACY = 0.99
 TOLERATED_DROP = 0.01
 
 
-def warn_of_given(targets: NDArray[np.int64], predictions: NDArray[np.int64]) -> None:
-    """Warn of a given network that does too badly, or too well, on its calibration rows.
-
-    Parameters
-    ----------
-    targets, predictions : ndarray of shape (n,), int
-        Logit indices of the labels, and those the network predicts before fine-tuning.
-
-    Warns
-    -----
-    UserWarning
-        As `warn_if_near_chance` and `warn_if_seen_before` do.
-    """
-    warn_if_near_chance(targets, predictions)
-    warn_if_seen_before(targets, predictions)
-
-
 def warn_if_near_chance(targets: NDArray[np.int64], predictions: NDArray[np.int64]) -> None:
     """Warn where a given network does hardly better than chance on the labels.
 
@@ -53,7 +33,7 @@ def warn_if_near_chance(targets: NDArray[np.int64], predictions: NDArray[np.int6
 
     Warns
     -----
-    UserWarning
+    NearChanceWarning
         If Cohen's kappa is below 0.1 and the accuracy below 0.97.
     """
     # Imported here, as it takes long, and `import skood` needs nothing of it.
@@ -70,13 +50,15 @@ def warn_if_near_chance(targets: NDArray[np.int64], predictions: NDArray[np.int6
             "Either the labels are in another order than the logits, or X needs the "
             "preprocessing that the network was trained with (preprocess=), or the network is "
             "not trained (pretrain_epochs=).",
-            UserWarning,
+            NearChanceWarning,
             stacklevel=4,
         )
 
 
-def warn_if_seen_before(targets: NDArray[np.int64], predictions: NDArray[np.int64]) -> None:
-    """Warn where a given network is implausibly accurate on its calibration rows.
+def seen_before(
+    targets: NDArray[np.int64], predictions: NDArray[np.int64]
+) -> ThresholdWarning | None:
+    """Why a threshold is doubtful whose calibration rows a given network classifies too well.
 
     It was probably trained on them, and its threshold then breaks its promise.
 
@@ -85,21 +67,20 @@ def warn_if_seen_before(targets: NDArray[np.int64], predictions: NDArray[np.int6
     targets, predictions : ndarray of shape (n,), int
         Logit indices of the labels of the calibration rows, and those the network predicts.
 
-    Warns
-    -----
-    UserWarning
-        If at least 99 % agree.
+    Returns
+    -------
+    ThresholdWarning or None
+        The warning, if at least 99 % agree.
     """
     correct = targets == predictions
-    if correct.mean() >= IMPLAUSIBLE_ACCURACY:
-        warnings.warn(
-            f"The module given classifies {correct.mean():.1%} of its {len(correct)} calibration "
-            "rows correctly. If it was trained on these rows, the threshold keeps fewer fresh "
-            "rows than tpr promises: follow fit with calibrate(X_fresh), on rows that the "
-            "network has never seen.",
-            UserWarning,
-            stacklevel=4,
-        )
+    if correct.mean() < IMPLAUSIBLE_ACCURACY:
+        return None
+    return ThresholdWarning(
+        f"The module given classifies {correct.mean():.1%} of its {len(correct)} calibration rows "
+        "correctly, so it was probably trained on them. The threshold then keeps fewer fresh rows "
+        "than tpr promises. Follow fit with calibrate(X_fresh), on rows that the network has never "
+        "seen."
+    )
 
 
 def warn_if_accuracy_dropped(
@@ -120,7 +101,7 @@ def warn_if_accuracy_dropped(
 
     Warns
     -----
-    UserWarning
+    AccuracyDropWarning
         If the drop exceeds a point and twice its paired standard error.
     """
     was, now = before == targets, after == targets
@@ -133,6 +114,6 @@ def warn_if_accuracy_dropped(
             f"to {now.mean():.1%} (a drop of {100 * drop:.1f} points, standard error "
             f"{100 * error:.1f}). Lower sparsity_weight (now {sparsity_weight:g}), learning_rate "
             "or max_epochs.",
-            UserWarning,
-            stacklevel=3,
+            AccuracyDropWarning,
+            stacklevel=4,
         )

@@ -12,6 +12,7 @@ import sysconfig
 import tempfile
 import types
 import warnings
+from collections.abc import Sequence
 from functools import cache
 from os import PathLike
 from pathlib import Path
@@ -22,9 +23,10 @@ import torch
 from joblib import Memory
 from torch import Tensor
 
-from .engine.batches import STREAM_ROWS, slices
 from .engine.network import Network
-from .engine.training import Objective, Progress, Recipe, TrainingData
+from .engine.objective import Term
+from .engine.training import Progress, Recipe, TrainingData
+from .exceptions import MemoryEntryWarning
 
 __all__ = ["TrainingStore", "fingerprint", "training_key"]
 
@@ -75,7 +77,7 @@ class TrainingStore:
 
         Warns
         -----
-        UserWarning
+        MemoryEntryWarning
             If the entry is damaged.
         """
         if self.path is None or not self.path.exists():
@@ -85,7 +87,7 @@ class TrainingStore:
         if hashlib.sha256(payload).digest() != digest:
             warnings.warn(
                 f"{self.path} is damaged, so what it kept is computed again.",
-                UserWarning,
+                MemoryEntryWarning,
                 stacklevel=2,
             )
             return None
@@ -119,7 +121,7 @@ class TrainingStore:
 def training_key(
     network: Network,
     data: TrainingData,
-    objective: Objective,
+    terms: Sequence[Term],
     recipe: Recipe,
     augment: Any,
     seed: int,
@@ -132,8 +134,8 @@ def training_key(
         The network before training: its weights, its code, and how batches reach it.
     data : TrainingData
         Rows and labels.
-    objective : Objective
-        Terms of the loss.
+    terms : sequence of Term
+        Terms of the loss, before training.
     recipe : Recipe
         Epochs and optimizer settings.
     augment : str, callable or None
@@ -154,7 +156,7 @@ def training_key(
         data.ranks.size,
         network.precision,
         network.compiled,
-        objective,
+        [(type(term).__name__, vars(term)) for term in terms],
         recipe,
         augment,
         seed,
@@ -162,8 +164,7 @@ def training_key(
     digest.update(fingerprint((settings, network.module, data.labels, len(data.outliers))))
     # Batches as the network gets them: what preprocess and a data set make of X is what counts.
     for rows in (data.rows, data.outliers):
-        indices = (rows[piece] for piece in slices(len(rows), STREAM_ROWS))
-        for batch in network.batcher.stream(data.X, indices, len(rows)):
+        for batch in network.batcher.stream(rows):
             digest.update(fingerprint(batch))
     return digest.hexdigest()
 

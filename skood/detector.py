@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import copy
-import dataclasses
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from functools import partial
+from collections.abc import Callable
 from numbers import Integral, Real
 from os import PathLike
-from typing import Any, ClassVar, NamedTuple, Self, cast
+from typing import Any, ClassVar, Self, cast
 
 import numpy as np
 import torch
@@ -19,79 +16,33 @@ from numpy.typing import ArrayLike, NDArray
 from sklearn.base import BaseEstimator, OutlierMixin, clone
 from sklearn.utils import Tags
 from sklearn.utils._param_validation import Interval, StrOptions, validate_parameter_constraints
-from sklearn.utils.validation import check_is_fitted, validate_data
+from sklearn.utils.validation import check_is_fitted
 from torch import Tensor, nn
-from torch.nn.parameter import is_lazy
-from torch.utils.data import Dataset
-from tqdm.auto import tqdm
 
-from .accuracy import warn_if_accuracy_dropped, warn_of_given
-from .caching import TrainingStore, training_key
-from .calibration import calibration_split, conformal_p_values, place_threshold
-from .engine.augmentation import AUGMENTATIONS, get_augment
-from .engine.batches import (
-    STREAM_ROWS,
-    Batcher,
-    Rows,
-    as_array,
-    channels_first,
-    check_finite,
-    has_channels_last,
-    moments,
-    slices,
-    spaced,
+from .calibration import conformal_p_values, place_threshold
+from .doubts import Doubts
+from .engine.augmentation import AUGMENTATIONS
+from .engine.copying import copy_module, on_cpu
+from .engine.distributed import joined_ranks
+from .engine.inference import forward_rows
+from .engine.rows import Rows, as_array
+from .engine.training import reproducible
+from .exceptions import SelectionWarning
+from .fitting import (
+    Fit,
+    given_network,
+    n_workers,
+    outputs_of,
+    scored,
+    unchanged_on_error,
+    winners_of,
 )
-from .engine.distributed import Ranks, digest, joined_ranks
-from .engine.hardware import resolve_device
-from .engine.inference import forward_rows, score_rows
-from .engine.loading import (
-    is_loadable,
-    read_labels,
-    row_count,
-    row_shape,
-)
-from .engine.network import (
-    Network,
-    affine_head,
-    check_trainable,
-    copy_module,
-    floating_dtype,
-    on_cpu,
-    open_network,
-)
-from .engine.outputs import as_float64
-from .engine.training import (
-    Objective,
-    Progress,
-    Recipe,
-    TrainingData,
-    pretraining_recipe,
-    reproducible,
-    train,
-)
-from .labels import as_labels, cluster_labels, encode_labels, is_outlier
-from .networks import default_network
-from .penalties import PENALTIES, Penalty, Relative, get_penalty, l1
-from .randomness import random_generator
-from .rows import as_rows, warn_if_unscaled
-from .scores import Head, Outputs, apply_score, fit_score, get_score
+from .labels import as_labels, is_outlier
+from .penalties import PENALTIES, Penalty
+from .rows import rows_like_fit
 from .scores.protocol import ScoreFunction
 
 ScoreArray = NDArray[np.float64]
-
-ROWS_OF_A_UNIT = 1024
-"""Rows on which the unit of a relative penalty is measured."""
-
-ROWS_OF_A_TRIAL = 1024
-"""Rows on which a score is tried before training, at most."""
-
-ROWS_OF_A_COMPARISON = 16
-"""Rows by which the processes of a group see whether they have the same X."""
-
-PARAMETERS_OF_A_RANK = {"module", "device", "num_workers", "memory", "random_state", "verbose"}
-"""Parameters that may differ between the processes of a group, or are compared by what they do."""
-
-SHOWN_OF_AN_EPOCH = ("loss", "accuracy", "mean_l1")
 
 
 class SparseEnergyOODDetector(OutlierMixin, BaseEstimator):
@@ -360,63 +311,19 @@ class SparseEnergyOODDetector(OutlierMixin, BaseEstimator):
             for `tpr`.
         """
         self._validate_params()
-        get_score(self.score_function)  # refuses a name that is unknown
-        with _unchanged_on_error(self), joined_ranks() as ranks:
-            y = self._labels_of(X, y)
-            X = self._check_rows(X, reset=True)
-            if self.preprocess is None and not is_loadable(X):
-                check_finite(X)
-            if self.module is not None and self.preprocess is None:
-                warn_if_unscaled(X)
-            inliers, outliers, labels = self._split_outliers(X, y)
-            self._check_counts(inliers, outliers)
-            if self.memory is not None and self._usable_memory() is None:
-                warnings.warn(
-                    "memory= keeps nothing while random_state=None, as no two fits are alike "
-                    "then. Pass an int as random_state.",
-                    UserWarning,
-                    stacklevel=2,
-                )
-            seeds = self._agree(ranks, X, y, _draw_seeds(self.random_state))
-            self._seed_of_network = seeds.network
-            device = ranks.device(resolve_device(self.device))
-            with reproducible(seeds.network, device):
-                network = self._given_network(X, inliers, device)
-                self.classes_, targets = self._encode(labels, network, X, inliers, seeds, ranks)
-                training, held_out = calibration_split(
-                    targets, self.calibration_size, self.tpr, np.random.RandomState(seeds.split)
-                )
-                data = TrainingData(X, inliers[training], targets[training], outliers, ranks)
-                calibration, truth = inliers[held_out], targets[held_out]
-                if network is None:
-                    network = self._default_network(data, device)
-                if self._pretraining_epochs() != 0 or self.max_epochs > 0:
-                    X = network.batcher.resident(X)
-                    data = dataclasses.replace(data, X=X)
-                if self.verbose and ranks.first:
-                    print(f"{type(self).__name__}: {network.describe()}")
-                self._try_score(network, data)
-                self.history_ = self._pretrain(network, data, seeds)
+        with unchanged_on_error(self), joined_ranks() as ranks:
+            run = Fit(self, X, y, ranks)  # refuses early what it cannot use
+            with run.reproducible():
+                network, training, held_out = run.prepared()
+                run.try_score(network, training)
+                self.history_ = run.pretrain(network, training)
                 self._pretrained = copy.deepcopy(network) if self.history_ else None
-                is_given = self.module is not None and labels is not None and not self.history_
-                before = None
-                if self.max_epochs > 0:  # else it will be as after
-                    before = ranks.joined(self._winners(network, X, ranks.share(calibration)))
-                    if is_given:
-                        warn_of_given(truth, before)
-                self.history_ += self._fine_tune(network, data, seeds)
-                self.score_function_ = self._fitted_score(network, data)
-            outputs = self._outputs(network, X, ranks.share(calibration))
-            scores, after = map(ranks.joined, outputs)
-            if before is None:
-                before = after
-                if is_given:
-                    warn_of_given(truth, before)
-            warn_if_accuracy_dropped(truth, before, after, self.sparsity_weight)
-            self.id_accuracy_ = {
-                "before": float(np.mean(truth == before)),
-                "after": float(np.mean(truth == after)),
-            }
+                before = run.predicted(network, held_out)
+                self.history_ += run.fine_tune(network, training)
+                self.score_function_ = run.fitted_score(network, training)
+            scores, after = run.scored(network, held_out, self.score_function_)
+            self.id_accuracy_, self._doubts = run.judged(held_out, before, after)
+            self.classes_, self._seed_of_network = run.classes, run.seeds.network
             self._network = network
             self._place_threshold(scores, self.tpr)
         return self
@@ -444,24 +351,24 @@ class SparseEnergyOODDetector(OutlierMixin, BaseEstimator):
             If there are no labels, no in-distribution rows, or labels that are not in `classes_`.
         """
         check_is_fitted(self)
-        y = self._labels_of(X, y)
-        X = self._check_rows(X)
+        rows = self._rows(X)
+        y = rows.labels(n_workers(self)) if y is None else y
         if y is None:
             raise ValueError("id_accuracy needs labels: pass y, one label of `classes_` a row.")
-        labels = as_labels(y, row_count(X))
-        rows = np.flatnonzero(~is_outlier(labels, self.ood_label))
-        if len(rows) == 0 or not np.isin(labels[rows], self.classes_).all():
+        labels = as_labels(y, len(rows))
+        inliers = np.flatnonzero(~is_outlier(labels, self.ood_label))
+        labels, rows = labels[inliers], rows.pick(inliers)
+        if len(inliers) == 0 or not np.isin(labels, self.classes_).all():
             raise ValueError(
                 f"id_accuracy got y with the labels {np.unique(labels)[:12].tolist()}; expected "
                 f"those of the classifier, {self.classes_[:12].tolist()}, and perhaps "
                 f"ood_label={self.ood_label!r}."
             )
         with reproducible(self._seed_of_network, self.device_):  # for lazy layers, as in fit
-            before = self._pretrained or self._given_network(X, rows, self.device_)
+            before = self._pretrained or given_network(self, rows, self.device_)
         return {
-            name: float(np.mean(self.classes_[self._winners(network, X, rows)] == labels[rows]))
+            name: float(np.mean(self.classes_[winners_of(network, rows)] == labels))
             for name, network in {"before": before, "after": self._network}.items()
-            if network is not None
         }
 
     def calibrate(self, X: Any, tpr: float | None = None) -> Self:
@@ -497,6 +404,7 @@ class SparseEnergyOODDetector(OutlierMixin, BaseEstimator):
         constraint = {"tpr": self._parameter_constraints["tpr"]}
         validate_parameter_constraints(constraint, {"tpr": tpr}, caller_name="calibrate")
         self._place_threshold(self.score_samples(X), tpr)
+        self._doubts = Doubts()
         return self
 
     def score_samples(self, X: Any) -> ScoreArray:
@@ -520,7 +428,11 @@ class SparseEnergyOODDetector(OutlierMixin, BaseEstimator):
             If X does not look like the rows of `fit`, or holds NaN or infinity.
         """
         check_is_fitted(self)
-        return self._scores(self._check_rows(X))
+        rows = self._rows(X)
+        scores = np.empty(len(rows))
+        for piece, some, _ in scored(self._network, rows, self.score_function_):
+            scores[piece] = as_array(some)
+        return scores
 
     def decision_function(self, X: Any) -> ScoreArray:
         """Score measured from the threshold: at least 0 for rows taken as in-distribution.
@@ -535,7 +447,9 @@ class SparseEnergyOODDetector(OutlierMixin, BaseEstimator):
         ndarray of shape (n,), float64
             ``score_samples(X) - offset_``.
         """
-        return self.score_samples(X) - self.offset_
+        scores = self.score_samples(X)
+        self._doubts.warn(stacklevel=2)
+        return scores - self.offset_
 
     def predict(self, X: Any) -> NDArray[np.int64]:
         """Whether each row is in-distribution.
@@ -550,7 +464,9 @@ class SparseEnergyOODDetector(OutlierMixin, BaseEstimator):
         ndarray of shape (n,), int64
             +1 for in-distribution, -1 for out-of-distribution.
         """
-        return np.where(self.decision_function(X) >= 0, 1, -1)
+        scores = self.score_samples(X)
+        self._doubts.warn(stacklevel=2)
+        return np.where(scores - self.offset_ >= 0, 1, -1)
 
     def p_values(self, X: Any) -> ScoreArray:
         """Conformal p-value of "this row is in-distribution", against the calibration scores.
@@ -570,7 +486,9 @@ class SparseEnergyOODDetector(OutlierMixin, BaseEstimator):
         ----------
         Bates et al., "Testing for outliers with conformal p-values", Ann. Statist. 51(1), 2023.
         """
-        return conformal_p_values(self.score_samples(X), self.calibration_scores_, self.tpr_)
+        scores = self.score_samples(X)
+        self._doubts.warn(stacklevel=2)
+        return conformal_p_values(scores, self.calibration_scores_, self.tpr_)
 
     def predict_class(self, X: Any, reject_label: Any = None) -> NDArray[Any]:
         """Class of each row, or a label of rejection where the row is out-of-distribution.
@@ -598,10 +516,11 @@ class SparseEnergyOODDetector(OutlierMixin, BaseEstimator):
                 f"reject_label={reject_label!r} is one of the classes "
                 f"{self.classes_.tolist()[:12]}; pass a label that no class has."
             )
-        X = self._check_rows(X)
+        rows = self._rows(X)
         if reject_label is None:
-            return self.classes_[self._winners(self._network, X)]
-        scores, winners = self._outputs(self._network, X)
+            return self.classes_[winners_of(self._network, rows)]
+        scores, winners = outputs_of(self._network, rows, self.score_function_)
+        self._doubts.warn(stacklevel=2)
         labels = self.classes_[winners]
         kinds = {np.asarray(reject_label).dtype.kind, labels.dtype.kind}
         if len(kinds) > 1 and kinds != {"i", "u"}:
@@ -623,7 +542,7 @@ class SparseEnergyOODDetector(OutlierMixin, BaseEstimator):
             Probabilities; each row sums to 1.
         """
         check_is_fitted(self)
-        pieces = forward_rows(self._network, self._check_rows(X))
+        pieces = forward_rows(self._network, self._rows(X))
         return np.concatenate([as_array(torch.softmax(logits, dim=1)) for _, _, logits in pieces])
 
     def features(self, X: Any) -> NDArray[Any]:
@@ -640,7 +559,7 @@ class SparseEnergyOODDetector(OutlierMixin, BaseEstimator):
             Features, in the dtype of the network (float32 where it is bfloat16).
         """
         check_is_fitted(self)
-        pieces = forward_rows(self._network, self._check_rows(X), features=True)
+        pieces = forward_rows(self._network, self._rows(X), features=True)
         return np.concatenate([as_array(hidden) for _, hidden, _ in pieces if hidden is not None])
 
     def score(self, X: Any, y: ArrayLike | None = None) -> float:
@@ -669,15 +588,16 @@ class SparseEnergyOODDetector(OutlierMixin, BaseEstimator):
         from .model_selection import make_ood_scorer
 
         check_is_fitted(self)
-        y = self._labels_of(X, y)
-        rows = self._check_rows(X)
+        rows = self._rows(X)
+        y = rows.labels(n_workers(self)) if y is None else y
         label = self.ood_label
-        if y is not None and label is not None and len(self._split_outliers(rows, y)[1]) == 0:
+        known = y is not None and is_outlier(as_labels(y, len(rows)), label).any()
+        if y is not None and label is not None and not known:
             warnings.warn(
                 f"No row of y carries ood_label={label!r}, so score makes outliers from X: compare "
                 "it with no score on known outliers. In a search, give every test fold some of "
                 f"them: cv=InDistributionKFold(ood_label={label!r}).",
-                UserWarning,
+                SelectionWarning,
                 stacklevel=2,
             )
             label = None
@@ -691,8 +611,8 @@ class SparseEnergyOODDetector(OutlierMixin, BaseEstimator):
         return self._network.module
 
     @property
-    def head_(self) -> str:
-        """Name of the head in `module_`."""
+    def head_(self) -> str | None:
+        """Name of the last layer of `module_`; None if TorchScript hides it."""
         check_is_fitted(self)
         return self._network.head
 
@@ -714,304 +634,9 @@ class SparseEnergyOODDetector(OutlierMixin, BaseEstimator):
         check_is_fitted(self)
         return self._network.execution
 
-    def _check_rows(self, X: Any, *, reset: bool = False) -> Rows:
-        """X ready to be read row by row, neither copied nor cast, with rows like those of `fit`."""
-        rows = as_rows(X, with_preprocess=self.preprocess is not None)
-        shape = row_shape(rows)
-        if reset:
-            for name in {"n_features_in_", "feature_names_in_", "input_shape_"} & set(vars(self)):
-                delattr(self, name)
-        expected = getattr(self, "input_shape_", None)
-        if len(shape) == 1 and expected is None:
-            nameless = isinstance(X, np.ndarray | Tensor) and not hasattr(self, "feature_names_in_")
-            if not reset and nameless and shape == (self.n_features_in_,):
-                return rows  # validate_data would find nothing, in half the time of a small network
-            table = X if hasattr(X, "shape") else np.empty((1, *shape))
-            validate_data(self, table, reset=reset, skip_check_array=True)
-            return rows
-        if reset:
-            self.input_shape_ = shape
-        elif shape != (expected := (self.n_features_in_,) if expected is None else expected):
-            raise ValueError(
-                f"X has rows of shape {shape}, but {type(self).__name__} was fitted on rows of "
-                f"shape {expected}. Pass an array of shape (n, {str(expected)[1:]}."
-            )
-        return rows
-
-    def _labels_of(self, X: Any, y: ArrayLike | None) -> ArrayLike | None:
-        """The labels passed, or else those that a data set brings along."""
-        return read_labels(X, self._n_workers) if y is None and isinstance(X, Dataset) else y
-
-    @property
-    def _n_workers(self) -> int | None:
-        return None if self.num_workers == "auto" else int(self.num_workers)
-
-    def _batcher(
-        self, device: torch.device, dtype: torch.dtype, preprocess: Callable[[Any], Tensor] | None
-    ) -> Batcher:
-        return Batcher(device, dtype, preprocess, self._n_workers)
-
-    def _split_outliers(
-        self, X: Rows, y: ArrayLike | None
-    ) -> tuple[NDArray[np.intp], NDArray[np.intp], NDArray[Any] | None]:
-        """Rows in and out of the distribution, and labels of the former if of several classes."""
-        if y is None:
-            return np.arange(row_count(X)), np.arange(0), None
-        labels = as_labels(y, row_count(X))
-        outlying = is_outlier(labels, self.ood_label)
-        inliers, outliers = np.flatnonzero(~outlying), np.flatnonzero(outlying)
-        return inliers, outliers, labels[inliers] if len(np.unique(labels[inliers])) > 1 else None
-
-    def _check_counts(self, inliers: NDArray[np.intp], outliers: NDArray[np.intp]) -> None:
-        if len(inliers) < 2:
-            raise ValueError(
-                f"fit got n_samples = {len(inliers)} in-distribution row(s) and needs at least 2, "
-                "one to train on and one to calibrate on (rows labelled "
-                f"ood_label={self.ood_label!r} do not count)."
-            )
-        if self.outlier_weight > 0 and len(outliers) == 0:
-            raise ValueError(
-                f"outlier_weight={self.outlier_weight:g} needs known outliers, but no row of y "
-                f"carries ood_label={self.ood_label!r}. Label some rows so, or set "
-                "outlier_weight=0."
-            )
-
-    def _given_network(
-        self, X: Rows, rows: NDArray[np.intp], device: torch.device
-    ) -> Network | None:
-        if self.module is None:
-            return None
-        module = copy_module(self.module)
-        batcher = self._batcher(device, floating_dtype(module), self.preprocess)
-        return self._open(module, batcher, X, rows, few_rows_apart=True)
-
-    def _default_network(self, data: TrainingData, device: torch.device) -> Network:
-        preprocess = self.preprocess
-        if preprocess is None and has_channels_last((1, *row_shape(data.X))):
-            preprocess = channels_first
-        batcher = self._batcher(device, torch.float32, preprocess)
-        mean, std = moments(batcher, data.X, data.rows)
-        shape = tuple(batcher(data.X, data.rows[:1]).shape[1:])
-        with torch.device("cpu"):  # whatever device and dtype are the caller's default
-            module = default_network(shape, len(self.classes_), mean=mean, std=std).float()
-        return self._open(module, batcher, data.X, data.rows, few_rows_apart=False)
-
-    def _open(
-        self,
-        module: nn.Module,
-        batcher: Batcher,
-        X: Rows,
-        rows: NDArray[np.intp],
-        few_rows_apart: bool,
-    ) -> Network:
-        return open_network(
-            module,
-            X,
-            rows,
-            head=self.head,
-            batcher=batcher,
-            precision=self.precision,
-            compiled=self.compile,
-            few_rows_apart=few_rows_apart,
-        )
-
-    def _encode(
-        self,
-        labels: NDArray[Any] | None,
-        network: Network | None,
-        X: Rows,
-        rows: NDArray[np.intp],
-        seeds: _Seeds,
-        ranks: Ranks,
-    ) -> tuple[NDArray[Any], NDArray[np.int64]]:
-        """Classes, and the logit index of each in-distribution row."""
-        if network is not None and labels is not None:
-            return encode_labels(labels, network.n_logits)
-        if network is not None:
-            winners = ranks.joined(self._winners(network, X, ranks.share(rows)))
-            return np.arange(network.n_logits), winners
-        if labels is None:
-            batcher = self._batcher(torch.device("cpu"), torch.float64, self.preprocess)
-
-            def read(picks: NDArray[np.intp]) -> NDArray[np.float64]:
-                indices = (rows[picks[piece]] for piece in slices(len(picks), STREAM_ROWS))
-                batches = batcher.stream(X, indices, len(picks))
-                return torch.cat([batch.flatten(1) for batch in batches]).numpy()
-
-            labels = ranks.from_first(cluster_labels(read, len(rows), seeds.clusters))
-        return np.unique(labels, return_inverse=True)
-
-    def _pretraining_epochs(self) -> int | None:
-        """Epochs of pre-training; None where they depend on the number of rows."""
-        if self.pretrain_epochs == "auto":
-            return 0 if self.module is not None else None
-        return int(self.pretrain_epochs)
-
-    def _pretrain(
-        self, network: Network, data: TrainingData, seeds: _Seeds
-    ) -> list[dict[str, Any]]:
-        epochs = self._pretraining_epochs()
-        recipe = pretraining_recipe(len(data.rows), self.batch_size, epochs)
-        return self._train("pretrain", network, data, Objective(l1), recipe, seeds.pretraining)
-
-    def _fine_tune(
-        self, network: Network, data: TrainingData, seeds: _Seeds
-    ) -> list[dict[str, Any]]:
-        penalty = get_penalty(self.penalty)
-        if isinstance(penalty, Relative):
-            rows = spaced(data.rows, ROWS_OF_A_UNIT)
-            pieces = forward_rows(network, data.X, rows=rows, features=True)
-            penalty = penalty.measured_on(torch.cat([h for _, h, _ in pieces if h is not None]))
-        objective = Objective(
-            penalty, self.sparsity_weight, self.outlier_weight, self.distillation_weight
-        )
-        recipe = Recipe(
-            self.max_epochs, self.batch_size, self.learning_rate, self.momentum, self.weight_decay
-        )
-        return self._train("fine-tune", network, data, objective, recipe, seeds.fine_tuning)
-
-    def _train(
-        self,
-        phase: str,
-        network: Network,
-        data: TrainingData,
-        objective: Objective,
-        recipe: Recipe,
-        seed: int,
-    ) -> list[dict[str, Any]]:
-        if recipe.epochs == 0:
-            return []
-        if self.module is not None:
-            penalized = objective.sparsity_weight > 0
-            check_trainable(network, data.X, data.rows, penalized=penalized)
-        memory, store, resume = self._usable_memory(), None, None
-        if memory is not None and data.ranks.first:
-            key = training_key(network, data, objective, recipe, self.augment, seed)
-            store = TrainingStore(memory, key)
-            resume = store.load()
-        resume = data.ranks.from_first(resume)
-        n_kept = 0 if resume is None else len(resume.history)
-        with tqdm(
-            total=recipe.epochs,
-            initial=n_kept,
-            desc=f"{phase}, {n_kept} from memory" if n_kept else phase,
-            unit="epoch",
-            disable=not (self.verbose and data.ranks.first),
-        ) as bar:
-
-            def after_epoch(progress: Progress) -> None:
-                if store is not None:
-                    store.save(progress)
-                bar.set_postfix(
-                    {name: f"{progress.history[-1][name]:.4g}" for name in SHOWN_OF_AN_EPOCH}
-                )
-                bar.update()
-
-            history = train(
-                network,
-                data,
-                objective,
-                recipe,
-                augment=get_augment(self.augment),
-                seed=seed,
-                resume=resume,
-                after_epoch=after_epoch,
-            )
-        return [{"phase": phase, **record} for record in history]
-
-    def _agree(self, ranks: Ranks, X: Rows, y: ArrayLike | None, seeds: _Seeds) -> _Seeds:
-        """The seeds of rank 0, once all ranks are known to fit the same."""
-        if ranks.size == 1:
-            return seeds
-        if self.compile:
-            raise ValueError(
-                f"compile=True cannot train on {ranks.size} processes, as batch-norm could not "
-                "take its statistics from all of them. Pass compile=False."
-            )
-        ranks.agree(self._facts(X, y, seeds))
-        return ranks.from_first(seeds)
-
-    def _facts(self, X: Rows, y: ArrayLike | None, seeds: _Seeds) -> dict[str, str]:
-        """What must be the same on all ranks, in a few characters each."""
-        n_rows = row_count(X)
-        kind = str(getattr(X, "dtype", type(X).__name__))
-        facts = {"X": f"{n_rows} rows of shape {row_shape(X)}, {kind}", "y": "none"}
-        if not is_loadable(X):
-            some = spaced(np.arange(n_rows), ROWS_OF_A_COMPARISON)
-            facts["X"] += f", digest {digest(cast(Any, X)[some])}"
-        if y is not None:
-            labels, indices = np.unique(as_labels(y, n_rows), return_inverse=True)
-            facts["y"] = f"{len(labels)} labels, digest {digest(labels.astype(str), indices)}"
-        module = nn.Module() if self.module is None else self.module
-        state = (*module.parameters(), *module.buffers())
-        values = [x for x in state if not is_lazy(x) and not x.is_meta]
-        facts["module"] = (
-            f"{type(module).__name__} of {len(state)} tensors, digest {digest(*values)}"
-        )
-        for name, value in self.get_params(deep=False).items():
-            if name not in PARAMETERS_OF_A_RANK:
-                plain = isinstance(value, str | Real | None)
-                facts[name] = repr(value) if plain else type(value).__name__
-        facts["random_state"] = "None" if self.random_state is None else f"seeds {tuple(seeds)}"
-        facts["memory"] = "none" if self._usable_memory() is None else "a folder"
-        return facts
-
-    def _usable_memory(self) -> str | PathLike[str] | Memory | None:
-        return None if self.random_state is None else self.memory
-
-    def _try_score(self, network: Network, data: TrainingData) -> None:
-        """Fit and apply the score on a few rows, so that what it refuses shows before training."""
-        picks = spaced(np.arange(len(data.rows)), ROWS_OF_A_TRIAL)
-        few = dataclasses.replace(data, rows=data.rows[picks], labels=data.labels[picks])
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of rows too few
-            try:
-                score = self._fitted_score(network, few)
-            except ValueError:
-                if len(picks) == len(data.rows):
-                    raise
-                score = self._fitted_score(network, data)  # more rows may be what it needs
-        for _ in _score_rows(network, few.X, score, few.rows[:1]):
-            pass
-
-    def _fitted_score(self, network: Network, data: TrainingData) -> ScoreFunction:
-        """The score, with the statistics of the training rows where it has any."""
-        labels = torch.from_numpy(data.labels)
-        outputs = (
-            Outputs(as_float64(features), logits, labels[piece].to(logits.device))
-            for piece, features, logits in forward_rows(
-                network, data.X, rows=data.rows, features=True
-            )
-            if features is not None
-        )
-        score = get_score(self.score_function)
-        return fit_score(score, outputs, lambda: Head(*affine_head(network, data.X, data.rows)))
-
-    def _outputs(
-        self, network: Network, X: Rows, rows: NDArray[np.intp] | None = None
-    ) -> tuple[ScoreArray, NDArray[np.int64]]:
-        """Score and most likely logit of each row, or of those asked for."""
-        n_rows = row_count(X) if rows is None else len(rows)
-        scores, winners = np.empty(n_rows), np.empty(n_rows, dtype=np.int64)
-        for piece, some, logits in _score_rows(network, X, self.score_function_, rows):
-            scores[piece], winners[piece] = as_array(some), as_array(logits.argmax(dim=1))
-        return scores, winners
-
-    def _scores(self, X: Rows) -> ScoreArray:
-        """Score of each row, in no more memory than that of the result."""
-        scores = np.empty(row_count(X))
-        for piece, some, _ in _score_rows(self._network, X, self.score_function_):
-            scores[piece] = as_array(some)
-        return scores
-
-    def _winners(
-        self, network: Network, X: Rows, rows: NDArray[np.intp] | None = None
-    ) -> NDArray[np.int64]:
-        """Most likely logit of each row, or of those asked for."""
-        winners = np.empty(row_count(X) if rows is None else len(rows), dtype=np.int64)
-        for piece, _, logits in forward_rows(network, X, rows=rows):
-            winners[piece] = as_array(logits.argmax(dim=1))
-        return winners
+    def _rows(self, X: Any) -> Rows:
+        """X as rows like those of `fit`."""
+        return rows_like_fit(self, X, self.preprocess)
 
     def _place_threshold(self, scores: ScoreArray, tpr: float) -> None:
         self.offset_ = place_threshold(scores, tpr)
@@ -1042,47 +667,3 @@ class SparseEnergyOODDetector(OutlierMixin, BaseEstimator):
         tags = super().__sklearn_tags__()
         tags.input_tags.three_d_array = True
         return tags
-
-
-def _score_rows(
-    network: Network, X: Rows, score: ScoreFunction, rows: NDArray[np.intp] | None = None
-) -> Iterator[tuple[slice, Tensor, Tensor]]:
-    """Positions, scores and logits of rows, piece by piece, by what the score declares it needs."""
-    gradient = getattr(score, "uses_gradient", False)
-    if gradient and not hasattr(score, "perturbation"):
-        raise TypeError(
-            f"score_function={score!r} sets uses_gradient, but has no method "
-            "perturbation(logits, batch) that gives what to add to the batch."
-        )
-    return score_rows(
-        network,
-        X,
-        partial(apply_score, score),
-        rows=rows,
-        features=getattr(score, "uses_features", True),
-        perturbation=cast(Any, score).perturbation if gradient else None,
-    )
-
-
-class _Seeds(NamedTuple):
-    split: int
-    clusters: int
-    network: int
-    pretraining: int
-    fine_tuning: int
-
-
-def _draw_seeds(random_state: int | np.random.RandomState | None) -> _Seeds:
-    draws = random_generator(random_state).randint(np.iinfo(np.int32).max, size=len(_Seeds._fields))
-    return _Seeds(*draws.tolist())
-
-
-@contextmanager
-def _unchanged_on_error(estimator: BaseEstimator) -> Iterator[None]:
-    before = vars(estimator).copy()
-    try:
-        yield
-    except BaseException:
-        vars(estimator).clear()
-        vars(estimator).update(before)
-        raise

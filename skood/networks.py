@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .engine.batches import has_channels_last
 from .engine.hardware import sent
+from .engine.rows import has_channels_last
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike

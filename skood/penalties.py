@@ -7,13 +7,14 @@ and name it in `PENALTIES`.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-__all__ = ["PENALTIES", "Relative", "get_penalty", "hoyer_index", "l1", "l1_over_l2"]
+__all__ = ["PENALTIES", "Relative", "fit_penalty", "get_penalty", "hoyer_index", "l1", "l1_over_l2"]
 
 Penalty = Callable[[Tensor], Tensor]
 
@@ -136,7 +137,7 @@ class Relative:
     >>> import torch
     >>> from skood.penalties import Relative, l1
     >>> features = torch.tensor([[3.0, -4.0], [1.0, 0.0]])
-    >>> relative = Relative(l1).measured_on(features)
+    >>> relative = Relative(l1).fit(features)
     >>> relative(features)
     tensor([1.7500, 0.2500])
     """
@@ -159,7 +160,7 @@ class Relative:
         """
         return self.penalty(features) / self.unit
 
-    def measured_on(self, features: Tensor) -> Relative:
+    def fit(self, features: Tensor) -> Relative:
         """The same penalty, its unit the mean over some features.
 
         Parameters
@@ -228,3 +229,28 @@ def get_penalty(penalty: str | Penalty) -> Penalty:
     if penalty not in PENALTIES:
         raise ValueError(f"penalty={penalty!r} is unknown; pass {expected}.")
     return PENALTIES[penalty]
+
+
+def fit_penalty(penalty: Penalty, features: Callable[[], Tensor]) -> Penalty:
+    """A penalty with its statistics, if it has any to take.
+
+    Parameters
+    ----------
+    penalty : callable
+        The penalty. If it has a method ``fit(features)``, a copy of it is fitted.
+    features : callable
+        Gives features (n, d) of training rows before fine-tuning; only asked if needed.
+
+    Returns
+    -------
+    callable
+        What ``fit`` returned, or the penalty itself.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from skood.penalties import PENALTIES, fit_penalty
+    >>> fit_penalty(PENALTIES["relative_l1"], lambda: torch.ones(2, 3)).unit
+    3.0
+    """
+    return copy.deepcopy(penalty).fit(features()) if hasattr(penalty, "fit") else penalty

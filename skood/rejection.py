@@ -15,7 +15,6 @@ from sklearn.utils._param_validation import HasMethods
 from sklearn.utils.validation import check_is_fitted
 
 from .detector import SparseEnergyOODDetector
-from .engine.loading import row_count
 from .labels import as_labels, is_outlier
 from .rows import as_rows
 
@@ -128,8 +127,8 @@ class RejectingClassifier(ClassifierMixin, MetaEstimatorMixin, BaseEstimator):
         """
         self._validate_params()
         detector = clone(self.detector)
-        rows = as_rows(X, with_preprocess=detector.preprocess is not None)
-        labels = self._check_labels(y, row_count(rows))
+        rows = as_rows(X, detector.preprocess)
+        labels = self._check_labels(y, len(rows))
         classes = np.unique(labels[~is_outlier(labels, detector.ood_label)])
         # Once before training, to fail early; a given module may bring further classes.
         self._check_reject_label(classes)

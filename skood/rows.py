@@ -1,4 +1,4 @@
-"""What users pass as X, made ready to be read row by row."""
+"""Where X enters: whatever a user passes becomes `Rows`, and is compared with the rows of fit."""
 
 from __future__ import annotations
 
@@ -8,30 +8,33 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from sklearn.utils import check_array
+from sklearn.base import BaseEstimator
+from sklearn.utils import _safe_indexing, check_array
+from sklearn.utils.validation import validate_data
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, Subset
 
-from .engine.batches import Rows, check_tensor
-from .engine.loading import as_references, check_dataset
+from .engine.loading import Loader, objects
+from .engine.rows import InMemory, Loaded, Rows, as_array, rows_of_dataset, rows_of_tensor
+from .exceptions import UnscaledImagesWarning
 
-__all__ = ["as_rows", "warn_if_unscaled"]
+__all__ = ["as_numbers", "as_rows", "in_frame", "rows_like_fit", "take", "warn_if_unscaled"]
 
 
-def as_rows(X: Any, *, with_preprocess: bool) -> Rows:
-    """X as an array, a tensor or a data set, not copied where it is one already.
+def as_rows(X: Any, preprocess: Loader | None = None) -> Rows:
+    """X as `Rows`, not copied if it is an array, a tensor or a data set.
 
     Parameters
     ----------
     X : array-like, Tensor or Dataset
         What the user passed.
-    with_preprocess : bool
-        Whether a function of the user's turns batches into tensors: X may hold anything then.
+    preprocess : callable, default=None
+        The user's function that turns batches into tensors. With it, X may hold anything.
 
     Returns
     -------
-    ndarray, Tensor or Dataset
-        Numbers in at least two dimensions, an array of references, or a map-style data set.
+    Rows
+        Numbers in at least two dimensions, a data set, or references that `preprocess` loads.
 
     Raises
     ------
@@ -39,7 +42,7 @@ def as_rows(X: Any, *, with_preprocess: bool) -> Rows:
         If X is nothing of the kind; the message says what to pass.
     """
     if isinstance(X, Dataset):
-        return check_dataset(X)
+        return rows_of_dataset(X, preprocess)
     if np.ma.is_masked(X):
         raise ValueError(
             f"X is a masked array of shape {X.shape}, and the values behind its mask are no data. "
@@ -52,42 +55,160 @@ def as_rows(X: Any, *, with_preprocess: bool) -> Rows:
         )
     if isinstance(X, list | tuple) and X and all(isinstance(x, Tensor) for x in X):
         X = torch.stack(list(X)) if len({x.shape for x in X}) == 1 else X
-    references = as_references(X)
-    if references is not None and with_preprocess and len(references) > 0:
-        return references
+    references = _references(X)
+    if references is not None and preprocess is not None and len(references) > 0:
+        return Loaded(references, preprocess)
     if references is not None and references.ndim == 1 and references.dtype.kind not in "biufc":
         raise ValueError(
             f"X holds {len(references)} values such as {references[:1].tolist()}, which are no "
             "rows of numbers. If they are paths or other references, pass preprocess=, a function "
             "that turns an array of them into a tensor with as many rows."
         )
-    if isinstance(X, Tensor):
-        return check_tensor(X)
-    return _numbers(X)
+    return rows_of_tensor(X) if isinstance(X, Tensor) else InMemory(_numbers(X))
 
 
-def warn_if_unscaled(X: Rows) -> None:
+def rows_like_fit(
+    estimator: BaseEstimator, X: Any, preprocess: Loader | None, *, reset: bool = False
+) -> Rows:
+    """X as `Rows`, in the shape and with the columns of the rows of fit.
+
+    Parameters
+    ----------
+    estimator : BaseEstimator
+        What was fitted, with ``n_features_in_`` for a table and ``input_shape_`` otherwise.
+    X : array-like, Tensor or Dataset
+        What the user passed.
+    preprocess : callable or None
+        The user's function that turns batches into tensors.
+    reset : bool, default=False
+        Whether these are the rows of fit, whose shape and columns are kept.
+
+    Returns
+    -------
+    Rows
+        The rows.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If X cannot be rows, or has another shape or other columns than the rows of fit.
+    """
+    rows = as_rows(X, preprocess)
+    if reset:
+        for name in {"n_features_in_", "feature_names_in_", "input_shape_"} & set(vars(estimator)):
+            delattr(estimator, name)
+    expected = getattr(estimator, "input_shape_", None)
+    if len(rows.shape) == 1 and expected is None:
+        named = hasattr(estimator, "feature_names_in_")
+        nameless = isinstance(X, np.ndarray | Tensor) and not named
+        # validate_data would find nothing, in half the time of a small network.
+        if reset or not nameless or rows.shape != (estimator.n_features_in_,):
+            table = X if hasattr(X, "shape") else np.empty((1, *rows.shape))
+            validate_data(estimator, table, reset=reset, skip_check_array=True)
+        return rows
+    if reset:
+        estimator.input_shape_ = rows.shape
+        return rows
+    expected = (estimator.n_features_in_,) if expected is None else expected
+    if rows.shape != expected:
+        raise ValueError(
+            f"X has rows of shape {rows.shape}, but {type(estimator).__name__} was fitted on rows "
+            f"of shape {expected}. Pass an array of shape (n, {str(expected)[1:]}."
+        )
+    return rows
+
+
+def warn_if_unscaled(rows: Rows) -> None:
     """Warn of images that no function scales before they reach the user's network.
 
     Parameters
     ----------
-    X : ndarray, Tensor or Dataset
+    rows : Rows
         From `as_rows`.
 
     Warns
     -----
-    UserWarning
-        If X holds images in uint8.
+    UnscaledImagesWarning
+        If they are images in uint8.
     """
-    if not isinstance(X, Dataset) and X.dtype in (np.uint8, torch.uint8) and X.ndim == 4:
+    if rows.dtype == "uint8" and len(rows.shape) == 3:
         warnings.warn(
             "X holds images in uint8, which reach the module as they are, in 0..255. If it was "
             "trained on scaled images, pass preprocess=NormalizeImages(mean, std) from "
             "skood.networks, with its mean and std; else preprocess=torch.Tensor.float silences "
             "this.",
-            UserWarning,
-            stacklevel=3,
+            UnscaledImagesWarning,
+            stacklevel=4,
         )
+
+
+def take(X: Any, index: NDArray[np.intp]) -> Any:
+    """Some rows of X, in the form that it has.
+
+    Parameters
+    ----------
+    X : array-like, Tensor or Dataset
+        Rows.
+    index : ndarray of int
+        Which.
+
+    Returns
+    -------
+    array-like, Tensor or Dataset
+        These rows.
+    """
+    return Subset(X, index.tolist()) if isinstance(X, Dataset) else _safe_indexing(X, index)
+
+
+def as_numbers(X: Any) -> NDArray[Any]:
+    """X as one array, for what needs all of it at once.
+
+    Parameters
+    ----------
+    X : array-like or Tensor
+        Rows.
+
+    Returns
+    -------
+    ndarray
+        The array; of dtype object or str if X holds no numbers, as a data set does.
+    """
+    if isinstance(X, Dataset):
+        return objects([X])
+    return as_array(X) if isinstance(X, Tensor) else np.asarray(X)
+
+
+def in_frame(values: NDArray[Any], X: Any) -> Any:
+    """Values in a data frame like X, if X is one.
+
+    Parameters
+    ----------
+    values : ndarray of shape (n, d)
+        Rows.
+    X : array-like
+        Rows of the same columns.
+
+    Returns
+    -------
+    ndarray or data frame
+        The values.
+    """
+    if not hasattr(X, "columns"):
+        return values
+    names = "columns" if hasattr(X, "iloc") else "schema"  # as pandas and polars have it
+    return type(X)(values, **{names: list(X.columns)})
+
+
+def _references(X: Any) -> NDArray[Any] | None:
+    """X as an array of references; None if it holds numbers in two dimensions or more."""
+    if isinstance(X, Tensor):
+        return X.detach().cpu().numpy() if X.ndim == 1 else None
+    try:
+        array = np.asarray(X)
+    except ValueError:  # objects of several shapes
+        array = objects(X)
+    is_reference = array.ndim == 1 or array.dtype.kind not in "biufc"
+    return array if array.ndim > 0 and is_reference else None
 
 
 def _numbers(X: Any) -> NDArray[Any]:

@@ -17,7 +17,10 @@ from sklearn.utils import shuffle
 
 from skood import SparseEnergyOODDetector
 from skood.engine.batches import Batcher
-from skood.engine.network import copy_module, floating_dtype, open_network
+from skood.engine.copying import copy_module
+from skood.engine.network import floating_dtype
+from skood.engine.opening import open_network
+from skood.rows import as_rows
 
 try:
     import torchvision
@@ -39,8 +42,7 @@ def opened():
         batcher = Batcher(torch.device("cpu"), floating_dtype(module), preprocess)
         return open_network(
             copy_module(module),
-            X,
-            np.arange(len(X)),
+            as_rows(X, preprocess),
             head=head,
             batcher=batcher,
             precision=precision,

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from skood.engine.outputs import logits_of
+from skood.rows import as_rows
 
 
 class WidthAgnostic(nn.Module):
@@ -90,7 +91,7 @@ class Body(nn.Module):
 
 def assert_head_gives_the_logits(network, rows):
     """head(features) equals the logits, which equal what the untouched module returns."""
-    batch = network.batcher(rows, slice(0, len(rows)))
+    batch = network.batcher(as_rows(rows, network.batcher.preprocess))
     with torch.no_grad():
         features, logits = network.features_and_logits(batch)
         torch.testing.assert_close(logits, logits_of(network.module(batch)), rtol=0, atol=0)

@@ -1,14 +1,10 @@
-"""One fit on several processes: the ranks of a torch.distributed group, and what passes between.
+"""One fit on several processes: the ranks of a torch.distributed group, and what they exchange.
 
-Every rank holds the same network and takes its share of the rows of each batch, so that a step is
-the step of one process on the whole batch. `DistributedDataParallel` averages the gradients, while
-the backward pass still runs. What enters the loss must come out of the forward that it wraps, and
-the features come from a hook inside: so it wraps a module that returns both features and logits,
-and the gradient of the penalty reaches the same reducer as that of the cross-entropy.
-
-Batch-norm takes its statistics from all ranks, through `F.batch_norm`, which every batch-norm in
-Python ends in. torch.nn.SyncBatchNorm runs on GPUs alone, and putting it in would change modules
-that are the user's; this runs on both, and the network stays as it is.
+Every rank holds the same network and takes its share of the rows of each batch.
+`DistributedDataParallel` wraps the objective and averages the gradients. So a step is the step of
+one process on the whole batch, except for batch-norm on CPUs: there each rank normalises its own
+rows, and the running statistics of rank 0 are kept. On GPUs `torch.nn.SyncBatchNorm` takes the
+statistics of all rows.
 """
 
 from __future__ import annotations
@@ -27,17 +23,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, distributed, nn
-from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
-from torch.overrides import TorchFunctionMode
 
-from .network import Captured, Forward, Network
+from ..exceptions import LostRankError
 
 T = TypeVar("T")
-
-
-class LostRankError(RuntimeError):
-    """Another rank ended, or did not answer within the time-out of the process group."""
 
 
 @dataclass(frozen=True)
@@ -110,23 +100,30 @@ class Ranks:
             return device
         return torch.device("cuda", _local_gpu(self.rank))
 
-    def parallel(self, network: Network) -> Forward:
-        """Features and logits of a batch, by a forward whose gradients are averaged over ranks."""
+    def parallel(self, objective: nn.Module, module: nn.Module) -> nn.Module:
+        """The objective of a module, with gradients that are averaged over ranks."""
         if self.size == 1:
-            return network.features_and_logits
-        self.share_buffers(network.module)
+            return objective
+        self.share_buffers(module)
         # Which parameters have a gradient does not change from step to step, and some have none.
-        return DistributedDataParallel(Captured(network), static_graph=True)
+        return DistributedDataParallel(objective, static_graph=True)
 
-    def batch_norm(self) -> AbstractContextManager[Any]:
-        """Batch-norm over the rows of all ranks, inside."""
-        return nullcontext() if self.size == 1 else _BatchNormOfAllRanks()
+    @contextmanager
+    def batch_norm(self, module: nn.Module) -> Iterator[None]:
+        """Inside, batch-norm on GPUs takes its statistics from the rows of all ranks."""
+        if self.size == 1 or not all(p.is_cuda for p in module.parameters()):
+            yield
+            return
+        children = {part: dict(part._modules) for part in module.modules()}
+        nn.SyncBatchNorm.convert_sync_batchnorm(module)  # on the same tensors
+        try:
+            yield
+        finally:
+            for part, own in children.items():
+                part._modules.update(own)
 
     def share_buffers(self, module: nn.Module) -> None:
-        """Give every rank the buffers of rank 0, in place.
-
-        Those of batch-norm are the same already, except inside TorchScript.
-        """
+        """Give every rank the buffers of rank 0, in place."""
         if self.size > 1:
             for buffer in module.buffers():
                 distributed.broadcast(buffer.data, src=0)
@@ -235,85 +232,3 @@ def _local_gpu(rank: int) -> int:
     """The current GPU where the user has chosen one, else that of the rank on this machine."""
     local = int(os.environ.get("LOCAL_RANK", rank))
     return torch.cuda.current_device() or local % torch.cuda.device_count()
-
-
-class _BatchNormOfAllRanks(TorchFunctionMode):
-    """Replaces `F.batch_norm` in training, whichever module calls it."""
-
-    def __torch_function__(
-        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        return (_batch_norm if func is F.batch_norm else func)(*args, **(kwargs or {}))
-
-
-def _batch_norm(
-    input: Tensor,
-    running_mean: Tensor | None,
-    running_var: Tensor | None,
-    weight: Tensor | None = None,
-    bias: Tensor | None = None,
-    training: bool = False,
-    momentum: float = 0.1,
-    eps: float = 1e-5,
-) -> Tensor:
-    """`F.batch_norm` with the mean and the variance of the rows of all ranks."""
-    if not training:
-        return F.batch_norm(input, running_mean, running_var, weight, bias, False, momentum, eps)
-    own_dtype = torch.float32 if input.dtype.itemsize < 4 else input.dtype
-    zeros = torch.zeros(input.shape[1], dtype=own_dtype, device=input.device)
-    weight = torch.ones_like(zeros) if weight is None else weight
-    output, mean, unbiased = _BatchNorm.apply(input, weight, zeros if bias is None else bias, eps)
-    if running_mean is not None and running_var is not None:
-        with torch.no_grad():
-            running_mean.lerp_(mean.to(running_mean.dtype), momentum)
-            running_var.lerp_(unbiased.to(running_var.dtype), momentum)
-    return output
-
-
-class _BatchNorm(torch.autograd.Function):
-    """Batch-norm whose sums over rows, forward and backward, are sums over all ranks.
-
-    The kernels are those of batch-norm with given statistics. Its backward pass takes these as
-    constants, and what depends on them is added: with N values, standard deviations s, values x of
-    mean 0 and variance 1 and gradients g of the output, the gradient of the input is ``(weight / s)
-    (g - sum(g) / N - x sum(g x) / N)`` (Ioffe & Szegedy, "Batch normalization", ICML 2015).
-    """
-
-    @staticmethod
-    def forward(
-        ctx: Any, input: Tensor, weight: Tensor, bias: Tensor, eps: float
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        # Statistics of half precision are those of float32, as these buffers are.
-        buffers = torch.zeros_like(weight), torch.zeros_like(weight)
-        own_mean, own_var = torch.batch_norm_update_stats(input, *buffers, 1.0)
-        own_mean, own_var = own_mean.double(), own_var.double()
-        # In float64, second moments give the variance of all without a loss.
-        n_own = torch.full_like(own_mean, input.numel() // input.shape[1])
-        sums = torch.stack([n_own, n_own * own_mean, n_own * (own_var + own_mean**2)])
-        distributed.all_reduce(sums)
-        n_values = sums[0]
-        mean = sums[1] / n_values
-        var = sums[2] / n_values - mean**2
-        ctx.eps = eps
-        statistics = mean.to(weight.dtype), var.to(weight.dtype)
-        ctx.save_for_backward(input, weight, *statistics, n_values)
-        unbiased = var * n_values / (n_values - 1)
-        ctx.mark_non_differentiable(mean, unbiased)
-        output = F.batch_norm(input, *statistics, weight, bias, False, 0.0, eps)
-        return output, mean, unbiased
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
-        input, weight, mean, var, n_values = ctx.saved_tensors
-        of_input, of_weight, of_bias = torch.ops.aten.native_batch_norm_backward(
-            gradient, input, weight, mean, var, None, None, False, ctx.eps, [True, True, True]
-        )
-        sums = torch.stack([of_weight, of_bias]).double()
-        distributed.all_reduce(sums)
-        scale = torch.rsqrt(var.double() + ctx.eps)
-        slope = weight * scale**2 * sums[0] / n_values
-        offset = weight * scale * sums[1] / n_values - slope * mean
-        channels = (1, -1, *[1] * (input.ndim - 2))
-        slope, offset = (x.to(weight.dtype).view(channels) for x in (slope, offset))
-        of_input = of_input - torch.addcmul(offset, input, slope)
-        return of_input.to(input.dtype), of_weight, of_bias, None

@@ -27,8 +27,7 @@ import torch
 from torch import Tensor, nn
 
 from .hardware import autocast
-from .network import Captured, Forward, Network, trainable
-from .scripted import scripted_parts
+from .network import Forward, Network, trainable
 
 FEWEST_STEPS = 50
 """Steps of a training from which on recording, which takes as long as some ten, is worth it."""
@@ -51,7 +50,6 @@ def worth_recording(network: Network, n_steps: int) -> bool:
     return (
         network.device.type == "cuda"
         and n_steps >= FEWEST_STEPS
-        and not scripted_parts(network.module)
         # Threads that train would disturb each other's recording.
         and threading.current_thread() is threading.main_thread()
         and _records_on(network.device)
@@ -143,6 +141,21 @@ def recorded(network: Network, batch: Tensor) -> Forward | None:
         return None  # if it is the network's own, it will come up without graphs too
     finally:
         restore()
+
+
+class Captured(nn.Module):
+    def __init__(self, network: Network) -> None:
+        super().__init__()
+        self.trained = nn.ParameterList(network.module.parameters())
+        self.network = network
+
+
+def replaying(network, n_steps):
+    return Replayed(network) if worth_recording(network, n_steps) else network.features_and_logits
+
+
+def release(forward):
+    return isinstance(forward, Replayed) and forward.release()
 
 
 class _Recordable(Captured):

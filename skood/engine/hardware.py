@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..exceptions import DeviceWarning
+
 VALUES_IN_CACHE = 2**20
 """Values of the largest tensor in a network with which a CPU scores fastest: 4 MB in float32."""
 
@@ -71,7 +73,7 @@ def available_device(device: torch.device) -> torch.device:
         warnings.warn(
             f"This detector was fitted on {device}, which is not available here: it now computes "
             "on the CPU.",
-            UserWarning,
+            DeviceWarning,
             stacklevel=3,
         )
         return torch.device("cpu")

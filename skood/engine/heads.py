@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from ..exceptions import HeadNotFoundError
 from .outputs import describe, is_plain_tuple, logits_of
 
 GENERAL_REMEDY = (
@@ -62,12 +63,12 @@ def find_head(module: nn.Module, batch: Tensor, name: str | None = None) -> str:
         trial.check_name(name)
         if trial.gives(name, logits_of):
             return name
-        raise ValueError(trial.why_not(name))
+        raise HeadNotFoundError(trial.why_not(name))
     for candidate in trial.candidates():
         if trial.gives(candidate, logits_of):
             trial.check_not_features(candidate)
             return candidate
-    raise ValueError(f"No classification head found: {trial.why_none()}")
+    raise HeadNotFoundError(f"No classification head found: {trial.why_none()}")
 
 
 @contextmanager
@@ -162,7 +163,7 @@ class Trial:
         except AttributeError:
             part = self.module
         if part is self.module or isinstance(part, torch.jit.ScriptModule):
-            raise ValueError(
+            raise HeadNotFoundError(
                 f"head={name!r} names no submodule of {type(self.module).__name__}; its linear "
                 f"layers are {_names(self.linear)}. Pass the name of the module whose input are "
                 "the features, as in module.named_modules()."
@@ -173,7 +174,7 @@ class Trial:
         """Refuse a tuple whose first element enters the layer that gives another one."""
         for index, giver in self._elements_given():
             if giver != name and self._reaches(name, index):
-                raise ValueError(
+                raise HeadNotFoundError(
                     f"The module returns {describe(self.output)}. Its first element, from "
                     f"{name!r}, enters {giver!r}, whose output is element {index}, so which of "
                     "them are the logits is not clear. Wrap the module in one that returns its "

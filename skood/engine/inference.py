@@ -10,47 +10,39 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-from .batches import Rows
+from ..exceptions import NonFiniteLogitsError, SlowScoringWarning
 from .hardware import autocast, keep_freed_memory
-from .loading import Index, row_count
+from .loading import Index
 from .network import Network
 from .outputs import all_finite, as_float64, run
-from .shapes import split
+from .rows import Rows
 
 T = TypeVar("T", bound=tuple[Any, ...])
 
 
-class NonFiniteLogitsError(ValueError):
-    """The network gave NaN or infinite logits for finite rows."""
-
-
 def forward_rows(
     network: Network,
-    X: Rows,
+    rows: Rows,
     *,
-    rows: NDArray[np.intp] | None = None,
     features: bool = False,
 ) -> Iterator[tuple[slice, Tensor | None, Tensor]]:
-    """Features and logits of rows of X, slice by slice.
+    """Features and logits of rows, slice by slice.
 
     Parameters
     ----------
     network : Network
         The network, in evaluation mode.
-    X : array or tensor of shape (n, ...)
+    rows : Rows
         Any number of rows.
-    rows : ndarray of shape (m,), optional
-        Which rows of X; all without it.
     features : bool, default=False
         Whether to capture the features.
 
     Yields
     ------
     piece : slice
-        Positions among the rows asked for.
+        Their positions.
     features : Tensor of shape (p, d) or None
         Their features.
     logits : Tensor of shape (p, K), float64
@@ -76,19 +68,18 @@ def forward_rows(
 
         return finish
 
-    yield from _over_batches(network, X, rows, forward)
+    yield from _over_batches(network, rows, forward)
 
 
 def score_rows(
     network: Network,
-    X: Rows,
+    rows: Rows,
     score: Callable[[Tensor | None, Tensor], Tensor],
     *,
-    rows: NDArray[np.intp] | None = None,
     features: bool = True,
     perturbation: Callable[[Tensor, Tensor], Tensor] | None = None,
 ) -> Iterator[tuple[slice, Tensor, Tensor]]:
-    """Scores and logits of rows of X, slice by slice.
+    """Scores and logits of rows, slice by slice.
 
     A score works on whole padded batches, as the network does, so that within one shape its result
     for a row is bitwise the same in any company.
@@ -97,12 +88,10 @@ def score_rows(
     ----------
     network : Network
         The network, in evaluation mode.
-    X : array or tensor of shape (n, ...)
+    rows : Rows
         Any number of rows.
     score : callable
         Features (p, d) or None and logits (p, K), both float64, to values (p,).
-    rows : ndarray of shape (m,), optional
-        Which rows of X; all without it.
     features : bool, default=True
         Whether the score wants features.
     perturbation : callable, optional
@@ -112,7 +101,7 @@ def score_rows(
     Yields
     ------
     piece : slice
-        Positions among the rows asked for.
+        Their positions.
     scores : Tensor of shape (p,)
         Their scores.
     logits : Tensor of shape (p, K), float64
@@ -146,7 +135,7 @@ def score_rows(
 
         return finish
 
-    yield from _over_batches(network, X, rows, forward)
+    yield from _over_batches(network, rows, forward)
 
 
 def _forward(
@@ -164,11 +153,10 @@ def _for_gradients() -> AbstractContextManager[Any]:
 
 def _over_batches(
     network: Network,
-    X: Rows,
-    rows: NDArray[np.intp] | None,
+    rows: Rows,
     forward: Callable[[slice, Tensor], Callable[[], T]],
 ) -> Iterator[T]:
-    """What a forward gives for each batch of the rows asked for, first its position among them.
+    """What a forward gives for each batch of the rows, first its position among them.
 
     A forward starts the work on a batch and returns what waits for it and finishes it: meanwhile
     the next batch is made ready. Where a GPU has no memory for one, the rest goes on in smaller
@@ -176,9 +164,9 @@ def _over_batches(
     """
     if network.device.type == "cpu":
         keep_freed_memory()
-    n_rows, done = row_count(X) if rows is None else len(rows), 0
+    n_rows, done = len(rows), 0
     while done < n_rows:
-        batches, shape = _batches(network, X, rows, n_rows, done), network.shapes[-1]
+        batches, shape = _batches(network, rows, done), network.shapes.ladder[-1]
         batch, finish, results = None, None, []
         try:
             while done < n_rows:
@@ -194,7 +182,7 @@ def _over_batches(
                     done = results[0][0].stop
                     yield results.pop(0)
         except torch.OutOfMemoryError:
-            if shape == 1 and not network.few_rows:
+            if shape == 1 and not network.shapes.small:
                 raise
             del batches, batch, finish, results  # and with the error, all that they hold
         else:
@@ -202,34 +190,28 @@ def _over_batches(
         _shrink(network, shape)
 
 
-def _batches(
-    network: Network, X: Rows, rows: NDArray[np.intp] | None, n_rows: int, start: int
-) -> Iterator[tuple[slice, Tensor]]:
-    """Positions of the rows asked for and the padded batch that holds them."""
-    shapes = (network.few_rows,) if n_rows <= network.few_rows else network.shapes
+def _batches(network: Network, rows: Rows, start: int) -> Iterator[tuple[slice, Tensor]]:
+    """Positions of the rows from `start` on, and the padded batches that hold them."""
     pieces: deque[slice] = deque()
 
     def indices() -> Iterator[Index]:
-        for piece, shape in split(n_rows, shapes, start):
+        for piece, shape in network.shapes.split(len(rows), start):
             pieces.append(piece)
-            yield _padded(piece, shape, rows)
+            yield _padded(piece, shape)
 
     # Some are asked for ahead of the batch that is given.
-    for batch in network.batcher.stream(X, indices(), n_rows):
+    for batch in network.batcher.stream(rows, indices()):
         yield pieces.popleft(), batch
 
 
 def _shrink(network: Network, shape: int) -> None:
     """Go on without forwards of so many rows, for which there is no memory."""
-    if network.few_rows >= shape:
-        network.few_rows = 0
-    # Another thread may have met the same, and done this.
-    if network.shapes[-1] >= shape:
-        network.shapes = tuple(s for s in network.shapes if s < shape) or (max(shape // 2, 1),)
+    network.without_shape(shape)
     warnings.warn(
         f"{network.device} has no memory for a forward of {shape} rows: from here on, scores are "
-        f"computed {network.shapes[-1]} at a time, and may differ from earlier ones by rounding.",
-        UserWarning,
+        f"computed {network.shapes.ladder[-1]} at a time, and may differ from earlier ones by "
+        "rounding.",
+        SlowScoringWarning,
         stacklevel=6,
     )
 
@@ -257,21 +239,18 @@ def _perturbed(
     return logits.detach(), batch.detach() + step
 
 
-def _check_finite(logits: Tensor, piece: slice, rows: NDArray[np.intp] | None) -> None:
+def _check_finite(logits: Tensor, piece: slice, rows: Rows) -> None:
     if all_finite(logits):
         return
     bad = piece.start + int((~torch.isfinite(logits)).any(dim=1).nonzero()[0])
     raise NonFiniteLogitsError(
-        f"The network gives NaN or infinite logits for row {bad if rows is None else rows[bad]} of "
-        "X, though the row itself is finite. Check the scale of X and preprocess=; a network in "
-        "float16 may overflow."
+        f"The network gives NaN or infinite logits for row {rows.number(bad)} of X, though the row "
+        "itself is finite. Check the scale of X and preprocess=; a network in float16 may overflow."
     )
 
 
-def _padded(piece: slice, shape: int, rows: NDArray[np.intp] | None) -> Index:
+def _padded(piece: slice, shape: int) -> Index:
     """Index of `shape` rows, filled up with the last one: a value that the network can take."""
-    full = piece.stop - piece.start == shape
-    if full and rows is None:
+    if piece.stop - piece.start == shape:
         return piece
-    positions = np.minimum(np.arange(piece.start, piece.start + shape), piece.stop - 1)
-    return positions if rows is None else rows[positions]
+    return np.minimum(np.arange(piece.start, piece.start + shape), piece.stop - 1)

@@ -1,80 +1,32 @@
-"""Rows that are not in memory: data sets, and references such as paths, loaded by workers."""
+"""Loading: items of data sets, worker processes, and functions of the user's."""
 
 from __future__ import annotations
 
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from functools import partial
 from itertools import tee
 from multiprocessing import current_process
-from typing import Any, TypeGuard, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, TensorDataset
+from torch.utils.data import DataLoader, Dataset
 
 Index = slice | NDArray[np.intp]
-Loadable = NDArray[Any] | Dataset[Any]
 Loader = Callable[[Any], Tensor]
 T = TypeVar("T")
 
 FEW_ROWS = 32
 """Rows up to this number are loaded by the process itself: quicker than to start others."""
 
-LABELS_AT_ONCE = 256
-
-
-def is_loadable(X: Any) -> TypeGuard[Loadable]:
-    """Whether rows must be loaded: those of a data set, or of an array of references.
-
-    References are values of a single dimension, or of another kind than numbers.
-    """
-    if isinstance(X, Dataset):
-        return True
-    return isinstance(X, np.ndarray) and (X.ndim == 1 or X.dtype.kind not in "biufc")
-
-
-def row_count(X: Any) -> int:
-    """Number of rows, of a data set too, which need not have a length for type checkers."""
-    return len(X)
-
-
-def row_shape(X: Any) -> tuple[int, ...]:
-    """Shape of a row; () where it is no array of numbers."""
-    if isinstance(X, Dataset):
-        return tuple(_collated(_inputs(X, np.arange(1))).shape[1:])
-    return tuple(X.shape[1:])
-
-
-def as_references(X: Any) -> NDArray[Any] | None:
-    """An array of references, or None where X is numbers in two dimensions or more.
-
-    Parameters
-    ----------
-    X : array-like or Tensor
-        Paths, row numbers, or any other objects.
-
-    Returns
-    -------
-    ndarray of shape (n,) or (n, d), or None
-        The references.
-    """
-    if isinstance(X, Tensor):
-        return X.detach().cpu().numpy() if X.ndim == 1 else None
-    try:
-        array = np.asarray(X)
-    except ValueError:  # objects of several shapes
-        array = _objects(X)
-    return array if array.ndim > 0 and is_loadable(array) else None
-
 
 def load(
     fetch: Callable[[Index], T], indices: Iterable[Index], n_rows: int, workers: int | None
 ) -> Iterator[tuple[Index, T]]:
-    """Fetch batches ahead of their use, by worker processes, in the order of their indices.
+    """Fetch batches before they are needed, by worker processes, in the order of their indices.
 
     Parameters
     ----------
@@ -85,7 +37,7 @@ def load(
     n_rows : int
         Number of rows in all.
     workers : int or None
-        Number of processes; None takes one a core, and 0 none beside this one.
+        Number of processes; None takes one a core, and 0 loads in this process.
 
     Yields
     ------
@@ -111,47 +63,6 @@ def load(
         generator=torch.Generator(device="cpu"),
     )
     yield from zip(here, loader, strict=False)
-
-
-def load_batch(X: Loadable, preprocess: Loader | None, index: Index) -> tuple[Tensor, bool]:
-    """One batch, and whether preprocess has been applied: it is where it alone can make a tensor.
-
-    Parameters
-    ----------
-    X : Dataset or ndarray
-        Rows to load.
-    preprocess : callable or None
-        Maps an array of references to a tensor with as many rows.
-    index : slice or ndarray of int
-        Rows of the batch.
-
-    Returns
-    -------
-    batch : Tensor of shape (m, ...)
-        The rows.
-    preprocessed : bool
-        Whether preprocess made them.
-
-    Raises
-    ------
-    TypeError, ValueError
-        If the rows make no tensor; errors of the data set and of preprocess pass through.
-    """
-    rows = np.arange(*index.indices(row_count(X))) if isinstance(index, slice) else index
-    distinct, places = np.unique(rows, return_inverse=True)
-    if len(distinct) < len(rows):  # padding repeats a row
-        batch, preprocessed = load_batch(X, preprocess, distinct)
-        return batch[torch.from_numpy(places)], preprocessed
-    loaded = _collated(_inputs(X, rows)) if isinstance(X, Dataset) else X[rows]
-    if isinstance(loaded, Tensor):
-        return loaded, False
-    if preprocess is None:
-        raise TypeError(
-            f"The rows of X are of type {type(loaded[0]).__name__}, which is no tensor. Pass "
-            f"preprocess=, a function that turns an array of them, of shape {loaded.shape}, into "
-            "a tensor with as many rows."
-        )
-    return transformed(loaded, preprocess, "preprocess"), True
 
 
 def transformed(batch: Any, transform: Loader, name: str) -> Tensor:
@@ -186,47 +97,6 @@ def transformed(batch: Any, transform: Loader, name: str) -> Tensor:
     return result.detach()
 
 
-def read_labels(X: Dataset[Any], workers: int | None) -> Any:
-    """Labels of a data set of pairs (x, y), or None where its items are inputs alone.
-
-    Every item is read once, unless the data set is a `TensorDataset`.
-    """
-    if type(X) is TensorDataset:
-        return _label(X.tensors)
-    if _label(X[0]) is None:
-        return None
-    n_rows = row_count(X)
-    starts = range(0, n_rows, LABELS_AT_ONCE)
-    indices = [np.arange(start, min(start + LABELS_AT_ONCE, n_rows)) for start in starts]
-    pieces = load(partial(_labels, X), indices, n_rows, workers)
-    return [label for _, labels in pieces for label in labels]
-
-
-def check_dataset(X: Dataset[Any]) -> Loadable | Tensor:
-    """A data set whose rows can be read in any order, or the tensor that it wraps.
-
-    Raises
-    ------
-    TypeError, ValueError
-        If it has no length, cannot be indexed, or is empty, or its items are not x or (x, y).
-    """
-    if not hasattr(X, "__len__") or not hasattr(X, "__getitem__"):
-        raise TypeError(
-            f"X is a {type(X).__name__} without __len__ and __getitem__; rows are read in random "
-            "order. Pass a map-style data set, such as torch.utils.data.Dataset with both methods, "
-            "or the rows themselves in an array."
-        )
-    if len(X) == 0:
-        raise ValueError(
-            f"X is a {type(X).__name__} with 0 rows (n_samples = 0); pass one with items."
-        )
-    if type(X) is TensorDataset:  # a subclass may give its items otherwise
-        tensor: Tensor = _input(X.tensors)
-        return tensor
-    _input(X[0])
-    return X
-
-
 class _Fetched(Dataset[T]):
     """What lies at an index, as an item of a data set, which is what a DataLoader takes."""
 
@@ -248,22 +118,15 @@ def _available_workers() -> int:
     return len(os.sched_getaffinity(0))
 
 
-def _inputs(X: Dataset[Any], rows: NDArray[np.intp]) -> list[Any]:
-    return [_input(item) for item in _items(X, rows)]
-
-
-def _labels(X: Dataset[Any], rows: Index) -> list[Any]:
-    labels = [_label(item) for item in _items(X, rows)]
-    return [x.item() if isinstance(x, Tensor) and x.numel() == 1 else x for x in labels]
-
-
-def _items(X: Dataset[Any], rows: Any) -> list[Any]:
+def items(X: Dataset[Any], index: Any) -> list[Any]:
+    """Items of a data set."""
     if hasattr(X, "__getitems__"):
-        return list(X.__getitems__(rows.tolist()))
-    return [X[row] for row in rows.tolist()]
+        return list(X.__getitems__(index.tolist()))
+    return [X[row] for row in index.tolist()]
 
 
-def _input(item: Any) -> Any:
+def input_of(item: Any) -> Any:
+    """The x of an item that is x or (x, y)."""
     if not isinstance(item, tuple):
         return item
     if len(item) in (1, 2):
@@ -276,11 +139,12 @@ def _input(item: Any) -> Any:
     )
 
 
-def _label(item: Any) -> Any:
+def label_of(item: Any) -> Any:
+    """The y of an item (x, y); None where there is none."""
     return item[1] if isinstance(item, tuple) and len(item) == 2 else None
 
 
-def _collated(inputs: list[Any]) -> Tensor | NDArray[Any]:
+def collated(inputs: list[Any]) -> Tensor | NDArray[Any]:
     """A tensor where the inputs are numbers, an array of objects otherwise."""
     if not all(isinstance(x, Tensor) for x in inputs):
         try:
@@ -288,7 +152,7 @@ def _collated(inputs: list[Any]) -> Tensor | NDArray[Any]:
         except ValueError:  # lists of several lengths
             arrays = []
         if not arrays or any(a.dtype.kind not in "biuf" for a in arrays):
-            return _objects(inputs)
+            return objects(inputs)
         inputs = [torch.from_numpy(np.array(a)) for a in arrays]
     if any(x.is_complex() for x in inputs):
         raise ValueError(
@@ -304,7 +168,8 @@ def _collated(inputs: list[Any]) -> Tensor | NDArray[Any]:
     return torch.stack([x.detach() for x in inputs])
 
 
-def _objects(things: list[Any]) -> NDArray[Any]:
+def objects(things: list[Any]) -> NDArray[Any]:
+    """Things of any kind and shape, as an array with one dimension."""
     array = np.empty(len(things), dtype=object)
     for row, thing in enumerate(things):
         array[row] = thing

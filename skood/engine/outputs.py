@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..exceptions import NonFiniteLogitsError
+
 
 def run(module: nn.Module, batch: Tensor) -> Tensor:
     """Logits (n, K) of a batch, one row for each of its rows."""
@@ -127,7 +129,7 @@ def check_usable(logits: Tensor, batch: Tensor, module: nn.Module) -> None:
             if broken
             else "Check the scale of X and preprocess=; a network in float16 may overflow."
         )
-        raise ValueError(
+        raise NonFiniteLogitsError(
             f"The network gives NaN or infinite logits for {int(bad.sum())} of {len(bad)} rows, "
             f"though X is finite. {remedy}"
         )

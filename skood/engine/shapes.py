@@ -8,6 +8,7 @@ to the shapes of a ladder, of which those are kept that round as the largest doe
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -18,15 +19,74 @@ STEP = 4
 SMALLEST = 4
 """Rows of the smallest shape: products with fewer rows have kernels of their own."""
 
-Outputs = Callable[[int], Sequence[Tensor]]
+Results = Callable[[int], Sequence[Tensor]]
 
 
-def same_bits(outputs: Outputs, most: int) -> tuple[int, ...]:
+@dataclass(frozen=True)
+class Shapes:
+    """Numbers of rows that the forwards of a network take.
+
+    Parameters
+    ----------
+    ladder : tuple of int
+        Ascending. Within each, and across all of them, the result for a row is bitwise the same in
+        any company.
+    small : int, default=0
+        Requests of at most so many rows run in a forward of this size, and agree with the others to
+        1e-5; 0 for none.
+    """
+
+    ladder: tuple[int, ...]
+    small: int = 0
+
+    @property
+    def all(self) -> tuple[int, ...]:
+        """All of them, ascending."""
+        return ((self.small,) if self.small else ()) + self.ladder
+
+    def split(self, n_rows: int, start: int = 0) -> Iterator[tuple[slice, int]]:
+        """Slices of the rows of a request, and the shape that each is padded to.
+
+        Parameters
+        ----------
+        n_rows : int
+            Number of rows.
+        start : int, default=0
+            The first row.
+
+        Yields
+        ------
+        piece : slice
+            Consecutive rows.
+        shape : int
+            The shape, of at least as many rows and not many more.
+        """
+        while start < n_rows:
+            shape = self.small if n_rows <= self.small else self._for(n_rows - start)
+            stop = min(start + shape, n_rows)
+            yield slice(start, stop), shape
+            start = stop
+
+    def below(self, shape: int) -> Shapes:
+        """Shapes of fewer rows, for when there is no memory for one of so many."""
+        ladder = tuple(s for s in self.ladder if s < shape) or (max(shape // 2, 1),)
+        return Shapes(ladder, self.small if self.small < shape else 0)
+
+    def _for(self, n_rows: int) -> int:
+        """The smallest shape that holds all rows; where half of it were padding, the next lower."""
+        smaller = [shape for shape in self.ladder if shape < n_rows]
+        larger = [shape for shape in self.ladder if shape >= n_rows]
+        if smaller and (not larger or larger[0] > 2 * n_rows):
+            return smaller[-1]
+        return larger[0]
+
+
+def same_bits(results: Results, most: int) -> tuple[int, ...]:
     """Shapes in which forwards give bitwise what one of the largest gives.
 
     Parameters
     ----------
-    outputs : callable
+    results : callable
         Gives what forwards of so many rows return for some rows, always the same.
     most : int
         Rows of the largest shape.
@@ -36,43 +96,8 @@ def same_bits(outputs: Outputs, most: int) -> tuple[int, ...]:
     tuple of int
         The shapes, ascending.
     """
-    expected, shapes, shape = outputs(most), [most], most
+    expected, shapes, shape = results(most), [most], most
     while (shape := shape // STEP) >= SMALLEST:
-        if all(map(torch.equal, outputs(shape), expected)):
+        if all(map(torch.equal, results(shape), expected)):
             shapes.insert(0, shape)
     return tuple(shapes)
-
-
-def split(n_rows: int, shapes: Sequence[int], start: int = 0) -> Iterator[tuple[slice, int]]:
-    """Slices of rows, and the shape that each is padded to: little more than what it holds.
-
-    Parameters
-    ----------
-    n_rows : int
-        Number of rows.
-    shapes : sequence of int
-        The shapes, ascending.
-    start : int, default=0
-        The first row.
-
-    Yields
-    ------
-    piece : slice
-        Consecutive rows.
-    shape : int
-        The shape, of at least as many rows.
-    """
-    while start < n_rows:
-        shape = _shape_for(n_rows - start, shapes)
-        stop = min(start + shape, n_rows)
-        yield slice(start, stop), shape
-        start = stop
-
-
-def _shape_for(n_rows: int, shapes: Sequence[int]) -> int:
-    """The smallest shape that holds all rows; where half of it were padding, the next smaller."""
-    smaller = [shape for shape in shapes if shape < n_rows]
-    larger = [shape for shape in shapes if shape >= n_rows]
-    if smaller and (not larger or larger[0] > 2 * n_rows):
-        return smaller[-1]
-    return larger[0]

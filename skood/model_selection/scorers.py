@@ -18,7 +18,7 @@ from sklearn.utils.validation import _num_samples
 from torch import Tensor
 from torch.utils.data import Dataset, Subset
 
-from ..engine.batches import as_array
+from ..engine.rows import as_array
 from ..labels import as_labels, is_outlier
 from ..metrics import Positive, _check_positive, aupr, auroc, detection_error, fpr_at_tpr
 from .surrogates import surrogate_outliers

@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import ndimage
 from torch import Tensor
 
-from ..engine.batches import as_array, has_channels_last, slices
+from ..engine.rows import as_array, has_channels_last, slices
 from ..labels import as_labels
 from ..randomness import random_generator
 

@@ -1,0 +1,60 @@
+"""What to add to an error of the user's network: what it was given, and what may help."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from torch import Tensor, nn
+
+from .batches import Batcher
+from .rows import Rows, has_channels_last
+
+
+@contextmanager
+def explained(module: nn.Module, batch: Tensor, rows: Rows, batcher: Batcher) -> Iterator[None]:
+    """Add a note to an error of the user's network: what it was given, and what may help."""
+    try:
+        yield
+    except Exception as error:
+        hints = "".join(f" {hint}" for hint in _hints(module, batch, rows, batcher, str(error)))
+        error.add_note(
+            f"Raised by the module given, {type(module).__name__}, on a batch of shape "
+            f"{tuple(batch.shape)} and dtype {batch.dtype}.{hints} If it expects another shape, "
+            "dtype or layout, pass a function that makes it as preprocess=."
+        )
+        raise
+
+
+def _hints(
+    module: nn.Module, batch: Tensor, rows: Rows, batcher: Batcher, error: str
+) -> Iterator[str]:
+    parts = list(module.modules())
+    integers = "int" in rows.dtype and batcher.preprocess is None
+    if (integers and batch.ndim < 4) or any(isinstance(part, nn.Embedding) for part in parts):
+        yield (
+            "Without preprocess=, integers are cast to "
+            f"{str(batcher.dtype).removeprefix('torch.')}; a network on token ids takes them with "
+            "preprocess=torch.Tensor.long."
+        )
+    if has_channels_last(tuple(batch.shape)):
+        yield (
+            "The batch looks like images with channels last, (n, h, w, c), where networks take "
+            "(n, c, h, w): preprocess=skood.networks.NormalizeImages(mean, std) puts them first."
+        )
+    elif batch.ndim < 4 and any(isinstance(part, nn.Conv2d) for part in parts):
+        yield (
+            "It has 2-D convolutions, which take images (n, c, h, w): X.reshape(n, c, h, w) makes "
+            "them of flat rows, X[:, None] of gray images (n, h, w)."
+        )
+    if "inference" in error.lower():
+        yield (
+            "A part of forward runs under torch.inference_mode(), through which nothing can be "
+            "trained: remove it, or pass max_epochs=0 to use the network as it is."
+        )
+    if "device" in error.lower() or "cuda" in error.lower():
+        yield (
+            f"Its parameters and buffers, and the batch, are on {batch.device}. Tensors kept as "
+            "plain attributes stay where they were: use register_buffer. Remove .cuda() and "
+            ".to(...) from forward, or pass device= the device that they name."
+        )

@@ -1,0 +1,79 @@
+"""The head as an affine function of the features, for scores that need its weights."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from .heads import captured_calls
+from .network import TRIAL_ROWS, Network
+from .outputs import as_float64, logits_of, run
+from .rows import Rows
+
+PROBED_FEATURES = 256
+"""Features of which the weights are read at a time."""
+
+PROBE = 256
+"""Size of a feature when its weights are read."""
+
+
+def affine_head(network: Network, rows: Rows) -> tuple[Tensor, Tensor]:
+    """Weight (K, d) and bias (K,) of a head, in float64, found by what it returns.
+
+    Parameters
+    ----------
+    network : Network
+        The network, in evaluation mode.
+    rows : Rows
+        Rows on whose features the head is tried.
+
+    Returns
+    -------
+    weight, bias : Tensor
+        The head maps features h to ``h @ weight.T + bias``.
+
+    Raises
+    ------
+    ValueError
+        If the head is not affine.
+    """
+    name = network.visible_head
+    head = network.module.get_submodule(name)
+    batch = network.batcher(rows.spaced(TRIAL_ROWS))
+    with _as_it_is(network), captured_calls({name: head}) as calls:
+        run(network.module, batch)
+    features = calls[name].features
+    flat = features.flatten(1)
+
+    def logits(values: Tensor) -> Tensor:
+        with _as_it_is(network):
+            output = head(values.to(flat).reshape(-1, *features.shape[1:]))
+        # A convolution of size 1 gives (n, K, 1, 1).
+        return as_float64(logits_of(output.flatten(1) if isinstance(output, Tensor) else output))
+
+    bias = logits(torch.zeros_like(flat[:1]))
+    units = torch.arange(flat.shape[1], device=flat.device).split(PROBED_FEATURES)
+    # Large, as in half precision the sum with a bias would round the digits of a weight away.
+    columns = [logits(PROBE * F.one_hot(some, flat.shape[1])) - bias for some in units]
+    weight, bias = torch.cat(columns).T.contiguous() / PROBE, bias[0]
+    tried = torch.cat([flat, -2 * flat])
+    expected = tried.to(weight) @ weight.T + bias
+    error = (logits(tried) - expected).abs().amax()
+    # A bfloat16 head rounds each of its products.
+    if error > max(1e-4, 8 * torch.finfo(flat.dtype).eps) * expected.abs().amax():
+        raise ValueError(
+            f"The head, {name!r} ({type(head).__name__}), is not affine in its features, "
+            "as this score needs it to be. Pass head= the last linear layer, or another score."
+        )
+    return weight, bias
+
+
+@contextmanager
+def _as_it_is(network: Network) -> Iterator[None]:
+    """Without gradients, in the network's own precision, whatever surrounds the call."""
+    with torch.no_grad(), torch.autocast(network.device.type, enabled=False):
+        yield

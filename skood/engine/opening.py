@@ -1,0 +1,333 @@
+"""Opening a network: a module is tried on real rows, and made ready to run."""
+
+from __future__ import annotations
+
+import functools
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from ..exceptions import (
+    HeadNotFoundError,
+    PenaltyWithoutEffectWarning,
+    SlowScoringWarning,
+)
+from .advice import explained
+from .batches import Batcher
+from .copying import copy_module
+from .hardware import autocast, few_rows, resolve_precision, rows_at_once
+from .heads import Trial, close, find_head
+from .network import TRIAL_ROWS, Network, features_and_logits, trainable
+from .outputs import check_usable, logits_of, run
+from .rows import Rows, slices
+from .scripted import scripted_parts
+from .shapes import Results, Shapes, same_bits
+
+ROWS_OF_A_SHAPE = 64
+"""Rows on which shapes of batches are compared, at most."""
+
+FEW_ROWS_TOLERANCE = 1e-5
+"""Relative difference that a forward of few rows may make."""
+
+
+def open_network(
+    module: nn.Module,
+    rows: Rows,
+    *,
+    head: str | None,
+    batcher: Batcher,
+    precision: str,
+    compiled: bool,
+    few_rows_apart: bool,
+) -> Network:
+    """Make a module ready to run, having tried it on real rows.
+
+    Parameters
+    ----------
+    module : nn.Module
+        The classifier; it is moved and put in evaluation mode.
+    rows : Rows
+        Rows to try the module on, of which a few are taken.
+    head : str or None
+        Name of the head, if the user knows it.
+    batcher : Batcher
+        Turns rows into batches.
+    precision : {"auto", "float32", "bfloat16"}
+        Precision asked for.
+    compiled : bool
+        Whether to run through torch.compile.
+    few_rows_apart : bool
+        Whether requests of few images may run in a forward of their own size, which is faster and
+        agrees with others to 1e-5.
+
+    Returns
+    -------
+    Network
+        The network, in evaluation mode.
+
+    Raises
+    ------
+    ValueError, TypeError
+        If the module gives no logits or has no head; its own errors pass through, with a note.
+    """
+    _check_has_values(module)
+    if compiled and scripted_parts(module):
+        raise ValueError(
+            "compile=True cannot compile a TorchScript module. Pass compile=False, or the "
+            "nn.Module from which it was made."
+        )
+    module = module.to(batcher.device).eval()
+    few = rows.spaced(TRIAL_ROWS)
+    batch = batcher(few)
+    with torch.no_grad():
+        with explained(module, batch, rows, batcher):
+            output = module(batch)
+        logits = logits_of(output, len(batch))
+        check_usable(logits, batch, module)
+        # After a first forward, which makes what is lazy.
+        if batch.ndim == 4 and all(p.ndim < 5 for p in module.parameters()):
+            module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        alone = _must_run_alone(module)
+        _check_rows_alone(module, batcher, few.pick(np.arange(1)) if alone else few)
+    widest = _widest(module, batch)
+    most = 1 if alone else rows_at_once(widest, batcher.device)
+    head = _head_of(module, batch, head)
+    dtypes = resolve_precision(precision, module, batcher.device)
+    shapes = Shapes((most,))
+    if not compiled:  # each shape would be compiled on its own, which takes long
+        tried = rows.spaced(min(most, ROWS_OF_A_SHAPE))
+        small = few_rows(batcher.device) if few_rows_apart and batch.ndim > 2 else 0
+        results = _results(module, head, batcher, dtypes.scoring, tried)
+        shapes = _choose_shapes(results, most, small)
+    return Network(
+        module, head, batcher, dtypes, logits.shape[1], shapes, widest, compiled=compiled
+    )
+
+
+class _Sizes(TorchDispatchMode):
+    """Notes the size of each tensor that an operation returns."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.noted: list[int] = []
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        output = func(*args, **(kwargs or {}))
+        outputs = output if isinstance(output, tuple | list) else [output]
+        self.noted += [x.numel() for x in outputs if isinstance(x, Tensor)]
+        return output
+
+
+def _widest(module: nn.Module, batch: Tensor) -> int:
+    """Values of a row in the largest tensor of a forward that grows with its rows."""
+    sizes = []
+    for n_rows in (TRIAL_ROWS // 2, TRIAL_ROWS):
+        rows = batch[torch.arange(n_rows, device=batch.device) % len(batch)]
+        with torch.no_grad(), _Sizes() as seen:
+            module(rows)
+        sizes.append(seen.noted)
+    growths = [many - few for few, many in zip(*sizes, strict=False)]
+    return max([batch[0].numel(), *(growth // (TRIAL_ROWS // 2) for growth in growths)])
+
+
+def _results(
+    module: nn.Module,
+    head: str | None,
+    batcher: Batcher,
+    precision: torch.dtype | None,
+    rows: Rows,
+) -> Callable[..., list[Tensor]]:
+    """Features and logits of the first rows, from forwards of any size."""
+
+    @functools.cache
+    def results(n_rows: int, tried: int = len(rows)) -> list[Tensor]:
+        pieces = []
+        for piece in slices(min(tried, len(rows)), n_rows):
+            index = np.arange(piece.start, piece.stop)
+            batch = batcher(rows, np.resize(index, n_rows))
+            with (
+                torch.inference_mode(),
+                autocast(batcher.device, precision),
+                explained(module, batch, rows, batcher),
+            ):
+                both = (
+                    (run(module, batch),)
+                    if head is None
+                    else features_and_logits(module, head, batch)
+                )
+                pieces.append([x[: len(index)].clone() for x in both])
+        return [torch.cat(parts) for parts in zip(*pieces, strict=True)]
+
+    return results
+
+
+def _choose_shapes(results: Callable[..., list[Tensor]], most: int, small: int) -> Shapes:
+    """Let few rows run in smaller forwards, if these give the same bits, or nearly so."""
+    while not _has_memory(results, most):
+        most //= 2
+    ladder = same_bits(results, most)
+    if 0 < small < ladder[0]:
+        pairs = zip(results(small, TRIAL_ROWS), results(most), strict=True)
+        if all(close(own, others[: len(own)], FEW_ROWS_TOLERANCE) for own, others in pairs):
+            return Shapes(ladder, small)
+    return Shapes(ladder)
+
+
+def _has_memory(results: Results, n_rows: int) -> bool:
+    """Whether there is memory for a forward; one of a single row is taken to have it."""
+    if n_rows == 1:
+        return True
+    try:
+        results(n_rows)
+    except torch.OutOfMemoryError:
+        return False
+    return True
+
+
+def _check_has_values(module: nn.Module) -> None:
+    for name, tensor in (*module.named_parameters(), *module.named_buffers()):
+        if tensor.is_meta:
+            raise ValueError(
+                f"The module's {name!r} is on the meta device, where tensors have no values. Load "
+                'them first: module.to_empty(device="cpu"), then module.load_state_dict(...).'
+            )
+
+
+def _must_run_alone(module: nn.Module) -> bool:
+    """Whether the rounding of a row depends on its batch, as in dynamically quantized layers."""
+    dynamic = "torch.ao.nn.quantized.dynamic"
+    if not any(type(part).__module__.startswith(dynamic) for part in module.modules()):
+        return False
+    warnings.warn(
+        "The network has dynamically quantized layers, which round the rows of a batch on one "
+        "scale: rows are scored one by one, so that a score depends on its row alone. The network "
+        "before quantization scores much faster.",
+        SlowScoringWarning,
+        stacklevel=3,
+    )
+    return True
+
+
+def _head_of(module: nn.Module, batch: Tensor, name: str | None) -> str | None:
+    """Name of the head; None if TorchScript hides it."""
+    try:
+        return find_head(module, batch, name)
+    except HeadNotFoundError:
+        if name is None and scripted_parts(module):
+            return None
+        raise
+
+
+def check_trainable(network: Network, rows: Rows, *, penalized: bool = True) -> None:
+    """Refuse to train what training would not change as it should.
+
+    The logits must carry a gradient to the parameters, and be what the head gives in training mode
+    too. No statistic and no random generator changes.
+
+    Parameters
+    ----------
+    network : Network
+        The network, in evaluation mode.
+    rows : Rows
+        Rows to try it on, of which a few are taken.
+    penalized : bool, default=True
+        Whether a penalty on the features is part of the loss.
+
+    Raises
+    ------
+    HeadNotFoundError
+        If a part of the network is TorchScript.
+    ValueError
+        If the logits carry no gradient, or are something else in training mode.
+
+    Warns
+    -----
+    PenaltyWithoutEffectWarning
+        If the features carry none, so that the penalty can change nothing.
+    """
+    module, head = network.module, network.visible_head
+    if scripted := scripted_parts(module):
+        raise HeadNotFoundError(
+            f"A part of the network, {next(iter(scripted))!r}, is TorchScript, which cannot be "
+            "fine-tuned. Pass the nn.Module from which it was made, or max_epochs=0 to use the "
+            "network as it is."
+        )
+    batch = network.batcher(rows.spaced(TRIAL_ROWS))
+    parameters = trainable(module)
+    with torch.enable_grad(), explained(module, batch, rows, network.batcher):
+        features, logits = features_and_logits(module, head, batch)
+        trained, penalty_trained = (_has_gradient(z, parameters) for z in (logits, features))
+    if not trained:
+        raise ValueError(
+            "The logits carry no gradient, so the network cannot be fine-tuned: its parameters all "
+            "have requires_grad=False, or its forward cuts the gradient, as torch.no_grad, "
+            "inference_mode, .detach() and quantized layers do. Unfreeze parameters and remove "
+            "what cuts, or pass max_epochs=0 to use the network as it is."
+        )
+    if len(batch) > 1:
+        # On a copy: in training mode a forward changes statistics, and draws for dropout.
+        with torch.random.fork_rng(devices=[]), explained(module, batch, rows, network.batcher):
+            trial = Trial(copy_module(module).train(), batch)
+            same = trial.gives(head, logits_of)
+        if not same:
+            raise ValueError(
+                f"In training mode the module does not return what its head, {head!r}, "
+                "gives, as it does in evaluation mode: a softmax, another sign, another output. "
+                "Training would follow that instead of the logits; make its forward return the "
+                "same in both modes."
+            )
+    if penalized and not penalty_trained:
+        warnings.warn(
+            f"Only the head, {head!r}, can be trained: its features carry no gradient, so "
+            "the sparsity penalty can change nothing. Unfreeze the body, or remove the "
+            "torch.no_grad or .detach() before the head; or pass sparsity_weight=0.",
+            PenaltyWithoutEffectWarning,
+            stacklevel=3,
+        )
+
+
+def _has_gradient(values: Tensor, parameters: list[nn.Parameter]) -> bool:
+    """Whether values depend on a parameter, and let its gradient through."""
+    if not (parameters and values.requires_grad):
+        return False
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of operators without a gradient, which is what we ask
+        gradients = torch.autograd.grad(
+            values.sum(), parameters, retain_graph=True, allow_unused=True
+        )
+    return any(gradient is not None for gradient in gradients)
+
+
+def _check_rows_alone(module: nn.Module, batcher: Batcher, rows: Rows) -> None:
+    """Refuse a network whose logits for a row change from call to call, or with its company."""
+    kept = max(len(rows) // 2, 1)
+    other_company = batcher(rows, np.concatenate([np.arange(kept), np.zeros(len(rows), int)]))
+    first, again = (run(module, batcher(rows))[:kept] for _ in range(2))
+    if not close(first, again):
+        raise ValueError(
+            "The module, or preprocess, gives other logits for the same rows when called again in "
+            "evaluation mode, so no score would mean anything. Make what is random depend on "
+            "self.training, as in F.dropout(x, p, training=self.training), or pass it as augment=."
+        )
+    try:
+        logits = run(module, other_company)[:kept]
+    except Exception as error:
+        error.add_note(
+            f"The module given, {type(module).__name__}, took a batch of {len(rows)} rows, but not "
+            f"one of {len(other_company)}. Let forward read the number of rows from its input, "
+            "x.shape[0], and trace a module with that."
+        )
+        raise
+    if not close(first, logits):
+        raise ValueError(
+            "The logits of a row depend on the other rows of its batch, in evaluation mode, so its "
+            "score would too. Causes: batch-norm with track_running_stats=False, a preprocess= "
+            "that normalises by the batch. Use statistics fixed at training time."
+        )

@@ -1,0 +1,328 @@
+"""Rows: what a user passes as X, in one of two forms.
+
+`InMemory` holds an array, a memory map or a tensor. `Loaded` holds a data set or references, such
+as paths, and loads rows when they are asked for. Both have the same face, so nobody else asks what
+X is. To add a form, write another class of `Rows`, and name it in `skood.rows.as_rows`.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator
+from typing import Any, Self
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import Dataset, TensorDataset
+
+from .hardware import free_memory, sent
+from .loading import Index, Loader, collated, input_of, items, label_of, load, transformed
+from .outputs import all_finite
+
+SHARE_OF_FREE_MEMORY = 0.25
+"""Share of a GPU's free memory that rows may take which stay there; training needs the rest."""
+
+PIECE = 4096
+"""Rows that are checked at a time."""
+
+STREAM_ROWS = 256
+"""Rows of a batch where nothing else decides."""
+
+
+class Rows(ABC):
+    """Some or all rows of X.
+
+    Attributes
+    ----------
+    shape : tuple of int
+        Shape of a row; () where rows are references.
+    dtype : str
+        Dtype of the rows, or the type of what gives them.
+    preprocessed : bool
+        Whether `read` has applied ``preprocess`` already.
+    index : ndarray of int or None
+        Which rows of X they are; None for all.
+    """
+
+    shape: tuple[int, ...]
+    dtype: str
+    preprocessed: bool = False
+    index: NDArray[np.intp] | None = None
+
+    def __len__(self) -> int:
+        return self._n_rows() if self.index is None else len(self.index)
+
+    def read(self, index: Index) -> Tensor:
+        """Rows as a tensor (m, ...), which may share memory with X."""
+        return self._read(index if self.index is None else self.index[index])
+
+    def stream(
+        self, indices: Iterable[Index], n_rows: int, workers: int | None
+    ) -> Iterator[tuple[Index, Tensor]]:
+        """Rows at each index in turn; `n_rows` is about how many there are in all."""
+        for index in indices:
+            yield index, self.read(index)
+
+    def pick(self, index: NDArray[np.intp]) -> Self:
+        """Some of these rows; nothing is copied."""
+        picked = object.__new__(type(self))
+        vars(picked).update(vars(self))
+        picked.index = index if self.index is None else self.index[index]
+        return picked
+
+    def spaced(self, size: int) -> Self:
+        """At most `size` of these rows, evenly spaced: neighbours may be alike, or of one class."""
+        return self.pick(spaced(len(self), size))
+
+    def number(self, position: int) -> int:
+        """Number in X of the row at a position, for messages."""
+        return position if self.index is None else int(self.index[position])
+
+    def on(self, device: torch.device, dtype: torch.dtype | None) -> Rows:
+        """These rows on a device, to be read many times, if there is room; else themselves."""
+        return self
+
+    def labels(self, workers: int | None) -> Any:
+        """The labels that X brings along; None if it brings none."""
+        return None
+
+    def values(self, index: NDArray[np.intp]) -> list[Tensor]:
+        """Values by which two processes compare their X; none if they would have to be loaded."""
+        return []
+
+    def check_finite(self) -> None:
+        """Refuse NaN and infinity, if the rows are in memory; others are checked when loaded.
+
+        Raises
+        ------
+        ValueError
+            If a row holds NaN or infinity; the message names the first one.
+        """
+        return
+
+    @abstractmethod
+    def _n_rows(self) -> int: ...
+
+    @abstractmethod
+    def _read(self, index: Index) -> Tensor: ...
+
+
+class InMemory(Rows):
+    """Rows of an array, a memory map or a tensor.
+
+    Parameters
+    ----------
+    values : ndarray or Tensor of shape (n, ...)
+        Numbers.
+    labels : array-like of shape (n,), optional
+        Labels that came with them.
+    """
+
+    def __init__(self, values: NDArray[Any] | Tensor, labels: Any = None) -> None:
+        self._values = values.detach() if isinstance(values, Tensor) else values
+        self._labels = labels
+        self.shape = tuple(values.shape[1:])
+        self.dtype = str(values.dtype).removeprefix("torch.")
+
+    def on(self, device: torch.device, dtype: torch.dtype | None) -> Rows:
+        """These rows on a device, to be read many times, if there is room; else themselves."""
+        if self._lies_on(device) or len(self) == 0:
+            return self
+        row = self.read(slice(0, 1)).to(dtype)
+        if row.nbytes * len(self) > SHARE_OF_FREE_MEMORY * free_memory(device):
+            return self
+        there = torch.empty((len(self), *row.shape[1:]), dtype=row.dtype, device=device)
+        for piece in slices(len(self), STREAM_ROWS):
+            there[piece] = self.read(piece)
+        return InMemory(there, self._labels)
+
+    def labels(self, workers: int | None) -> Any:
+        """The labels that X brings along; None if it brings none."""
+        return self._labels
+
+    def values(self, index: NDArray[np.intp]) -> list[Tensor]:
+        """Values by which two processes compare their X."""
+        return [self.read(index)]
+
+    def check_finite(self) -> None:
+        """Refuse NaN and infinity, slice by slice."""
+        for piece in slices(len(self), PIECE):
+            check_finite(self.read(piece), self, piece)
+
+    def _lies_on(self, device: torch.device) -> bool:
+        return isinstance(self._values, Tensor) and self._values.device.type == device.type
+
+    def _n_rows(self) -> int:
+        return len(self._values)
+
+    def _read(self, index: Index) -> Tensor:
+        if not isinstance(self._values, Tensor):
+            return as_tensor(self._values[index])
+        if isinstance(index, slice):
+            return self._values[index]
+        return self._values[sent(torch.from_numpy(index), self._values.device)]
+
+
+class Loaded(Rows):
+    """Rows of a data set, or rows that a function makes of references.
+
+    Parameters
+    ----------
+    source : Dataset or ndarray
+        A map-style data set whose items are x or (x, y), or an array of references.
+    preprocess : callable or None
+        Maps an array of references, or of items that are no numbers, to a tensor with as many rows.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If the rows cannot be read in any order, or make no tensor; errors of the data set and of
+        preprocess pass through.
+    """
+
+    def __init__(self, source: Dataset[Any] | NDArray[Any], preprocess: Loader | None) -> None:
+        self._source: Any = source
+        self._preprocess = preprocess
+        self.dtype = str(getattr(source, "dtype", type(source).__name__))
+        first = self._items(np.arange(1))
+        self.shape = tuple(first.shape[1:])
+        self.preprocessed = not isinstance(first, Tensor)
+
+    def stream(
+        self, indices: Iterable[Index], n_rows: int, workers: int | None
+    ) -> Iterator[tuple[Index, Tensor]]:
+        """Rows at each index in turn, loaded ahead by worker processes."""
+        return load(self.read, indices, n_rows, workers)
+
+    def labels(self, workers: int | None) -> Any:
+        """Labels of a data set of pairs, of which every item is read once."""
+        if not isinstance(self._source, Dataset) or label_of(self._source[0]) is None:
+            return None
+        indices = (np.arange(piece.start, piece.stop) for piece in slices(len(self), STREAM_ROWS))
+        pieces = load(self._labels_at, indices, len(self), workers)
+        return [label for _, labels in pieces for label in labels]
+
+    def _labels_at(self, index: Index) -> list[Any]:
+        labels = [label_of(item) for item in items(self._source, index)]
+        return [x.item() if isinstance(x, Tensor) and x.numel() == 1 else x for x in labels]
+
+    def _n_rows(self) -> int:
+        return len(self._source)
+
+    def _read(self, index: Index) -> Tensor:
+        numbers = np.arange(*index.indices(self._n_rows())) if isinstance(index, slice) else index
+        distinct, places = np.unique(numbers, return_inverse=True)
+        if len(distinct) < len(numbers):  # padding repeats a row
+            return self._read(distinct)[torch.from_numpy(places)]
+        loaded = self._items(numbers)
+        if isinstance(loaded, Tensor):
+            return loaded
+        if self._preprocess is None:
+            raise TypeError(
+                f"The rows of X are of type {type(loaded[0]).__name__}, which is no tensor. Pass "
+                "preprocess=, a function that turns an array of them, of shape "
+                f"{loaded.shape}, into a tensor with as many rows."
+            )
+        return transformed(loaded, self._preprocess, "preprocess")
+
+    def _items(self, numbers: NDArray[np.intp]) -> Tensor | NDArray[Any]:
+        if isinstance(self._source, Dataset):
+            return collated([input_of(item) for item in items(self._source, numbers)])
+        return self._source[numbers]
+
+
+def rows_of_dataset(X: Dataset[Any], preprocess: Loader | None) -> Rows:
+    """Rows of a data set; those of a `TensorDataset` are in memory.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If it has no length, cannot be indexed, or is empty, or its items are not x or (x, y).
+    """
+    if not hasattr(X, "__len__") or not hasattr(X, "__getitem__"):
+        raise TypeError(
+            f"X is a {type(X).__name__} without __len__ and __getitem__; rows are read in random "
+            "order. Pass a map-style data set, such as torch.utils.data.Dataset with both methods, "
+            "or the rows themselves in an array."
+        )
+    if len(X) == 0:
+        raise ValueError(
+            f"X is a {type(X).__name__} with 0 rows (n_samples = 0); pass one with items."
+        )
+    if type(X) is TensorDataset:  # a subclass may give its items otherwise
+        return rows_of_tensor(input_of(X.tensors), label_of(X.tensors))
+    return Loaded(X, preprocess)
+
+
+def rows_of_tensor(X: Tensor, labels: Any = None) -> InMemory:
+    """Rows of a tensor.
+
+    Raises
+    ------
+    ValueError
+        If X has fewer than 2 dimensions, no rows, no columns, or complex values.
+    """
+    if X.ndim < 2 or X.numel() == 0 or X.is_complex() or X.layout != torch.strided:
+        raise ValueError(
+            f"X is a tensor of shape {tuple(X.shape)}, dtype {X.dtype} and layout {X.layout}; "
+            "expected a dense real tensor with rows in the first of at least 2 dimensions and at "
+            "least one value in each. Reshape your data: X.reshape(-1, 1) for one column, "
+            "X.reshape(1, -1) for one row, X.to_dense() for a sparse tensor."
+        )
+    return InMemory(X, labels)
+
+
+def check_finite(batch: Tensor, rows: Rows, index: Index) -> None:
+    """Refuse a batch that holds NaN or infinity.
+
+    Raises
+    ------
+    ValueError
+        If it does; the message gives the number in X of the first such row.
+    """
+    if not batch.is_floating_point() or all_finite(batch):
+        return
+    bad = int((~torch.isfinite(batch)).flatten(1).any(dim=1).nonzero()[0])
+    position = index.start + bad if isinstance(index, slice) else int(index[bad])
+    raise ValueError(
+        "Input X contains NaN, infinity or a value too large for "
+        f"{str(batch.dtype).removeprefix('torch.')}: first in row {rows.number(position)}. Remove "
+        "such rows, or fill them in, for instance with sklearn.impute.SimpleImputer."
+    )
+
+
+def spaced(n_rows: int, size: int) -> NDArray[np.intp]:
+    """At most `size` positions among `n_rows`, evenly spaced."""
+    return np.linspace(0, n_rows - 1, min(n_rows, size)).astype(np.intp)
+
+
+def slices(n_rows: int, size: int) -> Iterator[slice]:
+    """Consecutive slices of at most `size` rows."""
+    for start in range(0, n_rows, size):
+        yield slice(start, min(start + size, n_rows))
+
+
+def as_tensor(values: NDArray[Any]) -> Tensor:
+    """An array as a tensor, which shares its memory if torch can."""
+    if values.flags.carray and values.dtype.isnative and values.dtype.char in "fdB":  # mostly so
+        return torch.from_numpy(values)
+    dtype = values.dtype.newbyteorder("=")
+    if dtype.kind == "f" and dtype.itemsize > 8:
+        dtype = np.dtype(np.float64)
+    # torch takes native byte order, positive strides and writable memory only.
+    return torch.from_numpy(np.require(values, dtype=dtype, requirements=["C", "W"]))
+
+
+def as_array(values: NDArray[Any] | Tensor) -> NDArray[Any]:
+    """Values as a numpy array, in float32 if numpy lacks their dtype."""
+    if not isinstance(values, Tensor):
+        return values
+    values = values.detach().cpu()
+    return (values.float() if values.dtype == torch.bfloat16 else values).numpy()
+
+
+def has_channels_last(shape: tuple[int, ...]) -> bool:
+    """Whether arrays of this shape are images (n, h, w, c), told by 1, 3 or 4 channels."""
+    return len(shape) == 4 and shape[3] in (1, 3, 4) and shape[1] not in (1, 3, 4)
