@@ -53,9 +53,8 @@ def why_unclear(trial: Trial, found: str) -> str | None:
         if giver != found and _reaches(trial, found, index):
             return (
                 f"The module returns {describe(trial.output)}. Its first element, from {found!r}, "
-                f"enters {giver!r}, whose output is element {index}, so it is not clear which of "
-                "them are the logits. Wrap the module in one that returns its logits alone, such "
-                f"as output[{index}]."
+                f"enters {giver!r}, whose output is element {index}, so either may be the logits. "
+                f"Wrap the module in one that returns its logits alone, such as output[{index}]."
             )
     return None
 
@@ -83,10 +82,10 @@ def _called_more_than_once(trial: Trial) -> str | None:
     for name in _shaped_like_logits(trial):
         if (number := trial.calls[name].number) > 1:
             return (
-                f"the linear layer {name!r} is called {number} times in one forward, and what the "
-                "module returns is not what its last call gives, so a row has no single vector of "
-                "features. Wrap the network in a module that calls its head once, or that calls it "
-                "last for what it returns."
+                f"the linear layer {name!r} is called {number} times in one forward. Its last call "
+                "does not give what the module returns, so a row has no single vector of features. "
+                "Wrap the network in a module that calls its head once, or that calls it last for "
+                "what it returns."
             )
     return None
 
@@ -94,9 +93,9 @@ def _called_more_than_once(trial: Trial) -> str | None:
 def _another_element(trial: Trial) -> str | None:
     for index, giver in _elements_given(trial):
         return (
-            f"the module returns {describe(trial.output)}, of which not the first element but "
-            f"element {index} comes from a linear layer, {giver!r}. Wrap the module in one that "
-            f"returns output[{index}] alone."
+            f"the module returns {describe(trial.output)}. Not its first element but element "
+            f"{index} comes from a linear layer, {giver!r}. Wrap the module in one that returns "
+            f"output[{index}] alone."
         )
     return None
 
@@ -105,7 +104,7 @@ def _first_element_not_linear(trial: Trial) -> str | None:
     if next(_other_elements(trial), None) is None:
         return None
     return (
-        f"the module returns {describe(trial.output)}, and its first element does not come from a "
+        f"the module returns {describe(trial.output)}. Its first element does not come from a "
         f"linear layer. Wrap the module in one that returns the logits alone. {GENERAL_REMEDY}"
     )
 
@@ -131,7 +130,7 @@ def _several_heads(trial: Trial) -> str | None:
             return (
                 f"the logits are the {kind} of what {_listed(heads)} give, so no one layer gives "
                 "them. Wrap the network in a module that returns the output of one of them, or "
-                "that has one torch.nn.Linear on the features of all, concatenated."
+                "that concatenates their features and has one torch.nn.Linear on them."
             )
     return None
 
@@ -159,7 +158,7 @@ def _changed_after(trial: Trial) -> str | None:
         f"what the module returns, {tuple(trial.logits.shape)}, is not what its linear layer "
         f"{called[-1]!r} gives, {shape}. If something changes that afterwards, such as a softmax, "
         "a scale, a sum or a choice of columns, return what the layer gives. If forward computes "
-        "the logits itself, by F.linear(h, weight) or h @ weight, make that a submodule, "
+        "the logits itself, by F.linear(h, weight) or h @ weight, make that a submodule, a "
         f"torch.nn.Linear, and call it. {GENERAL_REMEDY}"
     )
 
@@ -167,9 +166,9 @@ def _changed_after(trial: Trial) -> str | None:
 def _no_linear_layer(trial: Trial) -> str:
     return (
         f"forward calls no torch.nn.Linear (registered are: {_listed(trial.linear)}). The search "
-        "cannot see a layer that forward computes itself, such as F.linear(h, weight) or "
-        "h @ weight, nor layer.forward(h): make it a submodule, torch.nn.Linear, and call it, "
-        f"layer(h). {GENERAL_REMEDY}"
+        "cannot see a layer that forward computes itself, as F.linear(h, weight) or h @ weight, "
+        "nor one that is called as layer.forward(h). Make it a submodule, a torch.nn.Linear, and "
+        f"call it as layer(h). {GENERAL_REMEDY}"
     )
 
 
@@ -196,7 +195,7 @@ def _what_it_does(trial: Trial, name: str) -> str:
     got = tuple(output.shape) if isinstance(output, Tensor) else describe(output)
     reason = f"its output, {got}, is not the logits {tuple(trial.logits.shape)}"
     if trial.has_shape_of_logits(output):
-        reason += " that the module returns: something after it changes them"
+        reason += " that the module returns, because something after it changes them"
     return reason
 
 

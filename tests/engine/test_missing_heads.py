@@ -102,7 +102,7 @@ class Functional(Body):
     ],
 )
 def test_a_functional_head_is_refused_with_what_to_do(opened, calls_body, reason):
-    message = rf"{reason}.*F\.linear\(h, weight\) or h @ weight.*submodule, torch\.nn\.Linear"
+    message = rf"{reason}.*F\.linear\(h, weight\) or h @ weight.*submodule, a torch\.nn\.Linear"
     with refused(match=message):
         opened(Functional(calls_body), X)
 
@@ -195,7 +195,7 @@ class Pair(Body):
 @pytest.mark.parametrize(
     ("activation", "reason"),
     [
-        (torch.relu, r"not the first element but element 1 comes from a linear layer, 'head'"),
+        (torch.relu, r"Not its first element but element 1 comes from a linear layer, 'head'"),
         (lambda h: h, r"Its first element, from 'body', enters 'head', whose output is element 1"),
     ],
     ids=["relu", "linear"],
@@ -244,7 +244,7 @@ def test_a_wrong_name_is_refused_with_the_right_ones(opened, name, message):
 def test_a_name_whose_output_is_changed_is_refused_with_the_reason(opened):
     message = (
         r"head='head' is not the head: its output, \(8, 4\), is not the logits \(8, 4\) that the "
-        r"module returns: something after it changes them\. Linear layers: body, head\."
+        r"module returns, because something after it changes them\. Linear layers: body, head\."
     )
     with refused(match=message):
         opened(AfterHead(torch.tanh), X, head="head")
