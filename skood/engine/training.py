@@ -238,7 +238,6 @@ class Training:
             batch = self.augment(batch, draws, step.share).to(batch.dtype)
         record = self._in_memory(batch, step)
         if record is None and release(self._objective.outputs):
-            self._objective.outputs = self.network.features_and_logits
             record = self._in_memory(batch, step)
         if record is None:
             raise torch.OutOfMemoryError(
