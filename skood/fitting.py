@@ -174,10 +174,8 @@ class Fit:
             pieces = forward_rows(network, data.rows.spaced(ROWS_OF_A_UNIT), features=True)
             return torch.cat([hidden for _, hidden, _ in pieces if hidden is not None])
 
-        weights = {
-            name: getattr(detector, name) for name in ("sparsity_weight", *FINE_TUNING_TERMS)
-        }
-        terms = fine_tuning_terms(fit_penalty(get_penalty(detector.penalty), features), weights)
+        penalty = fit_penalty(get_penalty(detector.penalty), features)
+        terms = fine_tuning_terms(penalty, detector.get_params(deep=False))
         recipe = Recipe(
             detector.max_epochs,
             detector.batch_size,
@@ -277,11 +275,13 @@ class Fit:
                 "least 2, one to train on and one to calibrate on (rows labelled "
                 f"ood_label={label!r} do not count)."
             )
-        if self.detector.outlier_weight > 0 and len(self._outliers) == 0:
-            raise ValueError(
-                f"outlier_weight={self.detector.outlier_weight:g} needs known outliers, but no row "
-                f"of y carries ood_label={label!r}. Label some rows so, or set outlier_weight=0."
-            )
+        for name, term in FINE_TUNING_TERMS.items():
+            weight = getattr(self.detector, name)
+            if term.of_outliers and weight > 0 and len(self._outliers) == 0:
+                raise ValueError(
+                    f"{name}={weight:g} needs known outliers, but no row of y carries "
+                    f"ood_label={label!r}. Label some rows so, or set {name}=0."
+                )
 
     def _usable_memory(self) -> str | PathLike[str] | Memory | None:
         detector = self.detector

@@ -67,7 +67,7 @@ class Term:
         raise NotImplementedError
 
 
-FINE_TUNING_TERMS: dict[str, Callable[[float], Term]] = {}
+FINE_TUNING_TERMS: dict[str, type[Term]] = {}
 """Terms beside the cross-entropy and the penalty, by the parameter for their weight."""
 
 
@@ -184,7 +184,7 @@ def fine_tuning_terms(
 ) -> list[Term]:
     """Cross-entropy, the penalty whatever its weight, and further terms of positive weight.
 
-    `weights` holds the weights by the names of the detector's parameters.
+    `weights` holds the weights, among others, by the names of the detector's parameters.
     """
     further = [make(weights[name]) for name, make in FINE_TUNING_TERMS.items() if weights[name] > 0]
     return [CrossEntropy(), Penalized(penalty, weights["sparsity_weight"]), *further]
