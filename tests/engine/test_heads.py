@@ -196,6 +196,8 @@ def test_a_convolutional_head_can_be_named_and_its_features_are_flat(opened):
         features, logits = network.features_and_logits(batch)
         torch.testing.assert_close(features, network.module.body(batch).flatten(1))
         torch.testing.assert_close(logits, network.module(batch))
+    with pytest.raises(HeadNotFoundError, match=r'Pass head="head" \(its input, \(8, 8, 1, 1\)'):
+        opened(Convolutional(), IMAGES)
 
 
 class Declaring(Body):

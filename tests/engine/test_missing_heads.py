@@ -22,19 +22,19 @@ def _same_weights():
         yield
 
 
-class Features(Body):
+class WithoutClasses(Body):
     """A network with timm's way to say that it has no classes."""
 
-    def forward(self, x):
-        return self.features(x)
+    def __init__(self):
+        super().__init__(nn.Identity())
 
     def get_classifier(self):
-        return nn.Identity()
+        return self.head
 
 
 def test_a_network_made_without_classes_is_refused_with_how_to_make_it(opened):
     with refused(match=r"get_classifier\(\) .*is an Identity.*num_classes=K"):
-        opened(Features(), X)
+        opened(WithoutClasses(), X)
 
 
 class AfterHead(Body):
@@ -73,6 +73,22 @@ def test_anything_after_the_last_layer_is_refused_with_what_to_do(opened, after)
     )
     with refused(match=message):
         opened(AfterHead(after), X)
+
+
+def test_a_loss_beside_the_logits_is_not_the_reason(opened):
+    with refused(match=r"is not what its linear layer 'head' gives"):
+        opened(AfterHead(lambda logits: (logits / 2, logits.sum())), X)
+
+
+def test_the_layer_that_gives_as_many_columns_is_named_though_another_is_called_later(opened):
+    class Later(Body):
+        def forward(self, x):
+            logits = super().forward(x)
+            self.body(x)
+            return logits / 2
+
+    with refused(match=r"is not what its linear layer 'head' gives, \(8, 4\)"):
+        opened(Later(), X)
 
 
 def test_a_network_without_linear_layers_is_refused_with_what_to_do(opened):
@@ -144,6 +160,21 @@ def test_of_a_head_that_is_not_linear_the_name_is_given(opened):
         opened(Body(Prototypes()), X)
 
 
+def test_of_nested_heads_that_are_not_linear_the_innermost_is_given(opened):
+    with refused(match=r'Pass head="head\.0" \(its input, \(8, 8\), [^)]*\)\.$'):
+        opened(Body(nn.Sequential(Prototypes())), X)
+
+
+def test_a_linear_layer_on_positions_that_together_are_the_logits_can_be_named(opened):
+    class Flat(Body):
+        def forward(self, x):
+            features = self.features(x)
+            return self.head(torch.stack([features, -features], dim=1)).flatten(1)
+
+    with refused(match=r'head="head" \(its input, \(8, 2, 8\), becomes features of width 16\)'):
+        opened(Flat(), X)
+
+
 @pytest.mark.parametrize("zero", [False, True])
 @pytest.mark.parametrize(
     "combine",
@@ -161,6 +192,19 @@ def test_a_head_called_twice_whose_last_call_is_not_the_answer_is_refused(opened
         nn.init.zeros_(module.head.bias)
     with refused(match=r"'head' is called 2 times.*Wrap the network in a module"):
         opened(module, X)
+
+
+def test_a_head_on_every_position_is_refused_with_what_to_do(opened):
+    class EveryPosition(Body):
+        def forward(self, x):
+            return self.head(torch.stack([self.features(x), self.features(-x)], dim=1))[:, -1]
+
+    message = (
+        r"'head' is applied at every position, \(8, 2, 8\) to \(8, 2, 4\), "
+        r"so .*head\(hidden\[:, -1\]\)"
+    )
+    with refused(match=message):
+        opened(EveryPosition(), X)
 
 
 @pytest.mark.parametrize(("scale", "kind"), [(1, "sum"), (2, "mean")])
@@ -209,6 +253,15 @@ def test_features_before_logits_are_refused_with_the_index(opened, activation, r
         opened(module, X)
 
 
+def test_logits_that_are_returned_twice_are_clear(opened):
+    class Again(Body):
+        def forward(self, x):
+            logits = super().forward(x)
+            return logits, logits
+
+    assert opened(Again(), X).head == "head"
+
+
 def test_features_before_logits_of_another_head_are_refused(opened):
     module = Pair(torch.relu)
     module.head = Prototypes().double()
@@ -248,6 +301,14 @@ def test_a_name_whose_output_is_changed_is_refused_with_the_reason(opened):
     )
     with refused(match=message):
         opened(AfterHead(torch.tanh), X, head="head")
+
+
+def test_a_wrong_name_where_the_logits_are_not_clear_is_refused_with_both_reasons(opened):
+    module = Pair(nn.Identity())
+    module.unused = nn.Identity()
+    message = r"never calls it\. Linear layers: body, head\. The module .* either may be the logits"
+    with refused(match=message):
+        opened(module, X, head="unused")
 
 
 def test_of_many_linear_layers_the_last_are_named(opened):
