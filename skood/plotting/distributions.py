@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from ..model_selection.scorers import _last_step
+from ..model_selection.steps import last_step
 from ..scores import Energy
-from .shared import looks, new_axes, scores_of, valid_scores, valid_threshold
+from .shared import looks, new_axes, scores_of, scores_to_draw, threshold_to_draw
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -25,8 +25,8 @@ class ScoreDistributionDisplay:
     """Distributions of the scores of in-distribution and out-of-distribution rows.
 
     Make it with `from_estimator` or `from_predictions`. The in-distribution (ID) scores are a
-    filled area, those of each out-of-distribution (OOD) set a line, the threshold a vertical line;
-    the legend gives the share of each set that the threshold keeps.
+    filled area, those of each out-of-distribution (OOD) set a line, and the threshold is a vertical
+    line. The legend gives the share of each set that the threshold keeps.
 
     Parameters
     ----------
@@ -35,7 +35,7 @@ class ScoreDistributionDisplay:
     score_ood : array-like of shape (n_ood,), or dict of str to array-like
         Scores of one OOD set, or of several by name.
     threshold : float, default=None
-        Rows with a score of at least this are kept. None draws no threshold.
+        Rows with at least this score are kept. None draws no threshold.
     score_name : str, default="score"
         Label of the axis of scores.
 
@@ -48,10 +48,9 @@ class ScoreDistributionDisplay:
 
     Raises
     ------
-    TypeError
-        If scores are not real numbers, or `threshold` is not a number.
-    ValueError
-        If scores are empty, not 1-D, masked, NaN or infinite, or `threshold` is not finite.
+    TypeError, ValueError
+        If scores are not real numbers, empty, not 1-D, masked, NaN or infinite, or `threshold` is
+        not a finite number.
 
     References
     ----------
@@ -78,8 +77,8 @@ class ScoreDistributionDisplay:
         threshold: float | None = None,
         score_name: str = "score",
     ) -> None:
-        self.score_id, self.score_ood = valid_scores(score_id, score_ood)
-        self.threshold = valid_threshold(threshold)
+        self.score_id, self.score_ood = scores_to_draw(score_id, score_ood)
+        self.threshold = threshold_to_draw(threshold, "ScoreDistributionDisplay")
         self.score_name = score_name
 
     @classmethod
@@ -96,8 +95,8 @@ class ScoreDistributionDisplay:
         Parameters
         ----------
         estimator : estimator
-            Fitted, with ``score_samples``: a detector, or a pipeline or a search around one. The
-            threshold is its ``offset_``, where it has one.
+            A fitted detector with ``score_samples``, or a pipeline or a search around one. The
+            threshold is its ``offset_``, if it has one.
         X_id : array-like of shape (n_id, ...)
             ID rows that the detector was not trained on.
         X_ood : array-like of shape (n_ood, ...), or dict of str to array-like
@@ -124,7 +123,7 @@ class ScoreDistributionDisplay:
             score_id,
             score_ood,
             threshold=threshold,
-            score_name=_score_name(_last_step(estimator)),
+            score_name=_score_name(last_step(estimator)),
             ax=ax,
         )
 
@@ -147,7 +146,7 @@ class ScoreDistributionDisplay:
         score_ood : array-like of shape (n_ood,), or dict of str to array-like
             Scores of one OOD set, or of several by name.
         threshold : float, default=None
-            Rows with a score of at least this are kept. None draws no threshold.
+            Rows with at least this score are kept. None draws no threshold.
         score_name : str, default="score"
             Label of the axis of scores.
         ax : matplotlib.axes.Axes, default=None
@@ -160,10 +159,9 @@ class ScoreDistributionDisplay:
 
         Raises
         ------
-        TypeError
-            If scores are not real numbers, or `threshold` is not a number.
-        ValueError
-            If scores are empty, not 1-D, masked, NaN or infinite, or `threshold` is not finite.
+        TypeError, ValueError
+            If scores are not real numbers, empty, not 1-D, masked, NaN or infinite, or `threshold`
+            is not a finite number.
         ImportError
             If matplotlib is not installed.
         """
@@ -235,7 +233,7 @@ class ScoreDistributionDisplay:
 def _polygon(
     scores: NDArray[np.float64], edges: NDArray[np.float64]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Densities at the centres of the bins, from the empty one before the first to that after."""
+    """Densities at the centres of the bins, with one empty bin on either side."""
     density = np.pad(np.histogram(scores, edges, density=True)[0], 1)
     width = edges[1] - edges[0]
     centres = edges[0] + width * (np.arange(len(density)) - 0.5)

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from ..metrics import _roc_counts, auroc
-from .shared import looks, markers_at, new_axes, scores_of, valid_scores, valid_threshold
+from ..metrics import auroc, roc_counts
+from .shared import looks, markers_at, new_axes, scores_of, scores_to_draw, threshold_to_draw
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 __all__ = ["DetectionRocDisplay"]
 
 N_POINTS = 2000
-"""Points that a curve is drawn through at most, closer to each other than a picture shows."""
+"""Most points of a curve; a picture does not show that there are more."""
 
 
 class DetectionRocDisplay:
@@ -26,9 +26,9 @@ class DetectionRocDisplay:
 
     Make it with `from_estimator` or `from_predictions`. For each out-of-distribution (OOD) set, a
     curve gives the share of in-distribution (ID) rows that are kept over the share of OOD rows that
-    are kept, as the threshold falls [1]_: ID is the positive class. A line at the share of ID rows
-    that the threshold of the detector keeps, and a black marker where it meets each curve, are the
-    operating point; the legend gives the area under each curve.
+    are kept, as the threshold falls [1]_. ID is the positive class. The operating point is a line
+    at the share of ID rows that the threshold keeps, with a black marker on each curve. The legend
+    gives the area under each curve.
 
     Parameters
     ----------
@@ -37,7 +37,7 @@ class DetectionRocDisplay:
     score_ood : array-like of shape (n_ood,), or dict of str to array-like
         Scores of one OOD set, or of several by name.
     threshold : float, default=None
-        Rows with a score of at least this are kept. None draws no operating point.
+        Rows with at least this score are kept. None draws no operating point.
 
     Attributes
     ----------
@@ -48,16 +48,15 @@ class DetectionRocDisplay:
 
     Raises
     ------
-    TypeError
-        If scores are not real numbers, or `threshold` is not a number.
-    ValueError
-        If scores are empty, not 1-D, masked, NaN or infinite, or `threshold` is not finite.
+    TypeError, ValueError
+        If scores are not real numbers, empty, not 1-D, masked, NaN or infinite, or `threshold` is
+        not a finite number.
 
     Notes
     -----
-    Rows of equal score cross the threshold together: a curve is straight there. One of many points
-    is drawn through 2000 of them at most, which nowhere moves it by more than 0.001. The colours
-    are made for colour-blind readers [2]_; in grey, styles and markers tell the sets apart.
+    Rows of equal score cross the threshold together, so a curve is straight there. A curve is drawn
+    through at most 2000 of its points, which moves it by at most 0.001. The colours suit
+    colour-blind readers [2]_; in grey, styles and markers tell the sets apart.
 
     References
     ----------
@@ -84,8 +83,8 @@ class DetectionRocDisplay:
         score_ood: ArrayLike | Mapping[str, ArrayLike],
         threshold: float | None = None,
     ) -> None:
-        self.score_id, self.score_ood = valid_scores(score_id, score_ood)
-        self.threshold = valid_threshold(threshold)
+        self.score_id, self.score_ood = scores_to_draw(score_id, score_ood)
+        self.threshold = threshold_to_draw(threshold, "DetectionRocDisplay")
 
     @classmethod
     def from_estimator(
@@ -96,8 +95,8 @@ class DetectionRocDisplay:
         Parameters
         ----------
         estimator : estimator
-            Fitted, with ``score_samples``: a detector, or a pipeline or a search around one. The
-            threshold is its ``offset_``, where it has one.
+            A fitted detector with ``score_samples``, or a pipeline or a search around one. The
+            threshold is its ``offset_``, if it has one.
         X_id : array-like of shape (n_id, ...)
             ID rows that the detector was not trained on.
         X_ood : array-like of shape (n_ood, ...), or dict of str to array-like
@@ -140,7 +139,7 @@ class DetectionRocDisplay:
         score_ood : array-like of shape (n_ood,), or dict of str to array-like
             Scores of one OOD set, or of several by name.
         threshold : float, default=None
-            Rows with a score of at least this are kept. None draws no operating point.
+            Rows with at least this score are kept. None draws no operating point.
         ax : matplotlib.axes.Axes, default=None
             Axes to draw on; None makes a figure.
 
@@ -151,10 +150,9 @@ class DetectionRocDisplay:
 
         Raises
         ------
-        TypeError
-            If scores are not real numbers, or `threshold` is not a number.
-        ValueError
-            If scores are empty, not 1-D, masked, NaN or infinite, or `threshold` is not finite.
+        TypeError, ValueError
+            If scores are not real numbers, empty, not 1-D, masked, NaN or infinite, or `threshold`
+            is not a finite number.
         ImportError
             If matplotlib is not installed.
         """
@@ -227,8 +225,8 @@ class DetectionRocDisplay:
 def _roc(
     score_id: NDArray[np.float64], score_ood: NDArray[np.float64]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Shares of OOD and of ID rows kept, from the threshold that keeps none on."""
-    tp, fp = (np.pad(counts, (1, 0)) for counts in _roc_counts(score_id, score_ood, "id"))
+    """Shares of OOD and of ID rows kept, from the threshold that keeps none to that of all."""
+    tp, fp = (np.pad(counts, (1, 0)) for counts in roc_counts(score_id, score_ood, "id"))
     tpr, fpr = tp / tp[-1], fp / fp[-1]
     if len(tpr) > N_POINTS:
         # Evenly along the curve: the sum of the two grows from 0 to 2.

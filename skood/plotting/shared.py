@@ -1,4 +1,4 @@
-"""What the displays share: looks, new axes, sets by name, scores and the threshold."""
+"""What the displays share: looks, new axes, sets by name, scores and thresholds."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from sklearn.utils._param_validation import validate_parameter_constraints
 
-from ..metrics import _valid_scores, _valid_sets
-from ..model_selection.scorers import _last_step
+from ..model_selection.steps import last_step
+from ..validation import Number, valid_scores
 
 __all__ = [
     "COLOURS",
@@ -22,14 +23,14 @@ __all__ = [
     "markers_at",
     "new_axes",
     "scores_of",
+    "scores_to_draw",
     "sets_by_name",
-    "valid_scores",
-    "valid_threshold",
+    "threshold_to_draw",
 ]
 
-# Okabe & Ito's palette, which colour-blind readers tell apart; its yellow is too pale for a line.
+# Okabe & Ito's palette for colour-blind readers, without its yellow, which is too pale for a line.
 COLOURS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-# In grey, styles and markers remain. Seven markers, so that 42 sets pass before a pair recurs.
+# In grey, styles and markers remain. With seven markers, 42 sets pass before a pair recurs.
 STYLES = ("-", "--", ":", "-.", (0, (8, 2)), (0, (4, 1, 1, 1, 1, 1)))
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 
@@ -54,17 +55,17 @@ def looks() -> Iterator[Look]:
 
 
 def markers_at(i: int) -> tuple[float, float]:
-    """Where the i-th curve has markers, as ``markevery=`` takes it: seldom where others have them.
+    """Where the i-th curve has markers, as ``markevery=``: rarely where other curves have them.
 
     Parameters
     ----------
     i : int
-        Place of the curve among the curves.
+        Number of the curve, from 0.
 
     Returns
     -------
     tuple of two floats
-        The first, and the distance of the others, in units of the diagonal of the axes.
+        Place of the first marker and distance between markers, in diagonals of the axes.
     """
     return 0.03 + 0.02 * (i % len(COLOURS)), 0.14
 
@@ -77,12 +78,12 @@ def new_axes(n_panels: int = 1, *, size: tuple[float, float] | None = None) -> N
     n_panels : int, default=1
         Number of axes.
     size : tuple of two floats, default=None
-        Width and height of the figure in inches; None takes matplotlib's, higher for several axes.
+        Width and height of the figure in inches. None takes matplotlib's, higher for several axes.
 
     Returns
     -------
     ndarray of shape (n_panels,)
-        The axes, from above.
+        The axes, from top to bottom.
 
     Raises
     ------
@@ -109,14 +110,14 @@ def new_axes(n_panels: int = 1, *, size: tuple[float, float] | None = None) -> N
 
 
 def sets_by_name(sets: Any, name: str) -> dict[str, Any]:
-    """Out-of-distribution (OOD) sets by name; one that comes alone is "OOD".
+    """Out-of-distribution (OOD) sets by name; a single set is named "OOD".
 
     Parameters
     ----------
     sets : array-like, or dict of str to array-like
         One set, or several.
     name : str
-        What the user calls `sets`.
+        What the user calls them.
 
     Returns
     -------
@@ -135,7 +136,7 @@ def sets_by_name(sets: Any, name: str) -> dict[str, Any]:
     return dict(sets)
 
 
-def valid_scores(
+def scores_to_draw(
     score_id: ArrayLike, score_ood: ArrayLike | Mapping[str, ArrayLike]
 ) -> tuple[NDArray[np.float64], dict[str, NDArray[np.float64]]]:
     """Scores as arrays.
@@ -161,19 +162,22 @@ def valid_scores(
     ValueError
         If scores are empty, not 1-D, masked, NaN or infinite.
     """
-    sets = _valid_sets(sets_by_name(score_ood, "score_ood"))
-    return _finite(_valid_scores(score_id, "score_id"), "score_id"), {
-        name: _finite(scores, f"score_ood[{name!r}]") for name, scores in sets.items()
+    sets = sets_by_name(score_ood, "score_ood")
+    return valid_scores(score_id, "score_id", finite=True).astype(np.float64), {
+        name: valid_scores(scores, f"score_ood[{name!r}]", finite=True).astype(np.float64)
+        for name, scores in sets.items()
     }
 
 
-def valid_threshold(threshold: Any) -> float | None:
+def threshold_to_draw(threshold: Any, caller: str) -> float | None:
     """The threshold, or None for none.
 
     Parameters
     ----------
     threshold : float or None
         What the user passed.
+    caller : str
+        The display that it was passed to.
 
     Returns
     -------
@@ -182,18 +186,15 @@ def valid_threshold(threshold: Any) -> float | None:
 
     Raises
     ------
-    TypeError
-        If it is not a number.
-    ValueError
-        If it is not finite.
+    InvalidParameterError
+        If it is neither.
     """
-    if threshold is None:
-        return None
-    if isinstance(threshold, bool) or not isinstance(threshold, Real):
-        raise TypeError(f"threshold={threshold!r}; expected a number on the scale of the scores.")
-    if not np.isfinite(float(threshold)):
-        raise ValueError(f"threshold={threshold!r}; expected a finite number, or None for none.")
-    return float(threshold)
+    validate_parameter_constraints(
+        {"threshold": [Number(Real, None, None, closed="neither"), None]},
+        {"threshold": threshold},
+        caller_name=caller,
+    )
+    return None if threshold is None else float(threshold)
 
 
 def scores_of(
@@ -217,7 +218,7 @@ def scores_of(
     score_ood : dict of str to ndarray
         Scores of each OOD set.
     threshold : float or None
-        The detector's ``offset_``; None where it has none.
+        The detector's ``offset_``, or None if it has none.
 
     Raises
     ------
@@ -228,24 +229,14 @@ def scores_of(
     """
     if not hasattr(estimator, "score_samples"):
         raise TypeError(
-            f"estimator={estimator!r} has no score_samples; expected a fitted detector such "
-            "as SparseEnergyOODDetector, or a pipeline that ends in one. Draw scores that "
-            "you have with from_predictions."
+            f"estimator={estimator!r} has no score_samples; expected a fitted detector such as "
+            "SparseEnergyOODDetector, or a pipeline that ends in one. If you have scores, draw "
+            "them with from_predictions."
         )
     sets = sets_by_name(X_ood, "X_ood")
     score = estimator.score_samples
     return (
         score(X_id),
         {name: score(rows) for name, rows in sets.items()},
-        getattr(_last_step(estimator), "offset_", None),
+        getattr(last_step(estimator), "offset_", None),
     )
-
-
-def _finite(scores: NDArray[Any], name: str) -> NDArray[np.float64]:
-    n_infinite = np.count_nonzero(np.isinf(scores))
-    if n_infinite:
-        raise ValueError(
-            f"{name} has {n_infinite} infinite values in {scores.size} scores; expected finite "
-            "ones. Drop or clip the others."
-        )
-    return scores.astype(np.float64)
