@@ -109,10 +109,9 @@ def place_threshold(calibration_scores: ArrayLike, tpr: float) -> float:
 
     Raises
     ------
-    TypeError
-        If scores are not real numbers, or `tpr` is not a number.
-    ValueError
-        If scores are empty, not 1-D, masked or NaN, or `tpr` is out of range.
+    TypeError, ValueError
+        If scores are not real numbers, empty, not 1-D, masked or NaN, or `tpr` is not between 0 and
+        1.
 
     Warns
     -----
@@ -168,10 +167,9 @@ def conformal_p_values(scores: ArrayLike, calibration_scores: ArrayLike, tpr: fl
 
     Raises
     ------
-    TypeError
-        If scores are not real numbers, or `tpr` is not a number.
-    ValueError
-        If scores are empty, not 1-D, masked or NaN, or `tpr` is out of range.
+    TypeError, ValueError
+        If scores are not real numbers, empty, not 1-D, masked or NaN, or `tpr` is not between 0 and
+        1.
 
     References
     ----------

@@ -87,10 +87,9 @@ def fpr_at_tpr(
 
     Raises
     ------
-    TypeError
-        If scores are not real numbers, or `tpr` is not a number.
-    ValueError
-        If scores are empty, not 1-D, masked or NaN, or another argument is out of range.
+    TypeError, ValueError
+        If scores are not real numbers, empty, not 1-D, masked or NaN, or if another argument is not
+        one of those above.
 
     References
     ----------
@@ -113,7 +112,7 @@ def fpr_at_tpr(
     >>> fpr_at_tpr([4, 3, 2, 1], [3, 1, 0, 0], tpr=0.8, method="nearest")
     0.25
     """
-    tp, fp = roc_counts(score_id, score_ood, positive)
+    tp, fp = _roc_counts(score_id, score_ood, positive)
     return (_fpr_at_least if method == "at_least" else _fpr_nearest)(tp, fp, tpr)
 
 
@@ -140,10 +139,8 @@ def auroc(score_id: ArrayLike, score_ood: ArrayLike, *, positive: Positive = "id
 
     Raises
     ------
-    TypeError
-        If scores are not real numbers.
-    ValueError
-        If scores are empty, not 1-D, masked or NaN, or `positive` is unknown.
+    TypeError, ValueError
+        If scores are not real numbers, empty, not 1-D, masked or NaN, or `positive` is unknown.
 
     References
     ----------
@@ -155,7 +152,7 @@ def auroc(score_id: ArrayLike, score_ood: ArrayLike, *, positive: Positive = "id
     >>> auroc([3, 2], [2, 1])
     0.875
     """
-    return _auroc(*roc_counts(score_id, score_ood, positive))
+    return _auroc(*_roc_counts(score_id, score_ood, positive))
 
 
 @validated(positive=POSITIVE)
@@ -183,10 +180,8 @@ def aupr(score_id: ArrayLike, score_ood: ArrayLike, *, positive: Positive = "id"
 
     Raises
     ------
-    TypeError
-        If scores are not real numbers.
-    ValueError
-        If scores are empty, not 1-D, masked or NaN, or `positive` is unknown.
+    TypeError, ValueError
+        If scores are not real numbers, empty, not 1-D, masked or NaN, or `positive` is unknown.
 
     References
     ----------
@@ -199,7 +194,7 @@ def aupr(score_id: ArrayLike, score_ood: ArrayLike, *, positive: Positive = "id"
     >>> aupr([4, 2], [3, 3, 1])
     0.75
     """
-    return _aupr(*roc_counts(score_id, score_ood, positive))
+    return _aupr(*_roc_counts(score_id, score_ood, positive))
 
 
 @validated(positive=POSITIVE)
@@ -227,10 +222,8 @@ def detection_error(
 
     Raises
     ------
-    TypeError
-        If scores are not real numbers.
-    ValueError
-        If scores are empty, not 1-D, masked or NaN, or `positive` is unknown.
+    TypeError, ValueError
+        If scores are not real numbers, empty, not 1-D, masked or NaN, or `positive` is unknown.
 
     References
     ----------
@@ -243,7 +236,7 @@ def detection_error(
     >>> detection_error([4, 3, 2, 1], [3, 1, 0, 0])
     0.25
     """
-    return _detection_error(*roc_counts(score_id, score_ood, positive))
+    return _detection_error(*_roc_counts(score_id, score_ood, positive))
 
 
 @dataclass(frozen=True)
@@ -313,7 +306,7 @@ class DetectionReport:
         return pd.DataFrame.from_dict(self.rows, orient="index")
 
     def __str__(self) -> str:
-        metrics = metrics_in_reports(self.tpr)
+        metrics = [metric.name_at(self.tpr) for metric in METRICS]
         table = [["", "rows", *metrics]]
         for name, row in self.rows.items():
             cells = [self._cell(row, metric) for metric in metrics]
@@ -392,11 +385,10 @@ def detection_report(
 
     Raises
     ------
-    TypeError
-        If scores are not real numbers, or another argument has the wrong type.
-    ValueError
-        If scores are empty, not 1-D, masked or NaN (the error names the set), if `score_ood` is an
-        empty dict or has a set named "mean", or if another argument is out of range.
+    TypeError, ValueError
+        If scores are not real numbers, empty, not 1-D, masked or NaN (the error names the set), if
+        `score_ood` is an empty dict or has a set named "mean", or if another argument is not one of
+        those above.
 
     Notes
     -----
@@ -430,7 +422,7 @@ def detection_report(
     generator = random_generator(random_state)
     valid_id = valid_scores(score_id, "score_id")
     valid_ood = _valid_sets(score_ood)
-    metrics = metrics_in_reports(tpr)
+    metrics = [metric.name_at(tpr) for metric in METRICS]
 
     groups = [_tie_groups(valid_id, scores) for scores in valid_ood.values()]
     # (1 + n_bootstrap, n_sets, n_metrics): the estimate, then its replicates
@@ -445,7 +437,7 @@ def detection_report(
         names.append("mean")
         values = np.concatenate((values, values.mean(axis=1, keepdims=True)), axis=1)
     return DetectionReport(
-        rows=_report_rows(names, list(metrics), values, confidence),
+        rows=_report_rows(names, metrics, values, confidence),
         n_id=len(valid_id),
         n_ood={name: len(scores) for name, scores in valid_ood.items()},
         tpr=tpr,
@@ -458,26 +450,9 @@ def detection_report(
 # From scores to counts: the one place that deals with ties and the positive class.
 
 
-def roc_counts(
+def _roc_counts(
     score_id: ArrayLike, score_ood: ArrayLike, positive: Positive
 ) -> tuple[Counts, Counts]:
-    """Count true and false positives at each observed score, from the strictest threshold on.
-
-    Parameters
-    ----------
-    score_id : array-like of shape (n_id,)
-        Scores of ID rows.
-    score_ood : array-like of shape (n_ood,)
-        Scores of OOD rows.
-    positive : {"id", "ood"}
-        The class to detect.
-
-    Returns
-    -------
-    tp, fp : ndarray of shape (n_thresholds,), int64
-        One entry per group of tied rows. The last ones are the numbers of positive and of negative
-        rows.
-    """
     groups = _tie_groups(valid_scores(score_id, "score_id"), valid_scores(score_ood, "score_ood"))
     return _cumulative_counts(*groups, positive)
 
@@ -491,6 +466,11 @@ def _tie_groups(score_id: Scores, score_ood: Scores) -> tuple[Counts, Counts]:
 def _cumulative_counts(
     group_id: Counts, group_ood: Counts, positive: Positive
 ) -> tuple[Counts, Counts]:
+    """Count true and false positives, int64, at each observed score, the strictest first.
+
+    Both arrays have shape (n_thresholds,), with one threshold per group of tied rows. They end in
+    the numbers of positive and negative rows.
+    """
     n_groups = 1 + max(group_id.max(), group_ood.max())
     n_id = np.bincount(group_id, minlength=n_groups)
     n_ood = np.bincount(group_ood, minlength=n_groups)
@@ -540,7 +520,7 @@ def _detection_error(tp: Counts, fp: Counts, _: float = 1) -> float:
 # The list of metrics.
 
 
-class Metric(NamedTuple):
+class _Metric(NamedTuple):
     """A metric, with what reports, scorers and pictures need to know about it."""
 
     name: str
@@ -558,43 +538,22 @@ class Metric(NamedTuple):
     is_error: bool = False
     """Whether less is better."""
 
+    def name_at(self, tpr: float) -> str:
+        return self.name.format(_percent(tpr))
+
+    @property
+    def name_in_searches(self) -> str:
+        """That of the function, after "neg_" for an error, because searches maximise."""
+        return f"neg_{self.function.__name__}" if self.is_error else self.function.__name__
+
 
 METRICS = (
-    Metric("fpr{}", "FPR95", fpr_at_tpr, _fpr_at_least, is_error=True),
-    Metric("auroc", "AUROC", auroc, _auroc),
-    Metric("aupr", "AUPR", aupr, _aupr),
-    Metric("detection_error", "detection error", detection_error, _detection_error, is_error=True),
+    _Metric("fpr{}", "FPR95", fpr_at_tpr, _fpr_at_least, is_error=True),
+    _Metric("auroc", "AUROC", auroc, _auroc),
+    _Metric("aupr", "AUPR", aupr, _aupr),
+    _Metric("detection_error", "detection error", detection_error, _detection_error, is_error=True),
 )
 """All metrics, in the order of reports."""
-
-
-def metrics_in_reports(tpr: float = 0.95) -> dict[str, Metric]:
-    """Metrics by their names in reports and tables, such as "fpr95".
-
-    Parameters
-    ----------
-    tpr : float, default=0.95
-        The true positive rate.
-
-    Returns
-    -------
-    dict of str to Metric
-        In the order of `METRICS`.
-    """
-    return {metric.name.format(_percent(tpr)): metric for metric in METRICS}
-
-
-def metrics_in_searches() -> dict[str, Metric]:
-    """Metrics by their names in searches: the name of the function, after "neg_" for an error.
-
-    Returns
-    -------
-    dict of str to Metric
-        Errors come last.
-    """
-    named = {metric.function.__name__: metric for metric in METRICS}
-    gains = {name: metric for name, metric in named.items() if not metric.is_error}
-    return gains | {f"neg_{name}": metric for name, metric in named.items() if metric.is_error}
 
 
 def _all_metrics(

@@ -340,12 +340,7 @@ class WideResNet(nn.Module):
         n_classes: int = 10,
     ) -> None:
         super().__init__()
-        given = {
-            "depth": depth,
-            "widen_factor": widen_factor,
-            "dropout": dropout,
-            "n_classes": n_classes,
-        }
+        given = dict(zip(CONSTRAINTS, (depth, n_classes, widen_factor, dropout), strict=True))
         validate_parameter_constraints(CONSTRAINTS, given, caller_name="WideResNet")
         n_blocks = _blocks_per_stage(depth, extra_layers=4)
         widths = [16 * widen_factor, 32 * widen_factor, 64 * widen_factor]

@@ -24,23 +24,10 @@ class Number(Interval):
     True and False are refused, although Python counts them as 1 and 0.
     """
 
-    def is_satisfied_by(self, val: object) -> bool:
-        """Whether a value is such a number.
-
-        Parameters
-        ----------
-        val : object
-            The value.
-
-        Returns
-        -------
-        bool
-            False for NaN as well.
-        """
+    def __contains__(self, val: Real) -> bool:
         # NumPy, which looks for NaN in floats, knows no fractions.Fraction.
-        if isinstance(val, Real) and not isinstance(val, Integral):
-            val = float(val)
-        return not isinstance(val, bool) and super().is_satisfied_by(val)
+        number = val if isinstance(val, Integral) else float(val)
+        return not isinstance(val, bool) and super().__contains__(number)
 
 
 def validated(**constraints: list[Any]) -> Callable[[Function], Function]:

@@ -37,7 +37,7 @@ from sklearn.svm import OneClassSVM
 
 from skood import SparseEnergyOODDetector
 from skood.exceptions import SelectionWarning
-from skood.metrics import aupr, auroc, detection_error, fpr_at_tpr, metrics_in_searches
+from skood.metrics import METRICS, aupr, auroc, detection_error, fpr_at_tpr
 from skood.model_selection import (
     AccuracyGuard,
     InDistributionKFold,
@@ -277,10 +277,10 @@ def test_the_positive_class_reaches_the_metrics_that_have_one():
     assert make_ood_scorer(fixed, OOD)(estimator, ID) == pytest.approx(expected, rel=1e-12)
 
 
-@pytest.mark.parametrize("name", metrics_in_searches())
+@pytest.mark.parametrize("metric", METRICS, ids=lambda metric: metric.name_in_searches)
 @pytest.mark.parametrize("positive", ["id", "ood"])
-def test_scorers_of_all_metrics_maximise_and_can_be_pickled(name, positive):
-    metric = metrics_in_searches()[name]
+def test_scorers_of_all_metrics_maximise_and_can_be_pickled(metric, positive):
+    name = metric.name_in_searches
     value = metric.function(ID[:, 0], OOD[:, 0], positive=positive)
     scorer = pickle.loads(pickle.dumps(make_ood_scorer(name, OOD, positive=positive)))
     assert scorer(FirstColumn(), ID) == (-value if metric.is_error else value)

@@ -19,7 +19,7 @@ from torch.utils.data import Dataset, Subset
 from ..engine.batches import as_array
 from ..exceptions import SelectionWarning
 from ..labels import as_labels, is_outlier
-from ..metrics import METRICS, POSITIVE, Positive, metrics_in_searches
+from ..metrics import METRICS, POSITIVE, Positive
 from ..validation import validated
 from .steps import last_step, seen_by_last_step
 from .surrogates import surrogate_outliers
@@ -287,7 +287,7 @@ def _check_sets(X_ood: Any) -> None:
 
 def _name(metric: object) -> str:
     """Name of a metric in the scores of a search."""
-    names = [*metrics_in_searches(), *OF_ID_ROWS]
+    names = [*OF_SCORES, *OF_ID_ROWS]
     if not isinstance(metric, str) and not callable(metric):
         raise TypeError(
             f"metric={reprlib.repr(metric)}; expected one of {names}, a function of the scores of "
@@ -310,7 +310,7 @@ def _name(metric: object) -> str:
 def _as_metric(metric: str | Metric, positive: Positive) -> Metric:
     """Function of the scores of ID and of OOD rows."""
     if isinstance(metric, str):
-        named = metrics_in_searches()[metric]
+        named = OF_SCORES[metric]
         function = partial(named.function, positive=positive)
         return partial(_negated, function) if named.is_error else function
     takes_positive = any(metric == each.function for each in METRICS)
@@ -380,6 +380,12 @@ def _check_has(detector: Any, method: str, metric: str) -> None:
             "SparseEnergyOODDetector. Leave this metric out for other detectors."
         )
 
+
+OF_SCORES = {
+    metric.name_in_searches: metric
+    for metric in sorted(METRICS, key=lambda metric: metric.is_error)
+}
+"""Metrics of the scores, the errors last."""
 
 OF_ID_ROWS: dict[str, Callable[[Any, Any, NDArray[Any] | None], float]] = {
     "accuracy_change": _accuracy_change,

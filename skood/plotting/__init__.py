@@ -1,4 +1,7 @@
-"""Pictures of a detector, like scikit-learn's displays; they need matplotlib."""
+"""Pictures of a detector, like scikit-learn's displays.
+
+Drawing needs matplotlib; without it, an ImportError says what to install.
+"""
 
 # ruff: noqa: F403 (the names that each module lists in __all__)
 from . import distributions, features, roc, selection, table

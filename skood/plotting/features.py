@@ -12,16 +12,15 @@ from numpy.typing import ArrayLike, NDArray
 from ..model_selection.steps import last_step, seen_by_last_step
 from ..penalties import hoyer_index
 from ..validation import valid_array
-from .shared import looks, markers_at, new_axes, sets_by_name
+from .shared import Display, looks, markers_at, sets_by_name
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure, SubFigure
 
 __all__ = ["FeatureActivityDisplay"]
 
 
-class FeatureActivityDisplay:
+class FeatureActivityDisplay(Display):
     """Activity of the features of in-distribution rows against that of out-of-distribution rows.
 
     Make it with `from_estimator` or `from_predictions`. The absolute features of each row are
@@ -116,8 +115,6 @@ class FeatureActivityDisplay:
             If `estimator` has no ``features``.
         ValueError
             If `X_ood` is an empty dict, or the features cannot be drawn.
-        ImportError
-            If matplotlib is not installed.
         """
         detector = last_step(estimator)
         if not hasattr(detector, "features"):
@@ -159,37 +156,10 @@ class FeatureActivityDisplay:
         -------
         FeatureActivityDisplay
             The display, drawn.
-
-        Raises
-        ------
-        TypeError
-            If features are not real numbers.
-        ValueError
-            If features are empty, not 2-D, masked, NaN or infinite, or sets differ in width.
-        ImportError
-            If matplotlib is not installed.
         """
         return cls(features_id=features_id, features_ood=features_ood).plot(ax)
 
-    def plot(self, ax: Axes | None = None) -> Self:
-        """Draw the activities.
-
-        Parameters
-        ----------
-        ax : matplotlib.axes.Axes, default=None
-            Axes to draw on; None makes a figure.
-
-        Returns
-        -------
-        FeatureActivityDisplay
-            The display itself.
-
-        Raises
-        ------
-        ImportError
-            If matplotlib is not installed.
-        """
-        ax = new_axes()[0] if ax is None else ax
+    def _draw(self, ax: Axes) -> None:
         places = np.arange(1, len(self.activity_id.ranked) + 1)
         ax.stairs(
             self.activity_id.ranked,
@@ -206,20 +176,13 @@ class FeatureActivityDisplay:
             ax.plot(
                 places,
                 activity.ranked,
-                color=look.colour,
-                linestyle=look.style,
-                marker=look.marker,
-                markerfacecolor="white",
-                markersize=4,
+                **look.options,
                 markevery=markers_at(i),
                 label=_label(name, activity),
             )
         ax.set(xlabel="features of a row, the most active first", ylabel="mean |h|")
         ax.set_ylim(bottom=0)
         ax.legend(handlelength=3.5, fontsize="small")
-        self.ax_: Axes = ax
-        self.figure_: Figure | SubFigure = ax.figure
-        return self
 
 
 class _Activity(NamedTuple):

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from sklearn.metrics import roc_curve
 
-from ..metrics import auroc, roc_counts
-from .shared import looks, markers_at, new_axes, scores_of, scores_to_draw, threshold_to_draw
+from ..metrics import auroc
+from .shared import ScoresDisplay, looks, markers_at
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure, SubFigure
 
 __all__ = ["DetectionRocDisplay"]
 
@@ -21,7 +21,7 @@ N_POINTS = 2000
 """Most points of a curve; a picture does not show that there are more."""
 
 
-class DetectionRocDisplay:
+class DetectionRocDisplay(ScoresDisplay):
     """ROC of in-distribution rows against out-of-distribution rows, with the operating point.
 
     Make it with `from_estimator` or `from_predictions`. For each out-of-distribution (OOD) set, a
@@ -83,110 +83,15 @@ class DetectionRocDisplay:
         score_ood: ArrayLike | Mapping[str, ArrayLike],
         threshold: float | None = None,
     ) -> None:
-        self.score_id, self.score_ood = scores_to_draw(score_id, score_ood)
-        self.threshold = threshold_to_draw(threshold, "DetectionRocDisplay")
+        super().__init__(score_id=score_id, score_ood=score_ood, threshold=threshold)
 
-    @classmethod
-    def from_estimator(
-        cls, estimator: Any, X_id: Any, X_ood: Any, *, ax: Axes | None = None
-    ) -> Self:
-        """Score rows with a fitted detector, and draw.
-
-        Parameters
-        ----------
-        estimator : estimator
-            A fitted detector with ``score_samples``, or a pipeline or a search around one. The
-            threshold is its ``offset_``, if it has one.
-        X_id : array-like of shape (n_id, ...)
-            ID rows that the detector was not trained on.
-        X_ood : array-like of shape (n_ood, ...), or dict of str to array-like
-            OOD rows of one set, or of several by name.
-        ax : matplotlib.axes.Axes, default=None
-            Axes to draw on; None makes a figure.
-
-        Returns
-        -------
-        DetectionRocDisplay
-            The display, drawn.
-
-        Raises
-        ------
-        TypeError
-            If `estimator` has no ``score_samples``.
-        ValueError
-            If `X_ood` is an empty dict, or the scores cannot be drawn.
-        ImportError
-            If matplotlib is not installed.
-        """
-        score_id, score_ood, threshold = scores_of(estimator, X_id, X_ood)
-        return cls.from_predictions(score_id, score_ood, threshold=threshold, ax=ax)
-
-    @classmethod
-    def from_predictions(
-        cls,
-        score_id: ArrayLike,
-        score_ood: ArrayLike | Mapping[str, ArrayLike],
-        *,
-        threshold: float | None = None,
-        ax: Axes | None = None,
-    ) -> Self:
-        """Draw scores.
-
-        Parameters
-        ----------
-        score_id : array-like of shape (n_id,)
-            Scores of ID rows, finite, higher is more in-distribution.
-        score_ood : array-like of shape (n_ood,), or dict of str to array-like
-            Scores of one OOD set, or of several by name.
-        threshold : float, default=None
-            Rows with at least this score are kept. None draws no operating point.
-        ax : matplotlib.axes.Axes, default=None
-            Axes to draw on; None makes a figure.
-
-        Returns
-        -------
-        DetectionRocDisplay
-            The display, drawn.
-
-        Raises
-        ------
-        TypeError, ValueError
-            If scores are not real numbers, empty, not 1-D, masked, NaN or infinite, or `threshold`
-            is not a finite number.
-        ImportError
-            If matplotlib is not installed.
-        """
-        return cls(score_id=score_id, score_ood=score_ood, threshold=threshold).plot(ax)
-
-    def plot(self, ax: Axes | None = None) -> Self:
-        """Draw the curves.
-
-        Parameters
-        ----------
-        ax : matplotlib.axes.Axes, default=None
-            Axes to draw on; None makes a figure.
-
-        Returns
-        -------
-        DetectionRocDisplay
-            The display itself.
-
-        Raises
-        ------
-        ImportError
-            If matplotlib is not installed.
-        """
-        ax = new_axes()[0] if ax is None else ax
+    def _draw(self, ax: Axes) -> None:
         for i, (look, (name, scores)) in enumerate(
             zip(looks(), self.score_ood.items(), strict=False)
         ):
             ax.plot(
                 *_roc(self.score_id, scores),
-                color=look.colour,
-                linestyle=look.style,
-                marker=look.marker,
-                markerfacecolor="white",
-                markersize=4,
+                **look.options,
                 markevery=markers_at(i),
                 label=f"{name}: AUROC {auroc(self.score_id, scores):.3f}",
             )
@@ -217,17 +122,15 @@ class DetectionRocDisplay:
             aspect="equal",
         )
         ax.legend(loc="lower right", handlelength=3.5, fontsize="small")
-        self.ax_: Axes = ax
-        self.figure_: Figure | SubFigure = ax.figure
-        return self
 
 
 def _roc(
     score_id: NDArray[np.float64], score_ood: NDArray[np.float64]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Shares of OOD and of ID rows kept, from the threshold that keeps none to that of all."""
-    tp, fp = (np.pad(counts, (1, 0)) for counts in roc_counts(score_id, score_ood, "id"))
-    tpr, fpr = tp / tp[-1], fp / fp[-1]
+    is_id = np.repeat([1, 0], [len(score_id), len(score_ood)])
+    scores = np.concatenate([score_id, score_ood])
+    fpr, tpr, _ = roc_curve(is_id, scores, drop_intermediate=False)
     if len(tpr) > N_POINTS:
         # Evenly along the curve: the sum of the two grows from 0 to 2.
         drawn = np.unique(np.searchsorted(tpr + fpr, np.linspace(0, 2, N_POINTS)))

@@ -12,7 +12,7 @@ from sklearn.exceptions import NotFittedError
 from sklearn.pipeline import Pipeline
 from sklearn.utils._param_validation import validate_parameter_constraints
 
-from ..metrics import metrics_in_searches
+from ..metrics import METRICS
 from ..model_selection.guard import TOLERANCE, AccuracyGuard, accurate_enough
 from ..validation import Number
 from .shared import COLOURS, MARKERS, looks, new_axes
@@ -26,7 +26,7 @@ __all__ = ["SelectionDisplay"]
 WEIGHT = "sparsity_weight"
 FPR95, ACCURACY_CHANGE, MEAN_L1 = "neg_fpr_at_tpr", "accuracy_change", "mean_l1"
 WEIGHTS = Number(Real, 0, None, closed="left")
-AXIS_LABELS = {name: metric.title for name, metric in metrics_in_searches().items()} | {
+AXIS_LABELS = {metric.name_in_searches: metric.title for metric in METRICS} | {
     ACCURACY_CHANGE: "accuracy change",
     MEAN_L1: "mean L1 of features",
 }
@@ -159,8 +159,6 @@ class SelectionDisplay:
             If it is not fitted.
         ValueError
             If it did not search over ``sparsity_weight``, or lacks a score.
-        ImportError
-            If matplotlib is not installed.
         """
         if isinstance(search, Pipeline):
             return cls.from_estimator(search[-1], ax=ax)
@@ -215,14 +213,6 @@ class SelectionDisplay:
         -------
         SelectionDisplay
             The display, drawn.
-
-        Raises
-        ------
-        TypeError, ValueError
-            If `cv_results` lacks the weights or a score, if a weight is not a number of at least 0,
-            or if another argument is of the wrong type or out of range.
-        ImportError
-            If matplotlib is not installed.
         """
         display = cls(cv_results=cv_results, metric=metric, tolerance=tolerance, chosen=chosen)
         return display.plot(ax)
@@ -244,8 +234,6 @@ class SelectionDisplay:
         ------
         ValueError
             If there is not one axes for each panel.
-        ImportError
-            If matplotlib is not installed.
         """
         axes = new_axes(len(self.scores)) if ax is None else np.asarray(ax).ravel()
         if len(axes) != len(self.scores):

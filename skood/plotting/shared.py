@@ -1,11 +1,11 @@
-"""What the displays share: looks, new axes, sets by name, scores and thresholds."""
+"""What the displays share: where they draw, their looks, and the scores that several draw."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from itertools import cycle
 from numbers import Real
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -14,18 +14,22 @@ from sklearn.utils._param_validation import validate_parameter_constraints
 from ..model_selection.steps import last_step
 from ..validation import Number, valid_scores
 
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure, SubFigure
+
 __all__ = [
     "COLOURS",
     "MARKERS",
     "STYLES",
+    "Display",
     "Look",
+    "ScoresDisplay",
     "looks",
     "markers_at",
     "new_axes",
     "scores_of",
-    "scores_to_draw",
     "sets_by_name",
-    "threshold_to_draw",
 ]
 
 # Okabe & Ito's palette for colour-blind readers, without its yellow, which is too pale for a line.
@@ -41,6 +45,23 @@ class Look(NamedTuple):
     colour: str
     style: Any
     marker: str
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The look of a line with hollow markers.
+
+        Returns
+        -------
+        dict
+            Options of matplotlib's ``plot``.
+        """
+        return {
+            "color": self.colour,
+            "linestyle": self.style,
+            "marker": self.marker,
+            "markerfacecolor": "white",
+            "markersize": 4,
+        }
 
 
 def looks() -> Iterator[Look]:
@@ -136,76 +157,15 @@ def sets_by_name(sets: Any, name: str) -> dict[str, Any]:
     return dict(sets)
 
 
-def scores_to_draw(
-    score_id: ArrayLike, score_ood: ArrayLike | Mapping[str, ArrayLike]
-) -> tuple[NDArray[np.float64], dict[str, NDArray[np.float64]]]:
-    """Scores as arrays.
-
-    Parameters
-    ----------
-    score_id : array-like of shape (n_id,)
-        Scores of ID rows.
-    score_ood : array-like of shape (n_ood,), or dict of str to array-like
-        Scores of one OOD set, or of several by name.
-
-    Returns
-    -------
-    score_id : ndarray of shape (n_id,), float64
-        Scores of ID rows.
-    score_ood : dict of str to ndarray of float64
-        Scores of OOD sets.
-
-    Raises
-    ------
-    TypeError
-        If scores are not real numbers.
-    ValueError
-        If scores are empty, not 1-D, masked, NaN or infinite.
-    """
-    sets = sets_by_name(score_ood, "score_ood")
-    return valid_scores(score_id, "score_id", finite=True).astype(np.float64), {
-        name: valid_scores(scores, f"score_ood[{name!r}]", finite=True).astype(np.float64)
-        for name, scores in sets.items()
-    }
-
-
-def threshold_to_draw(threshold: Any, caller: str) -> float | None:
-    """The threshold, or None for none.
-
-    Parameters
-    ----------
-    threshold : float or None
-        What the user passed.
-    caller : str
-        The display that it was passed to.
-
-    Returns
-    -------
-    float or None
-        A finite number, or None.
-
-    Raises
-    ------
-    InvalidParameterError
-        If it is neither.
-    """
-    validate_parameter_constraints(
-        {"threshold": [Number(Real, None, None, closed="neither"), None]},
-        {"threshold": threshold},
-        caller_name=caller,
-    )
-    return None if threshold is None else float(threshold)
-
-
 def scores_of(
     estimator: Any, X_id: Any, X_ood: Any
-) -> tuple[NDArray[Any], dict[str, NDArray[Any]], float | None]:
-    """Scores that a fitted detector gives rows, and its threshold.
+) -> tuple[NDArray[Any], dict[str, NDArray[Any]]]:
+    """Scores that a fitted detector gives rows.
 
     Parameters
     ----------
     estimator : estimator
-        Fitted, with ``score_samples``: a detector, or a pipeline or a search around one.
+        A fitted detector with ``score_samples``, or a pipeline or a search around one.
     X_id : array-like of shape (n_id, ...)
         ID rows.
     X_ood : array-like of shape (n_ood, ...), or dict of str to array-like
@@ -217,8 +177,6 @@ def scores_of(
         Scores of ID rows.
     score_ood : dict of str to ndarray
         Scores of each OOD set.
-    threshold : float or None
-        The detector's ``offset_``, or None if it has none.
 
     Raises
     ------
@@ -235,8 +193,139 @@ def scores_of(
         )
     sets = sets_by_name(X_ood, "X_ood")
     score = estimator.score_samples
-    return (
-        score(X_id),
-        {name: score(rows) for name, rows in sets.items()},
-        getattr(last_step(estimator), "offset_", None),
-    )
+    return score(X_id), {name: score(rows) for name, rows in sets.items()}
+
+
+class Display:
+    """A picture on one axes, by the method ``_draw``."""
+
+    def plot(self, ax: Axes | None = None) -> Self:
+        """Draw the picture.
+
+        Parameters
+        ----------
+        ax : matplotlib.axes.Axes, default=None
+            Axes to draw on; None makes a figure.
+
+        Returns
+        -------
+        Self
+            The display itself.
+        """
+        ax = new_axes(size=self._size())[0] if ax is None else ax
+        self._draw(ax)
+        self.ax_: Axes = ax
+        self.figure_: Figure | SubFigure = ax.figure
+        return self
+
+    def _draw(self, ax: Axes) -> None:
+        raise NotImplementedError
+
+    def _size(self) -> tuple[float, float] | None:
+        """Size of a new figure in inches; None is matplotlib's."""
+        return None
+
+
+class ScoresDisplay(Display):
+    """A picture of scores and a threshold.
+
+    Parameters
+    ----------
+    score_id : array-like of shape (n_id,)
+        Scores of ID rows, finite, higher is more in-distribution.
+    score_ood : array-like of shape (n_ood,), or dict of str to array-like
+        Scores of one OOD set, or of several by name.
+    threshold : float, default=None
+        Rows with at least this score are kept. None draws no threshold.
+    """
+
+    def __init__(
+        self,
+        *,
+        score_id: ArrayLike,
+        score_ood: ArrayLike | Mapping[str, ArrayLike],
+        threshold: float | None = None,
+    ) -> None:
+        validate_parameter_constraints(
+            {"threshold": [Number(Real, None, None, closed="neither"), None]},
+            {"threshold": threshold},
+            caller_name=type(self).__name__,
+        )
+        self.threshold = None if threshold is None else float(threshold)
+        sets = sets_by_name(score_ood, "score_ood")
+        self.score_id = valid_scores(score_id, "score_id", finite=True).astype(np.float64)
+        self.score_ood = {
+            name: valid_scores(scores, f"score_ood[{name!r}]", finite=True).astype(np.float64)
+            for name, scores in sets.items()
+        }
+
+    @classmethod
+    def from_estimator(
+        cls, estimator: Any, X_id: Any, X_ood: Any, *, ax: Axes | None = None
+    ) -> Self:
+        """Score rows with a fitted detector, and draw.
+
+        Parameters
+        ----------
+        estimator : estimator
+            A fitted detector with ``score_samples``, or a pipeline or a search around one. The
+            threshold is its ``offset_``, if it has one.
+        X_id : array-like of shape (n_id, ...)
+            ID rows that the detector was not trained on.
+        X_ood : array-like of shape (n_ood, ...), or dict of str to array-like
+            OOD rows of one set, or of several by name.
+        ax : matplotlib.axes.Axes, default=None
+            Axes to draw on; None makes a figure.
+
+        Returns
+        -------
+        Self
+            The display, drawn.
+
+        Raises
+        ------
+        TypeError
+            If `estimator` has no ``score_samples``.
+        ValueError
+            If `X_ood` is an empty dict, or the scores cannot be drawn.
+        """
+        score_id, score_ood = scores_of(estimator, X_id, X_ood)
+        detector = last_step(estimator)
+        threshold = getattr(detector, "offset_", None)
+        return cls(
+            score_id=score_id, score_ood=score_ood, threshold=threshold, **cls._options(detector)
+        ).plot(ax)
+
+    @classmethod
+    def from_predictions(
+        cls,
+        score_id: ArrayLike,
+        score_ood: ArrayLike | Mapping[str, ArrayLike],
+        *,
+        ax: Axes | None = None,
+        **options: Any,
+    ) -> Self:
+        """Draw scores.
+
+        Parameters
+        ----------
+        score_id : array-like of shape (n_id,)
+            Scores of ID rows, finite, higher is more in-distribution.
+        score_ood : array-like of shape (n_ood,), or dict of str to array-like
+            Scores of one OOD set, or of several by name.
+        ax : matplotlib.axes.Axes, default=None
+            Axes to draw on; None makes a figure.
+        **options : object
+            Other parameters of the display, such as ``threshold=``.
+
+        Returns
+        -------
+        Self
+            The display, drawn.
+        """
+        return cls(score_id=score_id, score_ood=score_ood, **options).plot(ax)
+
+    @classmethod
+    def _options(cls, detector: Any) -> dict[str, Any]:
+        """Further parameters of the display of a detector."""
+        return {}

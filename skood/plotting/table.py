@@ -9,17 +9,17 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from sklearn.utils._param_validation import StrOptions
 
-from ..metrics import metrics_in_reports
+from ..metrics import METRICS
 from ..validation import valid_array, valid_scores, validated
-from .shared import new_axes, scores_of, sets_by_name
+from .shared import Display, scores_of, sets_by_name
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure, SubFigure
 
 __all__ = ["DetectionTableDisplay"]
 
-METRIC = [StrOptions(set(metrics_in_reports()))]
+METRICS_BY_NAME = {metric.name_at(0.95): metric for metric in METRICS}
+METRIC = [StrOptions(set(METRICS_BY_NAME))]
 
 CELL_HEIGHT = 0.32  # inches
 CHARACTER_WIDTH = 0.085
@@ -27,7 +27,7 @@ CHARACTER_WIDTH = 0.085
 BLACK_FROM = 0.179
 
 
-class DetectionTableDisplay:
+class DetectionTableDisplay(Display):
     """Heat table of methods (rows) by out-of-distribution sets and their mean (columns).
 
     Make it with `from_estimator` or `from_predictions`, or from values that you have. Each value is
@@ -144,15 +144,13 @@ class DetectionTableDisplay:
         ValueError
             If there is no estimator or no set, a name comes twice, scores cannot be used, or
             `metric` is unknown.
-        ImportError
-            If matplotlib is not installed.
         """
         pairs = list(estimators.items() if isinstance(estimators, Mapping) else estimators)
         _valid_names([name for name, _ in pairs], "estimators", len(pairs))
         scores = {name: scores_of(estimator, X_id, X_ood) for name, estimator in pairs}
         return cls.from_predictions(
-            {name: score_id for name, (score_id, _, _) in scores.items()},
-            {name: score_ood for name, (_, score_ood, _) in scores.items()},
+            {name: score_id for name, (score_id, _) in scores.items()},
+            {name: score_ood for name, (_, score_ood) in scores.items()},
             metric=metric,
             ax=ax,
         )
@@ -193,10 +191,8 @@ class DetectionTableDisplay:
         ValueError
             If there are no scores, if they are not 1-D, masked or NaN, if methods or sets differ,
             if a set is named "mean", or if `metric` is unknown.
-        ImportError
-            If matplotlib is not installed.
         """
-        computed = metrics_in_reports()[metric]
+        computed = METRICS_BY_NAME[metric]
         sets = _sets_by_method(score_id, score_ood)
         values = []
         for method, of_id in score_id.items():
@@ -217,26 +213,8 @@ class DetectionTableDisplay:
         )
         return display.plot(ax)
 
-    def plot(self, ax: Axes | None = None) -> Self:
-        """Draw the table.
-
-        Parameters
-        ----------
-        ax : matplotlib.axes.Axes, default=None
-            Axes to draw on; None makes a figure whose size fits the table.
-
-        Returns
-        -------
-        DetectionTableDisplay
-            The display itself.
-
-        Raises
-        ------
-        ImportError
-            If matplotlib is not installed.
-        """
+    def _draw(self, ax: Axes) -> None:
         cells = self._cells()
-        ax = new_axes(size=self._size(cells))[0] if ax is None else ax
         mesh = ax.pcolormesh(
             self.values,
             cmap="cividis_r" if self.lower_is_better else "cividis",
@@ -264,9 +242,6 @@ class DetectionTableDisplay:
         ax.spines[:].set_visible(False)
         direction = f"{'lower' if self.lower_is_better else 'higher'} is better, best in bold"
         ax.set_xlabel(direction if self.label is None else f"{self.label} ({direction})")
-        self.ax_: Axes = ax
-        self.figure_: Figure | SubFigure = ax.figure
-        return self
 
     def _cells(self) -> list[list[str]]:
         if self.spread is None:
@@ -281,9 +256,9 @@ class DetectionTableDisplay:
         best = (np.min if self.lower_is_better else np.max)(self.values, axis=0)
         return np.vectorize(_shown)(self.values) == np.vectorize(_shown)(best)
 
-    def _size(self, cells: list[list[str]]) -> tuple[float, float]:
+    def _size(self) -> tuple[float, float]:
         """Size of a figure in which the texts fit, in inches."""
-        widest = max(len(cell) for row in cells for cell in row)
+        widest = max(len(cell) for row in self._cells() for cell in row)
         names = max(map(len, self.methods)), max(map(len, self.columns))
         n_methods, n_columns = self.values.shape
         return (

@@ -95,20 +95,7 @@ class Dice(FittedScore):
         return self
 
     def __call__(self, features: Tensor, logits: Tensor) -> Tensor:
-        """Score a batch.
-
-        Parameters
-        ----------
-        features : Tensor of shape (n, d)
-            Features.
-        logits : Tensor of shape (n, K)
-            Not used.
-
-        Returns
-        -------
-        Tensor of shape (n,)
-            The negative energy of the logits of the sparse head.
-        """
+        """The negative energy of the logits of the sparse head, shape (n,)."""
         features = self._ready(features)
         return energy(self.head_(features))
 
@@ -187,20 +174,7 @@ class ReAct(FittedScore):
         return self
 
     def __call__(self, features: Tensor, logits: Tensor) -> Tensor:
-        """Score a batch.
-
-        Parameters
-        ----------
-        features : Tensor of shape (n, d)
-            Features.
-        logits : Tensor of shape (n, K)
-            Not used.
-
-        Returns
-        -------
-        Tensor of shape (n,)
-            The negative energy of the logits of the clipped features.
-        """
+        """The negative energy of the logits of the clipped features, shape (n,)."""
         features = self._ready(features)
         return energy(self.head_(features.clamp_max(self.threshold_)))
 
@@ -271,20 +245,7 @@ class Scale(FittedScore):
         return self
 
     def __call__(self, features: Tensor, logits: Tensor) -> Tensor:
-        """Score a batch.
-
-        Parameters
-        ----------
-        features : Tensor of shape (n, d)
-            Features.
-        logits : Tensor of shape (n, K)
-            Not used.
-
-        Returns
-        -------
-        Tensor of shape (n,)
-            The negative energy of the logits of the scaled features.
-        """
+        """The negative energy of the logits of the scaled features, shape (n,)."""
         features = self._ready(features)
         _check_not_negative(features)
         width = features.shape[1]

@@ -109,20 +109,7 @@ class Knn(FittedScore):
         return self
 
     def __call__(self, features: Tensor, logits: Tensor) -> Tensor:
-        """Score a batch.
-
-        Parameters
-        ----------
-        features : Tensor of shape (n, d)
-            Features.
-        logits : Tensor of shape (n, K)
-            Not used.
-
-        Returns
-        -------
-        Tensor of shape (n,)
-            Minus the Euclidean distance to the k-th nearest row of the bank.
-        """
+        """Minus the Euclidean distance to the k-th nearest row of the bank, shape (n,)."""
         queries = F.normalize(self._ready(features))
         return -torch.cat([self._distances(piece) for piece in queries.split(QUERY_ROWS)])
 
@@ -227,20 +214,7 @@ class Mahalanobis(FittedScore):
         return self
 
     def __call__(self, features: Tensor, logits: Tensor) -> Tensor:
-        """Score a batch.
-
-        Parameters
-        ----------
-        features : Tensor of shape (n, d)
-            Features.
-        logits : Tensor of shape (n, K)
-            Not used.
-
-        Returns
-        -------
-        Tensor of shape (n,)
-            Minus the smallest ``(h - mu_k)^T Sigma^-1 (h - mu_k)``.
-        """
+        """The largest ``-(h - mu_k)^T Sigma^-1 (h - mu_k)`` of the classes k, shape (n,)."""
         whitened = self._ready(features) @ self.whitening_
         exact = "donot_use_mm_for_euclid_dist"
         return -torch.cdist(whitened, self.means_, compute_mode=exact).amin(dim=1).square()
@@ -364,20 +338,7 @@ class Vim(FittedScore):
         return n_components
 
     def __call__(self, features: Tensor, logits: Tensor) -> Tensor:
-        """Score a batch.
-
-        Parameters
-        ----------
-        features : Tensor of shape (n, d)
-            Features.
-        logits : Tensor of shape (n, K)
-            Logits.
-
-        Returns
-        -------
-        Tensor of shape (n,)
-            ``logsumexp(z) - alpha ||residual||``.
-        """
+        """``logsumexp(z) - alpha ||residual||`` of each row, shape (n,)."""
         shifted = self._ready(features) - self.origin_
         residuals = torch.linalg.vector_norm(shifted @ self.residual_space_, dim=1)
         return energy(logits) - self.alpha_ * residuals

@@ -46,25 +46,7 @@ class Energy(BaseEstimator):
         self.temperature = temperature
 
     def __call__(self, features: Tensor | None, logits: Tensor) -> Tensor:
-        """Score a batch.
-
-        Parameters
-        ----------
-        features : Tensor of shape (n, d) or None
-            Not used.
-        logits : Tensor of shape (n, K)
-            Logits.
-
-        Returns
-        -------
-        Tensor of shape (n,)
-            The negative energy.
-
-        Raises
-        ------
-        ValueError
-            If the temperature is not a positive number.
-        """
+        """The negative energy of each row, shape (n,)."""
         temperature = _checked(self, "temperature")
         return temperature * torch.logsumexp(logits / temperature, dim=1)
 
@@ -89,20 +71,7 @@ class MaxSoftmax(BaseEstimator):
     uses_features = False
 
     def __call__(self, features: Tensor | None, logits: Tensor) -> Tensor:
-        """Score a batch.
-
-        Parameters
-        ----------
-        features : Tensor of shape (n, d) or None
-            Not used.
-        logits : Tensor of shape (n, K)
-            Logits.
-
-        Returns
-        -------
-        Tensor of shape (n,)
-            The largest softmax probability.
-        """
+        """The largest softmax probability of each row, shape (n,)."""
         return torch.softmax(logits, dim=1).amax(dim=1)
 
 
@@ -125,20 +94,7 @@ class MaxLogit(BaseEstimator):
     uses_features = False
 
     def __call__(self, features: Tensor | None, logits: Tensor) -> Tensor:
-        """Score a batch.
-
-        Parameters
-        ----------
-        features : Tensor of shape (n, d) or None
-            Not used.
-        logits : Tensor of shape (n, K)
-            Logits.
-
-        Returns
-        -------
-        Tensor of shape (n,)
-            The largest logit.
-        """
+        """The largest logit of each row, shape (n,)."""
         return logits.amax(dim=1)
 
 
@@ -223,20 +179,7 @@ class Odin(BaseEstimator):
         return magnitude * gradient.sign()
 
     def __call__(self, features: Tensor | None, logits: Tensor) -> Tensor:
-        """Score a batch.
-
-        Parameters
-        ----------
-        features : Tensor of shape (n, d) or None
-            Not used.
-        logits : Tensor of shape (n, K)
-            Logits of the perturbed inputs.
-
-        Returns
-        -------
-        Tensor of shape (n,)
-            The largest softmax probability at the temperature.
-        """
+        """The largest softmax probability of each perturbed input, shape (n,)."""
         return torch.softmax(logits / _checked(self, "temperature"), dim=1).amax(dim=1)
 
 

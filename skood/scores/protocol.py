@@ -47,18 +47,7 @@ class Head:
     bias: Tensor
 
     def __call__(self, features: Tensor) -> Tensor:
-        """Logits of features.
-
-        Parameters
-        ----------
-        features : Tensor of shape (n, d), float64
-            Features.
-
-        Returns
-        -------
-        Tensor of shape (n, K), float64
-            ``features @ weight.T + bias``.
-        """
+        """Logits (n, K) of features (n, d), ``features @ weight.T + bias``, in float64."""
         return features @ self.weight.T + self.bias
 
 
