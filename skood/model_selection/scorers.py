@@ -189,8 +189,8 @@ class _OODScorer:
         if outlying.all():
             raise ValueError(
                 f"All {len(labels)} rows to score carry ood_label={self.ood_label!r}; expected "
-                f"in-distribution rows, too. Pass {self._cure()}, which puts both kinds in every "
-                "test fold."
+                f"in-distribution rows as well. Pass {self._cure()}, which puts both kinds in "
+                "every test fold."
             )
         if not outlying.any():
             return X, labels, None
