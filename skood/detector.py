@@ -15,7 +15,7 @@ from joblib import Memory
 from numpy.typing import ArrayLike, NDArray
 from sklearn.base import BaseEstimator, OutlierMixin, clone
 from sklearn.utils import Tags
-from sklearn.utils._param_validation import Interval, StrOptions, validate_parameter_constraints
+from sklearn.utils._param_validation import StrOptions, validate_parameter_constraints
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor, nn
 
@@ -41,6 +41,7 @@ from .labels import as_labels, is_outlier
 from .penalties import PENALTIES, Penalty
 from .rows import rows_like_fit
 from .scores.protocol import ScoreFunction
+from .validation import Number
 
 ScoreArray = NDArray[np.float64]
 
@@ -195,28 +196,28 @@ class SparseEnergyOODDetector(OutlierMixin, BaseEstimator):
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
         "module": [nn.Module, None],
         "head": [str, None],
-        "sparsity_weight": [Interval(Real, 0, None, closed="left")],
+        "sparsity_weight": [Number(Real, 0, None, closed="left")],
         "penalty": [StrOptions(set(PENALTIES)), callable],
         "ood_label": [Integral, str, "boolean", None],
-        "outlier_weight": [Interval(Real, 0, None, closed="left")],
-        "distillation_weight": [Interval(Real, 0, None, closed="left")],
+        "outlier_weight": [Number(Real, 0, None, closed="left")],
+        "distillation_weight": [Number(Real, 0, None, closed="left")],
         "score_function": [str, callable],
-        "tpr": [Interval(Real, 0, 1, closed="neither")],
+        "tpr": [Number(Real, 0, 1, closed="neither")],
         "calibration_size": [
             StrOptions({"auto"}),
-            Interval(Integral, 1, None, closed="left"),
-            Interval(Real, 0, 1, closed="neither"),
+            Number(Integral, 1, None, closed="left"),
+            Number(Real, 0, 1, closed="neither"),
             None,
         ],
-        "pretrain_epochs": [StrOptions({"auto"}), Interval(Integral, 0, None, closed="left")],
-        "max_epochs": [Interval(Integral, 0, None, closed="left")],
-        "batch_size": [Interval(Integral, 1, None, closed="left")],
-        "learning_rate": [Interval(Real, 0, None, closed="neither")],
-        "momentum": [Interval(Real, 0, 1, closed="left")],
-        "weight_decay": [Interval(Real, 0, None, closed="left")],
+        "pretrain_epochs": [StrOptions({"auto"}), Number(Integral, 0, None, closed="left")],
+        "max_epochs": [Number(Integral, 0, None, closed="left")],
+        "batch_size": [Number(Integral, 1, None, closed="left")],
+        "learning_rate": [Number(Real, 0, None, closed="neither")],
+        "momentum": [Number(Real, 0, 1, closed="left")],
+        "weight_decay": [Number(Real, 0, None, closed="left")],
         "augment": [StrOptions(set(AUGMENTATIONS)), callable, None],
         "preprocess": [callable, None],
-        "num_workers": [StrOptions({"auto"}), Interval(Integral, 0, None, closed="left")],
+        "num_workers": [StrOptions({"auto"}), Number(Integral, 0, None, closed="left")],
         "device": [str, torch.device],
         "precision": [StrOptions({"auto", "float32", "bfloat16"})],
         "compile": ["boolean"],
