@@ -36,8 +36,7 @@ def validated(**constraints: list[Any]) -> Callable[[Function], Function]:
     Parameters
     ----------
     **constraints : list
-        For each argument to check, what it may be, as in scikit-learn's
-        ``_parameter_constraints``.
+        What each argument may be, in the terms of scikit-learn's ``_parameter_constraints``.
 
     Returns
     -------
@@ -62,7 +61,7 @@ be a float in the range [0.0, 1.0]. Got 95 instead.
 
 
 def valid_scores(scores: ArrayLike, name: str, *, finite: bool = False) -> NDArray[Any]:
-    """One score a row, as an array.
+    """Scores as an array, one per row.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""What lies inside searches, frozen estimators and pipelines."""
+"""The detector inside a search, a frozen estimator or a pipeline, and the rows that it sees."""
 
 from __future__ import annotations
 

@@ -40,7 +40,7 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 
 
 class Look(NamedTuple):
-    """How a line is drawn, as matplotlib takes it."""
+    """How a line is drawn, in matplotlib's terms."""
 
     colour: str
     style: Any
@@ -291,10 +291,8 @@ class ScoresDisplay(Display):
         """
         score_id, score_ood = scores_of(estimator, X_id, X_ood)
         detector = last_step(estimator)
-        threshold = getattr(detector, "offset_", None)
-        return cls(
-            score_id=score_id, score_ood=score_ood, threshold=threshold, **cls._options(detector)
-        ).plot(ax)
+        threshold, options = getattr(detector, "offset_", None), cls._options(detector)
+        return cls.from_predictions(score_id, score_ood, threshold=threshold, ax=ax, **options)
 
     @classmethod
     def from_predictions(
@@ -302,6 +300,7 @@ class ScoresDisplay(Display):
         score_id: ArrayLike,
         score_ood: ArrayLike | Mapping[str, ArrayLike],
         *,
+        threshold: float | None = None,
         ax: Axes | None = None,
         **options: Any,
     ) -> Self:
@@ -313,17 +312,19 @@ class ScoresDisplay(Display):
             Scores of ID rows, finite, higher is more in-distribution.
         score_ood : array-like of shape (n_ood,), or dict of str to array-like
             Scores of one OOD set, or of several by name.
+        threshold : float, default=None
+            Rows with at least this score are kept. None draws no threshold.
         ax : matplotlib.axes.Axes, default=None
             Axes to draw on; None makes a figure.
         **options : object
-            Other parameters of the display, such as ``threshold=``.
+            Other parameters of the display, if it has any.
 
         Returns
         -------
         Self
             The display, drawn.
         """
-        return cls(score_id=score_id, score_ood=score_ood, **options).plot(ax)
+        return cls(score_id=score_id, score_ood=score_ood, threshold=threshold, **options).plot(ax)
 
     @classmethod
     def _options(cls, detector: Any) -> dict[str, Any]:
