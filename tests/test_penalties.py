@@ -91,7 +91,7 @@ def test_every_penalty_gives_one_non_negative_value_a_row_from_that_row_alone(na
 
 def test_a_relative_penalty_has_mean_one_where_it_was_measured():
     features = torch.tensor(random_features(), dtype=torch.float32)
-    relative = Relative(l1).measured_on(features)
+    relative = Relative(l1).fit(features)
     assert relative(features).mean().item() == pytest.approx(1, rel=1e-6)
     assert relative.unit == pytest.approx(np.abs(random_features()).sum(axis=1).mean(), rel=1e-6)
 
@@ -99,17 +99,15 @@ def test_a_relative_penalty_has_mean_one_where_it_was_measured():
 def test_a_relative_penalty_is_free_of_width_and_scale():
     features = torch.tensor(random_features())
     wide = 50 * features.repeat(1, 7)
-    expected = Relative(l1).measured_on(features)(features / 2)
-    torch.testing.assert_close(
-        Relative(l1).measured_on(wide)(wide / 2), expected, rtol=1e-6, atol=0
-    )
+    expected = Relative(l1).fit(features)(features / 2)
+    torch.testing.assert_close(Relative(l1).fit(wide)(wide / 2), expected, rtol=1e-6, atol=0)
     assert l1(wide).mean() == pytest.approx(350 * l1(features).mean())
 
 
 @pytest.mark.parametrize("value", [0.0, float("nan")])
 def test_a_penalty_without_a_unit_is_refused(value):
     with pytest.raises(ValueError, match=f"mean before fine-tuning is {value:g}"):
-        Relative(l1).measured_on(torch.full((2, 3), value))
+        Relative(l1).fit(torch.full((2, 3), value))
 
 
 def test_hoyer_index_follows_its_definition():
