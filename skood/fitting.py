@@ -192,7 +192,10 @@ class Fit:
         weights = {
             name: getattr(detector, name) for name in ("sparsity_weight", *FINE_TUNING_TERMS)
         }
-        terms = fine_tuning_terms(fit_penalty(get_penalty(detector.penalty), features), weights)
+        penalty = get_penalty(detector.penalty)
+        if detector.max_epochs > 0:
+            penalty = fit_penalty(penalty, features)
+        terms = fine_tuning_terms(penalty, weights)
         recipe = Recipe(
             detector.max_epochs,
             detector.batch_size,
