@@ -448,7 +448,7 @@ class SparseEnergyOODDetector(OutlierMixin, BaseEstimator):
             ``score_samples(X) - offset_``.
         """
         scores = self.score_samples(X)
-        self._doubts.warn(stacklevel=2)
+        self._doubts.warn()
         return scores - self.offset_
 
     def predict(self, X: Any) -> NDArray[np.int64]:
@@ -465,7 +465,7 @@ class SparseEnergyOODDetector(OutlierMixin, BaseEstimator):
             +1 for in-distribution, -1 for out-of-distribution.
         """
         scores = self.score_samples(X)
-        self._doubts.warn(stacklevel=2)
+        self._doubts.warn()
         return np.where(scores - self.offset_ >= 0, 1, -1)
 
     def p_values(self, X: Any) -> ScoreArray:
@@ -487,7 +487,7 @@ class SparseEnergyOODDetector(OutlierMixin, BaseEstimator):
         Bates et al., "Testing for outliers with conformal p-values", Ann. Statist. 51(1), 2023.
         """
         scores = self.score_samples(X)
-        self._doubts.warn(stacklevel=2)
+        self._doubts.warn()
         return conformal_p_values(scores, self.calibration_scores_, self.tpr_)
 
     def predict_class(self, X: Any, reject_label: Any = None) -> NDArray[Any]:
@@ -520,7 +520,7 @@ class SparseEnergyOODDetector(OutlierMixin, BaseEstimator):
         if reject_label is None:
             return self.classes_[winners_of(self._network, rows)]
         scores, winners = outputs_of(self._network, rows, self.score_function_)
-        self._doubts.warn(stacklevel=2)
+        self._doubts.warn()
         labels = self.classes_[winners]
         kinds = {np.asarray(reject_label).dtype.kind, labels.dtype.kind}
         if len(kinds) > 1 and kinds != {"i", "u"}:
