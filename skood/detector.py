@@ -357,13 +357,13 @@ class SparseEnergyOODDetector(OutlierMixin, BaseEstimator):
             raise ValueError("id_accuracy needs labels: pass y, one label of `classes_` a row.")
         labels = as_labels(y, len(rows))
         inliers = np.flatnonzero(~is_outlier(labels, self.ood_label))
-        labels, rows = labels[inliers], rows.pick(inliers)
-        if len(inliers) == 0 or not np.isin(labels, self.classes_).all():
+        if len(inliers) == 0 or not np.isin(labels[inliers], self.classes_).all():
             raise ValueError(
                 f"id_accuracy got y with the labels {np.unique(labels)[:12].tolist()}; expected "
                 f"those of the classifier, {self.classes_[:12].tolist()}, and perhaps "
                 f"ood_label={self.ood_label!r}."
             )
+        labels, rows = labels[inliers], rows.pick(inliers)
         with reproducible(self._seed_of_network, self.device_):  # for lazy layers, as in fit
             before = self._pretrained or given_network(self, rows, self.device_)
         return {
