@@ -12,7 +12,7 @@ import pytest
 from modules import WidthAgnostic
 
 from skood import RejectingClassifier, SparseEnergyOODDetector
-from skood.exceptions import AccuracyDropWarning, FewCalibrationRowsWarning, ThresholdWarning
+from skood.exceptions import FewCalibrationRowsWarning, ThresholdWarning
 
 USES = {
     "predict": lambda detector, X: detector.predict(X),
@@ -223,11 +223,3 @@ def test_calibrate_says_at_once_that_rows_are_too_few(doubtful, digits):
     assert (warning.category, warning.filename) == (FewCalibrationRowsWarning, __file__)
     assert doubtful.offset_ == doubtful.score_samples(digits.X_fresh[:10]).min()
     assert_silent(doubtful, digits.X_test)
-
-
-def test_a_drop_in_accuracy_is_no_doubt_and_comes_with_fit(digits):
-    detector = SparseEnergyOODDetector(
-        digits.module, sparsity_weight=0.3, learning_rate=0.01, random_state=0
-    )
-    (warning,) = said(lambda: detector.fit(digits.X, digits.y))
-    assert (warning.category, warning.filename) == (AccuracyDropWarning, __file__)
