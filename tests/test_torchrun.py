@@ -1,4 +1,4 @@
-"""A fit on two processes ends on both with one detector: without batch-norm, that of one process."""
+"""A fit on two processes: both end with one network, without batch-norm that of one process."""
 
 from __future__ import annotations
 
