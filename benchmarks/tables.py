@@ -234,7 +234,8 @@ class Results:
             lines.append(texts)
         interval = "95 % interval"
         return Table(
-            f"Detector less control by {MAIN_SCORE}, points",
+            f"Detector less control by {MAIN_SCORE}, points; intervals from "
+            f"{self.run['resamplings']} bootstrap draws",
             [
                 "detector",
                 f"FPR95, {self.set_title(self.fair_mean)}",
@@ -275,18 +276,11 @@ class Results:
         return [*lines, *(f"failed: {name}: {why}" for name, why in run["failures"].items())]
 
     def notes(self) -> list[str]:
-        """How to read the tables."""
+        """What holds for this run alone."""
         n_seeds = len(self.run["seeds"])
         notes = [
             (f"Mean ± standard deviation over {n_seeds} fine-tuning seeds. " if n_seeds > 1 else "")
-            + "There is one checkpoint: the spread holds for it alone.",
-            "FPR95: share of OOD rows kept by the strictest threshold that keeps at least 95 % of "
-            "the ID test rows; ID is the positive class. FPR95, nearest: at the threshold whose "
-            "share is nearest 95 %, as published tables have it. AUPR: ID is positive, and the "
-            "number of OOD rows matters.",
-            "Kept: share of ID test rows at or above the threshold, placed with training rows held "
-            "out of fine-tuning, which the network given was trained on, or with half of the test "
-            "rows, and then counted in the other half.",
+            + "There is one checkpoint: the spread holds for it alone."
         ]
         if self.run["stand_ins"]:
             stand_ins = ", ".join(
@@ -295,30 +289,22 @@ class Results:
             notes.append(f"The mean is not the paper's: {stand_ins}.")
         if self.related:
             notes.append(
-                f"In parentheses, what does not count: the outliers of {SROE} come from the same "
-                f"source as {' and '.join(self.related)}. The mean with that source apart leaves "
-                "these sets out, for all detectors."
+                f"In parentheses: results that do not count, because the outliers of {SROE} come "
+                f"from the same source as {' and '.join(self.related)}. The second mean leaves "
+                "these sets out for all detectors."
             )
         return notes
-
-    def note_of_differences(self) -> str:
-        return (
-            f"{TITLES['fpr95']} and accuracy of each detector less those of the control of the "
-            f"same seed; intervals are percentiles of {self.run['resamplings']} bootstrap draws of "
-            "the seeds, the ID test rows and the rows of each OOD set, the same rows for all "
-            "detectors. With few seeds such intervals are too short."
-        )
 
     def markdown(self) -> str:
         parts = [f"# {self.run['id']}, {self.run['network']}"]
         parts.append("\n".join(f"- {line}" for line in self.header()))
         parts.append(f"    {self.run['command']}")
-        parts += self.notes()
+        parts += [*self.notes(), 'What the columns mean: benchmarks/README.md, "Columns".']
         tables = [self.by_set(metric) for metric in ("fpr95", "auroc", "aupr", "fpr95_nearest")]
         for table in (*tables, self.by_score("fpr95"), self.realised(), self.sweep()):
             parts += [f"## {table.title}", table.markdown()]
         table = self.differences()
-        parts += [f"## {table.title}", self.note_of_differences(), table.markdown()]
+        parts += [f"## {table.title}", table.markdown()]
         return "\n\n".join(parts) + "\n"
 
     # Figures

@@ -15,6 +15,7 @@ PUBLIC_MODULES = [
     "skood.model_selection",
     "skood.networks",
     "skood.plotting",
+    "skood.exceptions",
 ]
 
 

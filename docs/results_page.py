@@ -1,4 +1,7 @@
-"""The page of results, written from the files in benchmarks/results: new ones need no line here."""
+"""The page of results: tables and figures from the files in benchmarks/results.
+
+A new file needs no line here. The text of the page is in `_templates/results.rst`.
+"""
 
 from __future__ import annotations
 
@@ -10,49 +13,7 @@ from pathlib import Path
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 sys.path.insert(0, str(BENCHMARKS))
 from tables import CONTROL, MAIN_SCORE, UNTOUCHED, Results, Table, read_results  # noqa: E402
-
-INTRODUCTION = """\
-What the detectors do on real images. ``benchmarks/paper.py`` makes every figure here, by the
-command that stands above it, from images and checkpoints that you bring; ``benchmarks/README.md``
-says which. Three kinds of network stand in each table: the classifier **untouched**; the
-**control**, fine-tuned at sparsity weight 0, as fine-tuning alone moves the numbers a long way; and
-the sparse detectors, named by penalty and weight. **sroe** is sparse and trained with auxiliary
-outliers. Only the difference to the control is the penalty's doing, and accuracy is what pays for
-it."""
-
-FINDINGS = """\
-What the tables say of the claim:
-
-- The published reduction, 15 points against the untouched classifier, mixes two things. Fine-tuning
-  without the penalty gives a large part of it. The published weight, 0.02, adds one or two points
-  to that on the ResNets, with schedules as short as these; larger weights add more, until they cost
-  accuracy.
-- Distillation (``distillation_weight``, the third part of a name) holds the accuracy, so that ten
-  times the weight can be afforded, which without it costs ResNet-20 three points of accuracy. On
-  the three networks for CIFAR-10 that is more than the published reduction against the untouched
-  classifier, and more than ten points below the control, at about its accuracy, which is a point or
-  less below that of the untouched classifier. (WideResNet-40-2: one seed, few rows, and a learning
-  rate of 3e-3 to make up for few steps, its control included.) The setting was chosen by
-  outliers made from in-distribution rows (the column "AUROC, surrogates" shows what such a choice
-  sees), among some twenty variants on ResNet-20, with these six sets in view: the other networks
-  test the choice, the sets do not.
-- On CIFAR-100, with a small WideResNet and one seed, fine-tuning gains some five points and neither
-  penalty nor distillation more than one beyond it.
-- The score matters as much. On ResNet-20 the distances of "knn" do more for the untouched
-  classifier than fine-tuning does for the energy, on SVHN and textures above all. Gains do not add
-  up: on the sparse network "react" and "odin" gain with the energy, while "knn" gains nothing and
-  "mahalanobis" and "vim" lose.
-- Features of in-distribution rows get smaller, and sparser by degrees (mean L1 norm, Hoyer index).
-  The energies of both kinds of rows come nearer to zero, and overlap less.
-- Auxiliary outliers (sroe) cost several points of accuracy on schedules as short as these, probably
-  as batch-norm comes to see two kinds of rows."""
-
-PUBLISHED = """\
-Published for WideResNet-40-2, with LSUN-C, LSUN-R and iSUN among the six sets, and without a
-control: CIFAR-10 31.3 (untouched) to 16.3, CIFAR-100 71.3 to 55.8, accuracy within 0.1 point. The
-networks here are others, and so are three of the sets."""
-
-NOTHING = "There are no results in ``benchmarks/results`` yet."
+from templates import write_page  # noqa: E402
 
 
 def section(name: str, results: Results, folder: Path) -> Iterator[str]:
@@ -73,7 +34,6 @@ def section(name: str, results: Results, folder: Path) -> Iterator[str]:
     if len(results.scores) > 1:
         yield from (results.by_score(metric).rst() for metric in ("fpr95", "auroc"))
     yield results.sweep().rst()
-    yield results.note_of_differences()
     yield results.differences().rst()
     yield results.realised().rst()
 
@@ -111,17 +71,16 @@ def image(path: str, description: str) -> str:
 def write(folder: Path, source: Path = BENCHMARKS / "results") -> None:
     """Write the page and its figures into a folder."""
     folder.mkdir(exist_ok=True)
-    title = "Results on real images"
-    parts = [f"{title}\n{'=' * len(title)}", INTRODUCTION]
     all_results = {
         path.stem: Results(
             read_results(path), json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
         )
         for path in sorted(source.glob("*.csv"))
     }
-    if all_results:
-        parts += [FINDINGS, summary(all_results).rst(), PUBLISHED]
-    for name, results in all_results.items():
-        parts += section(name, results, folder)
-    parts += [] if all_results else [NOTHING]
-    (folder / "index.rst").write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+    if not all_results:
+        write_page(folder, "results_missing")
+        return
+    runs = [
+        part for name, results in all_results.items() for part in section(name, results, folder)
+    ]
+    write_page(folder, "results", summary=summary(all_results).rst(), runs="\n\n".join(runs))

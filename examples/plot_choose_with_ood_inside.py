@@ -2,13 +2,13 @@
 Choosing the weight with outliers among the rows
 ================================================
 
-Rows of known classes and rows that belong to none of them lie in one array; the label "other" marks
-the latter. They must never be trained on, neither in the folds nor in the fit that follows, and yet
-every fold is to be tested on some of them. The rows come class by class, as they often do, which is
-where plain folds go wrong.
+One array holds rows of known classes and rows of other classes. The others have the label "other".
+They must never be trained on, neither in the folds nor in the fit that follows. Yet each fold
+should be tested on some of them. The rows are ordered by class, as they often are; plain folds go
+wrong there.
 
-This is how it is done, not proof that the weight matters: on digits its effect is lost in the
-differences between folds and seeds. ``benchmarks/README.md`` has results on real images.
+This shows how to do it. It does not prove that the weight matters: on digits, folds and seeds
+matter more. ``benchmarks/README.md`` has results on real images.
 """
 
 import tempfile
@@ -30,9 +30,8 @@ X, y = X[order], names[digit[order]]
 # %%
 # The search
 # ----------
-# ``ood_label`` says three times which rows are no known digits: to the detector, whose ``fit``
-# leaves them out; to the folds, which train on none of them and test each once; and to the scorer,
-# which tells them from the others.
+# ``ood_label`` is passed three times. The ``fit`` of the detector leaves these rows out. The folds
+# train on none of them and test each one once. The scorer measures how well they are detected.
 #
 # There is no classifier here, so the detector builds a small one and trains it in every fold. With
 # ``memory`` the candidates share that training.
@@ -54,7 +53,7 @@ print("classes of the detector:", ", ".join(search.best_estimator_.classes_))
 # %%
 # The picture
 # -----------
-# Means over the folds with their standard deviations. The grey region is what the guard allows.
+# Means over the folds, with their standard deviations. The guard allows the grey region.
 
 SelectionDisplay.from_estimator(search)
 plt.show()

@@ -2,17 +2,13 @@
 Choosing the weight without outliers
 ====================================
 
-Where there are no outliers at hand, the scorer makes some from the rows held out in each fold:
-images with their patches permuted, blurred ones, and ones with a fifth of their contrast.
-Such surrogates are no outliers that anybody will meet. They serve to
-rank the weights, and the scores themselves mean little.
+If you have no outliers, the scorer makes some from the rows held out in each fold: images with
+their patches permuted, blurred images, and images with a fifth of their contrast. Nobody will meet
+such surrogates in practice. Use them to rank the weights; the scores themselves mean little.
 
-This is how it is done. On digits the effect of the weight is lost in the differences between folds
-and seeds, so nothing here shows that surrogates rank weights rightly; ``benchmarks/README.md``
-measures that on real images.
+This shows how to do it. On digits, folds and seeds matter more than weights, so nothing here shows
+that surrogates rank weights rightly. ``benchmarks/README.md`` measures that on real images.
 """
-
-import warnings
 
 import matplotlib.pyplot as plt
 import torch
@@ -39,8 +35,7 @@ X_train, X, y_train, y = train_test_split(
 # %%
 # What the scorer makes
 # ---------------------
-# From images it takes these three kinds in turn, from a table columns that are permuted each on its
-# own.
+# For images it makes these three kinds in turn. For a table it permutes each column separately.
 
 kinds = ["patches", "blur", "contrast"]
 made = {"digits": X[:8]} | {
@@ -56,8 +51,7 @@ for row, (kind, pictures) in zip(axes, made.items(), strict=True):
 # %%
 # The search
 # ----------
-# The classifier is trained on one half of the digits; the search takes the other. ``fit`` warns of
-# classifiers that are right on nearly all rows, as they might have seen them before; here we know.
+# The classifier is trained on one half of the digits, and the search uses the other half.
 
 torch.manual_seed(0)
 classifier = nn.Sequential(
@@ -66,13 +60,12 @@ classifier = nn.Sequential(
 optimizer = torch.optim.Adam(classifier.parameters(), lr=1e-2)
 inputs, targets = torch.as_tensor(X_train, dtype=torch.float32), torch.as_tensor(y_train)
 for _ in range(20):
-    for rows in torch.randperm(len(inputs)).split(128):
-        loss = nn.functional.cross_entropy(classifier(inputs[rows]), targets[rows])
+    for index in torch.randperm(len(inputs)).split(128):
+        loss = nn.functional.cross_entropy(classifier(inputs[index]), targets[index])
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
 
-warnings.filterwarnings("ignore", message="The module given classifies")
 metrics = ["neg_fpr_at_tpr", "accuracy_change", "mean_l1"]
 search = GridSearchCV(
     SparseEnergyOODDetector(classifier, random_state=0),
@@ -86,9 +79,9 @@ print("chosen on surrogates:", search.best_params_)
 # %%
 # Beside real outliers
 # --------------------
-# Here we do have outliers, the digits 8 and 9, and can look at what the surrogates stand for: the
-# same search on the left with surrogates, on the right with these digits. The heights differ; a
-# good surrogate would agree on which weights are better. Judge by the bars whether either can tell.
+# Here we do have outliers, the digits 8 and 9, so we can compare. The left column shows the search
+# with surrogates, the right column the same search with these digits. The heights differ, but good
+# surrogates would agree on which weights are better. The bars say if either search can tell.
 
 real = GridSearchCV(
     search.estimator,

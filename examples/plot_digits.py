@@ -2,21 +2,18 @@
 Digits that the classifier has never seen
 =========================================
 
-A small convolutional network learns eight of the ten digits. Shown one of the other two, a piece of
-a photograph or plain noise, it still names one of its eight, often with confidence. This
-script turns it into a detector in three ways and compares them:
+A small convolutional network learns eight of the ten digits. If you show it one of the other two, a
+piece of a photograph or plain noise, it still names one of its eight, often with confidence. This
+script turns it into a detector in three ways and compares them by their energy:
 
-* **untouched**: the energy of the classifier as it is;
-* **weight 0**: after the same fine-tuning, without the penalty, the control;
-* **weight 0.02**: after the sparse fine-tuning of the paper.
+* **untouched**: the classifier as it is;
+* **weight 0**: fine-tuned without the penalty, the control;
+* **weight 0.02**: fine-tuned with the penalty, as in the paper.
 
-Everything is repeated over several seeds, which draw the split, the classifier and the fine-tuning.
-Digits show how the detector works. Whether the penalty pays is decided on larger data: with
-some 900 images, what it changes is usually lost in the differences between seeds; the script says
-so.
+Everything is repeated with several seeds, which draw the split, the classifier and the fine-tuning.
+Digits show how the detector works. They cannot show if the penalty pays: with some 900 images,
+seeds usually matter more, and the script says so. That takes larger data.
 """
-
-import warnings
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -35,8 +32,8 @@ SEEDS = range(5)
 # %%
 # The data
 # --------
-# The classifier's own digits in three parts: to train on, to place the threshold with, to test on.
-# Outliers come from three sources; the images have 8 x 8 pixels with values from 0 to 16.
+# The digits that the classifier knows have three parts: for training, for the threshold and for the
+# test. Outliers come from three sources. All images have 8 x 8 pixels with values from 0 to 16.
 
 digits = load_digits()
 known = ~np.isin(digits.target, LEFT_OUT)
@@ -75,7 +72,7 @@ outliers = {
 # %%
 # The classifier
 # --------------
-# Any torch network that gives logits will do. This one is trained in a plain loop.
+# Any torch network that gives logits works. This one is trained in a plain loop.
 
 
 def train_classifier(X, y, seed):
@@ -100,8 +97,8 @@ def train_classifier(X, y, seed):
     X, y = torch.as_tensor(X, dtype=torch.float32), torch.as_tensor(y)
     optimizer = torch.optim.Adam(network.parameters(), lr=1e-3)
     for _ in range(20):
-        for rows in torch.randperm(len(X)).split(64):
-            loss = nn.functional.cross_entropy(network(X[rows]), y[rows])
+        for index in torch.randperm(len(X)).split(64):
+            loss = nn.functional.cross_entropy(network(X[index]), y[index])
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -111,8 +108,8 @@ def train_classifier(X, y, seed):
 # %%
 # Three detectors
 # ---------------
-# The network was trained on all rows that the detectors are fitted with, so the threshold is placed
-# anew on fresh rows with ``calibrate``. ``fit`` warns of just that; here we know.
+# The network was trained on the rows that ``fit`` gets, so ``calibrate`` places the threshold on
+# fresh rows.
 
 methods = {
     "untouched": {"sparsity_weight": 0, "max_epochs": 0},
@@ -126,9 +123,7 @@ for seed in SEEDS:
     classifier = train_classifier(X_train, y_train, seed)
     for method, settings in methods.items():
         detector = SparseEnergyOODDetector(classifier, random_state=seed, **settings)
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="The module given classifies")
-            detector.fit(X_train, y_train).calibrate(X_fresh)
+        detector.fit(X_train, y_train).calibrate(X_fresh)
         scores = {name: detector.score_samples(X) for name, X in outliers.items()}
         report = detection_report(detector.score_samples(X_test), scores).to_dict()
         features = np.abs(detector.features(X_test)).sum(axis=1)
@@ -142,9 +137,9 @@ for seed in SEEDS:
 # %%
 # What came out
 # -------------
-# FPR95 is the share of outliers taken for digits at the score that keeps 95 % of the test digits:
-# lower is better. "kept" is the share of test digits that the threshold, placed on fresh digits,
-# keeps: it should be near 95 %.
+# FPR95 is the share of outliers that are kept at the threshold that keeps 95 % of the test digits.
+# Lower is better. "kept" is the share of test digits that the threshold from ``calibrate`` keeps.
+# It should be near 95 %.
 
 columns = [*(f"FPR95 {name}" for name in outliers), "FPR95 mean", "AUROC mean", "accuracy", "kept"]
 results = {method: np.array(rows) for method, rows in figures.items()}
@@ -159,7 +154,7 @@ for i, column in enumerate([*columns, "mean L1"]):
     print(f"{column:28}" + "".join(f"{cell:>18}" for cell in cells))
 
 # %%
-# Does the penalty help, beyond fine-tuning? The seeds decide, each compared with itself.
+# Does the penalty help more than fine-tuning alone? The two are compared seed by seed.
 
 
 def verdict(better, worse):
@@ -183,7 +178,7 @@ print(verdict("weight 0.02", "untouched"))
 # %%
 # The picture
 # -----------
-# The last detector, with the threshold that was placed on fresh digits.
+# The scores of the last detector, with its threshold.
 
 display = ScoreDistributionDisplay.from_estimator(detector, X_test, outliers)
 display.ax_.set_title("Sparse detector, digits")

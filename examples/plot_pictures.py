@@ -2,15 +2,13 @@
 Pictures of a detector
 ======================
 
-Four pictures tell how a detector does. :doc:`plot_digits` shows the first, the distributions of the
-scores. Here are the others: the ROC with the operating point, the activity of the features, and a
-table of several detectors.
+Four pictures show how good a detector is. :doc:`plot_digits` has the first, the distributions of
+the scores. The others are here: the ROC with the operating point, the activity of the features, and
+a table of several detectors.
 
-A classifier learns the digits 0 to 7. Outliers are the digits 8 and 9, its own digits upside down,
-and noise. So few rows show how to read the pictures, and not which detector is best.
+A classifier learns the digits 0 to 7. The outliers are the digits 8 and 9, digits upside down, and
+noise. With so few rows you can learn to read the pictures, but not which detector is best.
 """
-
-import warnings
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -42,23 +40,22 @@ classifier = nn.Sequential(
 optimizer = torch.optim.Adam(classifier.parameters(), lr=1e-2)
 inputs, targets = torch.as_tensor(X_train, dtype=torch.float32), torch.as_tensor(y_train)
 for _ in range(20):
-    for rows in torch.randperm(len(inputs)).split(128):
-        loss = nn.functional.cross_entropy(classifier(inputs[rows]), targets[rows])
+    for index in torch.randperm(len(inputs)).split(128):
+        loss = nn.functional.cross_entropy(classifier(inputs[index]), targets[index])
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
 
 # %%
-# Three detectors: the classifier as it is, fine-tuned without the penalty, and with it. All were
-# trained on the rows that they are fitted with, which ``fit`` warns of; ``calibrate`` places the
-# thresholds on fresh ones.
+# There are three detectors: the classifier as it is, fine-tuned without the penalty, and fine-tuned
+# with it. The classifier was trained on the rows that ``fit`` gets, so ``calibrate`` places the
+# thresholds on fresh rows.
 
 settings = {
     "untouched": {"sparsity_weight": 0, "max_epochs": 0},
     "weight 0": {"sparsity_weight": 0},
     "weight 0.2": {"sparsity_weight": 0.2},
 }
-warnings.filterwarnings("ignore", message="The module given classifies")
 detectors = {
     name: SparseEnergyOODDetector(classifier, random_state=0, **each)
     .fit(X_train, y_train)
@@ -69,17 +66,19 @@ detectors = {
 # %%
 # The ROC and the operating point
 # -------------------------------
-# Each curve gives what any threshold would keep: of the test digits upwards, of a set of outliers
-# to the right. The line is the share of the test digits that the threshold keeps, which was placed
-# on fresh digits to keep 95 %; the black markers give the share of each set that it keeps.
+# Each point of a curve is a threshold: its height is the share of test digits that are kept, and
+# its distance to the right the share of outliers. The line is the share of test digits that the
+# detector's own threshold keeps; it was placed on fresh digits to keep 95 %. The black markers give
+# the share of each set of outliers that it keeps.
 
 DetectionRocDisplay.from_estimator(detectors["weight 0.2"], X_test, outliers)
 
 # %%
 # What the penalty does to the features
 # -------------------------------------
-# The features of each row in descending order, averaged over the rows. The area is the mean L1
-# norm; the sparser the rows, the steeper the descent and the higher the Hoyer index.
+# The features of each row are sorted from large to small and then averaged over the rows. The area
+# below a curve is the mean L1 norm. The sparser the rows, the steeper the curve and the higher the
+# Hoyer index.
 
 figure, axes = plt.subplots(2, sharex=True, sharey=True, figsize=(6.4, 7), layout="constrained")
 for ax, name in zip(axes, ("weight 0", "weight 0.2"), strict=True):
@@ -90,9 +89,10 @@ axes[0].set_xlabel("")
 # %%
 # The detectors side by side
 # --------------------------
-# One number for each detector and set. The score that keeps 95 % is here taken from the test rows
-# themselves, as published tables do, so that all detectors keep the same share. For several seeds,
-# pass their means to ``DetectionTableDisplay`` itself, and their deviations as ``spread``.
+# There is one number for each detector and set. The threshold that keeps 95 % is taken from the
+# test rows themselves, as in published tables, so all detectors keep the same share. If you have
+# several seeds, pass their means to ``DetectionTableDisplay`` itself, and their deviations as
+# ``spread``.
 
 DetectionTableDisplay.from_estimator(detectors, X_test, outliers, metric="fpr95")
 plt.show()

@@ -24,17 +24,10 @@ TOLERATED_DROP = 0.01
 
 
 def warn_if_near_chance(targets: NDArray[np.int64], predictions: NDArray[np.int64]) -> None:
-    """Warn where a given network does hardly better than chance on the labels.
+    """Warn if a given network does hardly better than chance on the labels.
 
-    Parameters
-    ----------
-    targets, predictions : ndarray of shape (n,), int
-        Logit indices of the labels, and those the network predicts.
-
-    Warns
-    -----
-    NearChanceWarning
-        If Cohen's kappa is below 0.1 and the accuracy below 0.97.
+    That is: if Cohen's kappa is below 0.1 and the accuracy below 0.97. Both arrays hold logit
+    indices.
     """
     # Imported here, as it takes long, and `import skood` needs nothing of it.
     from sklearn.metrics import cohen_kappa_score
@@ -60,17 +53,7 @@ def seen_before(
 ) -> ThresholdWarning | None:
     """Why a threshold is doubtful whose calibration rows a given network classifies too well.
 
-    It was probably trained on them, and its threshold then breaks its promise.
-
-    Parameters
-    ----------
-    targets, predictions : ndarray of shape (n,), int
-        Logit indices of the labels of the calibration rows, and those the network predicts.
-
-    Returns
-    -------
-    ThresholdWarning or None
-        The warning, if at least 99 % agree.
+    If it is right on 99 %, it was probably trained on them, and the threshold breaks its promise.
     """
     correct = targets == predictions
     if correct.mean() < IMPLAUSIBLE_ACCURACY:
@@ -89,20 +72,10 @@ def warn_if_accuracy_dropped(
     after: NDArray[np.int64],
     sparsity_weight: float,
 ) -> None:
-    """Warn where fine-tuning costs accuracy beyond a point and beyond chance.
+    """Warn if fine-tuning costs accuracy: more than a point, and than twice its standard error.
 
-    Parameters
-    ----------
-    targets, before, after : ndarray of shape (n,), int
-        Logit indices of the labels of the calibration rows, and those predicted before and after
-        fine-tuning.
-    sparsity_weight : float
-        The weight to lower.
-
-    Warns
-    -----
-    AccuracyDropWarning
-        If the drop exceeds a point and twice its paired standard error.
+    The arrays hold logit indices of the calibration rows: their labels, and the predictions before
+    and after.
     """
     was, now = before == targets, after == targets
     changes = was.astype(float) - now

@@ -52,14 +52,8 @@ class TrainingStore:
     """What is left of one training, after each of its epochs, in a folder.
 
     A training that was interrupted goes on from there, and one that was finished need not run. An
-    entry carries a digest of its bytes: a damaged one counts as none.
-
-    Parameters
-    ----------
-    memory : path or joblib.Memory
-        Where entries are kept; of a `joblib.Memory`, its folder, which its ``clear`` empties.
-    key : str
-        From `training_key`.
+    entry carries a digest of its bytes: a damaged one counts as none. If `memory` is a
+    `joblib.Memory`, its folder is used, which its ``clear`` empties.
     """
 
     def __init__(self, memory: str | PathLike[str] | Memory, key: str) -> None:
@@ -68,18 +62,7 @@ class TrainingStore:
         self.path = None if backend is None else Path(backend.location) / "skood" / f"{key}.pt"
 
     def load(self) -> Progress | None:
-        """The last epoch that was kept.
-
-        Returns
-        -------
-        Progress or None
-            What to go on from; None where nothing was kept, or it is damaged.
-
-        Warns
-        -----
-        MemoryEntryWarning
-            If the entry is damaged.
-        """
+        """The last epoch that was kept; None if there is none, or if it is damaged."""
         if self.path is None or not self.path.exists():
             return None
         content = self.path.read_bytes()
@@ -96,13 +79,7 @@ class TrainingStore:
         return progress
 
     def save(self, progress: Progress) -> None:
-        """Keep an epoch in place of the one before; whoever is killed meanwhile leaves that one.
-
-        Parameters
-        ----------
-        progress : Progress
-            The training after that epoch.
-        """
+        """Keep an epoch in place of the one before; whoever is killed meanwhile leaves that one."""
         if self.path is None:
             return
         buffer = io.BytesIO()
@@ -126,28 +103,7 @@ def training_key(
     augment: Any,
     seed: int,
 ) -> str:
-    """Digest of all that decides the outcome of a training.
-
-    Parameters
-    ----------
-    network : Network
-        The network before training: its weights, its code, and how batches reach it.
-    data : TrainingData
-        Rows and labels.
-    terms : sequence of Term
-        Terms of the loss, before training.
-    recipe : Recipe
-        Epochs and optimizer settings.
-    augment : str, callable or None
-        The augmentation.
-    seed : int
-        The seed.
-
-    Returns
-    -------
-    str
-        SHA-256, hexadecimal.
-    """
+    """Digest, in hexadecimal, of all that decides the outcome of a training."""
     digest = hashlib.sha256()
     settings = (
         torch.__version__,
@@ -172,20 +128,8 @@ def training_key(
 def fingerprint(thing: Any) -> bytes:
     """Bytes that are equal for things that behave alike, and outlive the process.
 
-    Parameters
-    ----------
-    thing : object
-        Modules, functions, tensors, arrays and whatever pickle takes.
-
-    Returns
-    -------
-    bytes
-        Code of functions and classes, and the values they use.
-
-    Raises
-    ------
-    TypeError
-        If a part can be neither pickled nor read.
+    They hold the code of functions and classes, and the values they use. A TypeError says if a part
+    can be neither pickled nor read.
     """
     buffer = io.BytesIO()
     try:

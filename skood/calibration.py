@@ -1,18 +1,21 @@
 """Thresholds and p-values from the scores of in-distribution rows that played no part in training.
 
-With n calibration scores and a fresh score exchangeable with them, the chance that the fresh one
-falls below the k-th smallest is at most k / (n + 1), and exactly that without ties (split conformal
-prediction). So the threshold is the score of rank ``floor((1 - tpr) (n + 1))``.
+Take n calibration scores and a fresh score that is exchangeable with them. The chance that the
+fresh one is below the k-th smallest is at most k / (n + 1), and exactly that without ties (split
+conformal prediction). So the threshold is the score of rank ``floor((1 - tpr) (n + 1))``.
 """
 
 from __future__ import annotations
 
 import math
 import warnings
-from numbers import Integral
+from numbers import Integral, Real
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+
+from .exceptions import FewCalibrationRowsWarning
+from .validation import Number, valid_scores, validated
 
 __all__ = [
     "calibration_rank",
@@ -24,6 +27,8 @@ __all__ = [
 
 FloatArray = NDArray[np.float64]
 
+TPR = [Number(Real, 0, 1, closed="neither")]
+
 
 def calibration_rank(n_rows: int, tpr: float) -> int:
     """Rank, from below, of the calibration score that becomes the threshold.
@@ -33,13 +38,13 @@ def calibration_rank(n_rows: int, tpr: float) -> int:
     n_rows : int
         Number of calibration rows n.
     tpr : float
-        Share of in-distribution rows to keep, between 0 and 1.
+        Share of in-distribution rows to keep, between 0 and 1, both excluded.
 
     Returns
     -------
     int
-        ``floor((1 - tpr) (n + 1))``; a product that is an integer up to rounding counts as
-        that integer. 0 means that n rows are too few to promise `tpr`.
+        ``floor((1 - tpr) (n + 1))``. A product that is an integer up to rounding counts as that
+        integer. 0 means that n rows are too few to promise `tpr`.
 
     References
     ----------
@@ -52,8 +57,7 @@ def calibration_rank(n_rows: int, tpr: float) -> int:
     (1, 1, 0)
     """
     expected_below = (1 - tpr) * (n_rows + 1)
-    # 1 - 0.9 is just below 0.1 in binary: forgive an error of a few units in the last place of (n +
-    # 1).
+    # 1 - 0.9 is just below 0.1 in binary: forgive a few units in the last place of n + 1.
     return min(math.floor(expected_below + 4 * np.finfo(float).eps * (n_rows + 1)), n_rows)
 
 
@@ -65,7 +69,7 @@ def minimum_rows(rank: int, tpr: float) -> int:
     rank : int
         The rank, at least 1.
     tpr : float
-        Share of in-distribution rows to keep, between 0 and 1.
+        Share of in-distribution rows to keep, between 0 and 1, both excluded.
 
     Returns
     -------
@@ -84,29 +88,36 @@ def minimum_rows(rank: int, tpr: float) -> int:
     return rows
 
 
+@validated(tpr=TPR)
 def place_threshold(calibration_scores: ArrayLike, tpr: float) -> float:
     """Threshold that keeps at least a share `tpr` of fresh in-distribution rows, on average.
 
-    A row is kept where its score is at least the threshold. The promise is marginal: it holds on
+    A row is kept if its score is at least the threshold. The promise is marginal: it holds on
     average over calibration sets drawn like the fresh rows.
 
     Parameters
     ----------
     calibration_scores : array-like of shape (n,)
-        Scores of in-distribution rows, higher is more in-distribution.
+        Scores of in-distribution rows, higher is more in-distribution. Any real dtype.
     tpr : float
-        Share of in-distribution rows to keep, between 0 and 1.
+        Share of in-distribution rows to keep, between 0 and 1, both excluded.
 
     Returns
     -------
     float
-        The calibration score of rank `calibration_rank`; the smallest one where that rank is 0.
+        The calibration score of rank `calibration_rank`, or the smallest one if that rank is 0.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If scores are not real numbers, empty, not 1-D, masked or NaN, or `tpr` is not between 0 and
+        1.
 
     Warns
     -----
-    UserWarning
-        If there are too few rows for rank 1: the smallest score then stands in, and keeps n / (n +
-        1).
+    FewCalibrationRowsWarning
+        If there are too few rows for rank 1. The smallest score is taken, which keeps a share of
+        n / (n + 1).
 
     References
     ----------
@@ -119,39 +130,46 @@ def place_threshold(calibration_scores: ArrayLike, tpr: float) -> float:
     >>> place_threshold(np.arange(39.0), 0.95)
     1.0
     """
-    scores = np.asarray(calibration_scores, dtype=np.float64)
+    scores = valid_scores(calibration_scores, "calibration_scores").astype(np.float64)
     rank = calibration_rank(scores.size, tpr)
     if rank == 0:
         warnings.warn(
             f"{scores.size} calibration rows are too few to keep {tpr:.4g} of fresh "
-            f"in-distribution rows: that needs at least {minimum_rows(1, tpr)}. The smallest "
-            f"calibration score stands in; it keeps {scores.size / (scores.size + 1):.4g} on "
-            "average. Give more rows to calibrate(X), or lower tpr.",
-            UserWarning,
-            stacklevel=4,
+            f"in-distribution rows: that needs at least {minimum_rows(1, tpr)}. The threshold is "
+            f"the smallest score, which keeps {scores.size / (scores.size + 1):.4g} on average. "
+            "Pass more rows to calibrate(X), or lower tpr.",
+            FewCalibrationRowsWarning,
+            stacklevel=5,  # in the caller of the detector; one is that of the decorator
         )
         rank = 1
     return float(np.partition(scores, rank - 1)[rank - 1])
 
 
+@validated(tpr=TPR)
 def conformal_p_values(scores: ArrayLike, calibration_scores: ArrayLike, tpr: float) -> FloatArray:
     """Conformal p-values of "this row is in-distribution".
 
     Parameters
     ----------
     scores : array-like of shape (m,)
-        Scores of the rows to test.
+        Scores of the rows to test. Any real dtype.
     calibration_scores : array-like of shape (n,)
         Scores of the calibration rows.
     tpr : float
-        Share of in-distribution rows that the threshold keeps. Where a p-value equals ``1 - tpr``
-        up to rounding, it is returned such that ``p <= 1 - tpr`` holds in floating point as well.
+        Share of in-distribution rows that the threshold keeps, between 0 and 1, both excluded. A
+        p-value that equals ``1 - tpr`` up to rounding is given as at most ``1 - tpr``.
 
     Returns
     -------
     ndarray of shape (m,), float64
-        ``(1 + #{calibration scores <= score}) / (n + 1)``. Below `place_threshold` exactly where
-        ``p <= 1 - tpr``, provided its rank is at least 1.
+        ``(1 + #{calibration scores <= score}) / (n + 1)``. If the rank of the threshold is at least
+        1, a score is below it exactly if ``p <= 1 - tpr``.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If scores are not real numbers, empty, not 1-D, masked or NaN, or `tpr` is not between 0 and
+        1.
 
     References
     ----------
@@ -164,8 +182,9 @@ def conformal_p_values(scores: ArrayLike, calibration_scores: ArrayLike, tpr: fl
     >>> conformal_p_values([0.5, 2.5], [1.0, 2.0, 3.0], tpr=0.5)
     array([0.25, 0.75])
     """
-    calibration = np.sort(np.asarray(calibration_scores, dtype=np.float64))
-    counts = 1 + np.searchsorted(calibration, np.asarray(scores, dtype=np.float64), side="right")
+    tested = valid_scores(scores, "scores").astype(np.float64)
+    calibration = np.sort(valid_scores(calibration_scores, "calibration_scores").astype(np.float64))
+    counts = 1 + np.searchsorted(calibration, tested, side="right")
     p_values = counts / (calibration.size + 1)
     rejected = counts <= calibration_rank(calibration.size, tpr)
     return np.where(rejected, np.minimum(p_values, 1 - tpr), p_values)
@@ -177,17 +196,18 @@ def calibration_split(
     tpr: float,
     random_state: np.random.RandomState,
 ) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
-    """Split rows at random for training and calibration; every class keeps a training row.
+    """Split rows at random into training and calibration; every class keeps a training row.
 
     Parameters
     ----------
     labels : ndarray of shape (n,)
         Class of each row.
     size : int, float, "auto" or None
-        Number or share of calibration rows. "auto" is a tenth, at least the rows for rank 2, at
-        most a third. None calibrates on the training rows, whose scores flatter the detector.
+        Number or share of calibration rows. "auto" is a tenth of the rows, at least as many as
+        rank 2 needs, at most a third. None calibrates on the training rows, whose scores flatter
+        the detector.
     tpr : float
-        Share of in-distribution rows to keep, between 0 and 1.
+        Share of in-distribution rows to keep, between 0 and 1, both excluded.
     random_state : numpy.random.RandomState
         Source of the split.
 
@@ -224,9 +244,9 @@ def calibration_split(
     if not 1 <= n_calibration <= len(free):
         raise ValueError(
             f"calibration_size={size!r} asks for {n_calibration} of n_samples = {n_rows} "
-            f"in-distribution rows, but {len(free)} are free once each of the {len(reserved)} "
-            "classes keeps a training row. Pass more rows, another calibration_size, or "
-            "calibration_size=None followed by calibrate(X) on fresh rows."
+            f"in-distribution rows, but only {len(free)} are free, because each of the "
+            f"{len(reserved)} classes keeps a training row. Pass more rows, another "
+            "calibration_size, or None, and call calibrate(X) on fresh rows."
         )
     return np.setdiff1d(everything, free[:n_calibration]), np.sort(free[:n_calibration])
 

@@ -15,7 +15,7 @@ from joblib import Memory
 from numpy.typing import ArrayLike, NDArray
 from sklearn.base import BaseEstimator, OutlierMixin, clone
 from sklearn.utils import Tags
-from sklearn.utils._param_validation import Interval, StrOptions, validate_parameter_constraints
+from sklearn.utils._param_validation import StrOptions, validate_parameter_constraints
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor, nn
 
@@ -41,89 +41,100 @@ from .labels import as_labels, is_outlier
 from .penalties import PENALTIES, Penalty
 from .rows import rows_like_fit
 from .scores.protocol import ScoreFunction
+from .validation import Number
 
 ScoreArray = NDArray[np.float64]
 
 
 class SparseEnergyOODDetector(OutlierMixin, BaseEstimator):
-    """Out-of-distribution detector: a classifier fine-tuned for sparse features, and its energy.
+    """Turn a trained classifier into one that tells which inputs are unlike its training data.
 
-    ``fit`` fine-tunes a copy of `module` on in-distribution rows with ``CE(z(x), y) +
-    sparsity_weight * mean ||h(x)||_1``, where h are the penultimate features and z the logits, then
-    places a threshold on the negative energy that keeps a share `tpr` of in-distribution rows.
+    ``fit`` fine-tunes a copy of the classifier on in-distribution rows, with the loss ``CE(z(x), y)
+    + sparsity_weight * mean ||h(x)||_1``. Here h are the penultimate features and z the logits. The
+    score of a row is its negative energy, ``logsumexp(z(x))``. A row is kept if its score is at
+    least a threshold, which keeps a share `tpr` of in-distribution rows. Place it on rows that the
+    classifier has never seen: ``fit(X_train, y_train).calibrate(X_fresh)``.
+
+    The parameters, by what they decide:
+
+    - what is learned: `module` to `distillation_weight`;
+    - what is detected: `score_function` to `calibration_size`;
+    - how it is trained: `pretrain_epochs` to `augment`;
+    - how rows arrive: `preprocess` and `num_workers`;
+    - where it runs and what is kept: `device` to `verbose`.
 
     Parameters
     ----------
     module : torch.nn.Module, default=None
-        Trained classifier that gives logits (n, K). It is copied and never changed. None builds a
-        small network for X and trains it first.
+        Your trained classifier. It returns logits (n, K); a copy is trained and yours never
+        changes. None builds a small network for X and trains it first.
+    head : str, default=None
+        Name of the last layer, which turns features into logits. None searches for it.
     sparsity_weight : float, default=0.02
-        Weight of the penalty, at least 0; 0 fine-tunes on cross-entropy alone.
+        How strongly sparse features are asked for, at least 0. 0 fine-tunes on cross-entropy alone.
     penalty : str or callable, default="l1"
-        Sparsity measure, see `skood.penalties`: "l1" is the paper's, and the weight of
-        "relative_l1" means the same at any width and scale of the features. A callable maps
-        features (n, d) to values (n,).
+        How sparsity is measured, see `skood.penalties`. "l1" is the paper's. With "relative_l1" a
+        weight means the same at any width and scale of the features. A callable maps features
+        (n, d) to values (n,).
+    ood_label : int, str or bool, default=None
+        Label in y of known outliers. They are not trained on, unless `outlier_weight` is positive;
+        `score` compares with them.
+    outlier_weight : float, default=0.0
+        How strongly uncertain predictions are asked for on known outliers, at least 0: weight of
+        the cross-entropy between the uniform distribution and the prediction (SROE; the paper uses
+        0.5).
+    distillation_weight : float, default=0.0
+        How strongly predictions are held to those before fine-tuning, at least 0: weight of their
+        divergence at temperature 2 (not in the paper). It protects accuracy, so you can use a
+        larger `sparsity_weight`. Try 1.
     score_function : str, object or callable, default="energy"
-        Score, see `skood.scores`. A callable maps features (n, d) and logits (n, K), both float64,
-        to values (n,), higher for in-distribution.
+        What a row is judged by. See `skood.scores` for what each one uses. A callable maps features
+        (n, d) and logits (n, K), both float64, to values (n,), higher for in-distribution.
     tpr : float, default=0.95
         Share of in-distribution rows to keep, between 0 and 1.
     calibration_size : "auto", int, float or None, default="auto"
-        In-distribution rows, a number or a share, kept out of fine-tuning to place the threshold.
-        "auto" is a tenth of them, at least the rows for rank 2 (39 at tpr 0.95), at most a third.
-        None uses the training rows, whose scores flatter the detector.
-    head : str, default=None
-        Name of the submodule whose input are the features and whose output are the logits; None
-        finds it.
+        In-distribution rows, a number or a share, that are not trained on but place the threshold.
+        "auto" is a tenth of them, at least 39 at tpr 0.95 (rank 2), and at most a third. None
+        trains on all rows and uses them for the threshold too: follow it with `calibrate`.
     pretrain_epochs : "auto" or int, default="auto"
-        Epochs of plain cross-entropy first, by a recipe of their own. "auto" is 0 for a given
-        module, and enough to train the built network from scratch.
+        Epochs of plain cross-entropy before fine-tuning. "auto" is 0 for your module, and enough to
+        train the small network from scratch.
     max_epochs : int, default=10
-        Epochs of fine-tuning; 0 uses the network as it is.
+        Epochs of fine-tuning. 0 uses the network as it is.
     batch_size : int, default=128
         Rows of a training step, on all processes of a torch.distributed group together.
     learning_rate : float, default=1e-3
-        Initial learning rate of fine-tuning; it falls along a cosine, step by step, to 1e-6.
+        Learning rate at the start of fine-tuning. It falls along a cosine to 1e-6, step by step.
     momentum : float, default=0.9
         Nesterov momentum of fine-tuning, at least 0 and below 1.
     weight_decay : float, default=5e-4
-        Weight decay of fine-tuning.
-    preprocess : callable, default=None
-        Applied to each batch of X, a tensor of X's dtype on the device, at training and at scoring;
-        returns the network's input with as many rows. Without it, batches are cast to the network's
-        floating dtype. Where X has one dimension or holds no numbers (paths, row numbers, objects),
-        it gets an array of them and loads them, in worker processes.
+        Weight decay of fine-tuning, at least 0.
     augment : {"flip", "flip-crop"} or callable, default=None
-        Applied to each preprocessed training batch. The named ones draw per row; a callable maps a
-        batch to a batch.
-    ood_label : int, str or bool, default=None
-        Label in y of known out-of-distribution rows: not trained on, used by `score`.
-    outlier_weight : float, default=0.0
-        Above 0, the rows labelled `ood_label` enter the loss: this weight times the cross-entropy
-        between the uniform distribution and the prediction (SROE; the paper uses 0.5).
-    distillation_weight : float, default=0.0
-        Above 0, the loss gains this weight times the divergence from the predictions that the
-        network made before fine-tuning, at temperature 2 (self-distillation, not in the paper). It
-        holds accuracy, so that a larger `sparsity_weight` can be afforded.
-    device : str or torch.device, default="auto"
-        Where to compute; "auto" takes a GPU where there is one.
-    precision : {"auto", "float32", "bfloat16"}, default="auto"
-        "auto" trains convolutional networks in bfloat16 where the hardware has it, and scores in
-        the network's own dtype. "float32" autocasts nothing; "bfloat16" autocasts training and
-        scoring.
-    compile : bool, default=False
-        Run the network through torch.compile; on a GPU scoring replays it as a CUDA graph, and
-        training that can replay graphs leaves the compiler out.
+        Random changes of training batches, after `preprocess`. The named ones draw for each image;
+        a callable maps a batch to a batch.
+    preprocess : callable, default=None
+        Function that turns a batch of X into the input of the network, in training and in scoring.
+        It gets a tensor of X's dtype and returns one with as many rows. Without it, batches are
+        cast to the network's dtype. If X holds paths or other references, it gets an array of them
+        and loads them.
     num_workers : "auto" or int, default="auto"
-        Processes that load the rows of a data set or of references; 0 loads in this process. "auto"
-        is one a core on Linux, 0 elsewhere. Arrays of numbers need none.
+        Processes that load data sets and references. "auto" is one a core on Linux, 0 elsewhere. 0
+        loads in this process. Arrays of numbers need none.
+    device : str or torch.device, default="auto"
+        Where to compute. "auto" takes a GPU if there is one.
+    precision : {"auto", "float32", "bfloat16"}, default="auto"
+        Number format of the computation. "auto" trains convolutional networks in bfloat16 if the
+        hardware has it, and scores in the network's own dtype. "float32" never changes the dtype.
+        "bfloat16" trains and scores in bfloat16.
+    compile : bool, default=False
+        Whether to run the network through torch.compile. If training can use CUDA graphs, it is not
+        compiled.
     memory : path or joblib.Memory, default=None
-        Where to keep networks, after each epoch: a fit with the same network, rows and settings
-        loads its result, and one that was interrupted goes on after the last epoch. Needs a
-        `random_state`.
+        Folder for a checkpoint after each epoch. A repeated fit is loaded; an interrupted one
+        resumes. It needs a `random_state`.
     random_state : int, RandomState or None, default=None
-        Seeds the split, the order of rows, augmentation, dropout and initial weights. None draws
-        fresh entropy; no global generator is read or advanced.
+        Seed of all that is random: the split, the order of rows, augmentation, dropout, initial
+        weights. None draws fresh entropy. No global generator is read or advanced.
     verbose : int, default=0
         1 shows the progress of each epoch and what was chosen.
 
@@ -131,12 +142,12 @@ class SparseEnergyOODDetector(OutlierMixin, BaseEstimator):
     ----------
     module_ : torch.nn.Module
         The fine-tuned copy, in evaluation mode.
-    head_ : str
-        Name of the head in `module_`.
+    head_ : str or None
+        Name of the last layer of `module_`; None if TorchScript hides it.
     classes_ : ndarray of shape (K,)
         Label of each logit.
     score_function_ : callable
-        The score, with the statistics of the training rows where it has any.
+        The score, with its statistics of the training rows if it has any.
     offset_ : float
         The threshold on `score_samples`.
     tpr_ : float
@@ -144,24 +155,25 @@ class SparseEnergyOODDetector(OutlierMixin, BaseEstimator):
     calibration_scores_ : ndarray of shape (m,), float64
         Scores of the calibration rows.
     id_accuracy_ : dict
-        Accuracy on the calibration rows "before" and "after" fine-tuning; against the network's own
-        labels where y gave none.
+        Accuracy on the calibration rows "before" and "after" fine-tuning. If y has no labels, the
+        network's own predictions stand in.
     history_ : list of dict
-        One record an epoch: "phase" ("pretrain" or "fine-tune"), "epoch", and the means over its
-        rows of "loss", "cross_entropy", "penalty", "accuracy", "mean_l1", "hoyer_index" and
-        "id_energy" in training mode, and "seconds".
+        One record an epoch: "phase" ("pretrain" or "fine-tune"), "epoch", "seconds", and means over
+        its rows, in training mode: "loss", its terms "cross_entropy", "penalty", "outlier" and
+        "distillation" (the last two if they are in use), "accuracy", "mean_l1", "hoyer_index" and
+        "id_energy".
     device_ : torch.device
         Where it computes.
     precision_ : dict
         Dtype in which the network was "training" and is "scoring".
     execution_ : dict
-        What was picked for speed: "layout" of the weights of convolutions, "scoring_rows" that
-        forwards take, to which requests are padded, whether the network is "compiled", and whether
-        training replayed "cuda_graphs".
+        What was picked for speed: "layout" of the weights of convolutions, "scoring_rows" (the
+        sizes to which batches are padded), whether the network is "compiled", and whether training
+        replayed "cuda_graphs".
     n_features_in_ : int
         Number of columns, for X of two dimensions.
     feature_names_in_ : ndarray of str
-        Names of the columns, where X has them all as strings.
+        Names of the columns, if all are strings.
     input_shape_ : tuple of int
         Shape of a row, for X of more than two dimensions.
 
@@ -183,32 +195,32 @@ class SparseEnergyOODDetector(OutlierMixin, BaseEstimator):
 
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
         "module": [nn.Module, None],
-        "sparsity_weight": [Interval(Real, 0, None, closed="left")],
+        "head": [str, None],
+        "sparsity_weight": [Number(Real, 0, None, closed="left")],
         "penalty": [StrOptions(set(PENALTIES)), callable],
+        "ood_label": [Integral, str, "boolean", None],
+        "outlier_weight": [Number(Real, 0, None, closed="left")],
+        "distillation_weight": [Number(Real, 0, None, closed="left")],
         "score_function": [str, callable],
-        "tpr": [Interval(Real, 0, 1, closed="neither")],
+        "tpr": [Number(Real, 0, 1, closed="neither")],
         "calibration_size": [
             StrOptions({"auto"}),
-            Interval(Integral, 1, None, closed="left"),
-            Interval(Real, 0, 1, closed="neither"),
+            Number(Integral, 1, None, closed="left"),
+            Number(Real, 0, 1, closed="neither"),
             None,
         ],
-        "head": [str, None],
-        "pretrain_epochs": [StrOptions({"auto"}), Interval(Integral, 0, None, closed="left")],
-        "max_epochs": [Interval(Integral, 0, None, closed="left")],
-        "batch_size": [Interval(Integral, 1, None, closed="left")],
-        "learning_rate": [Interval(Real, 0, None, closed="neither")],
-        "momentum": [Interval(Real, 0, 1, closed="left")],
-        "weight_decay": [Interval(Real, 0, None, closed="left")],
-        "preprocess": [callable, None],
+        "pretrain_epochs": [StrOptions({"auto"}), Number(Integral, 0, None, closed="left")],
+        "max_epochs": [Number(Integral, 0, None, closed="left")],
+        "batch_size": [Number(Integral, 1, None, closed="left")],
+        "learning_rate": [Number(Real, 0, None, closed="neither")],
+        "momentum": [Number(Real, 0, 1, closed="left")],
+        "weight_decay": [Number(Real, 0, None, closed="left")],
         "augment": [StrOptions(set(AUGMENTATIONS)), callable, None],
-        "ood_label": [Integral, str, "boolean", None],
-        "outlier_weight": [Interval(Real, 0, None, closed="left")],
-        "distillation_weight": [Interval(Real, 0, None, closed="left")],
+        "preprocess": [callable, None],
+        "num_workers": [StrOptions({"auto"}), Number(Integral, 0, None, closed="left")],
         "device": [str, torch.device],
         "precision": [StrOptions({"auto", "float32", "bfloat16"})],
         "compile": ["boolean"],
-        "num_workers": [StrOptions({"auto"}), Interval(Integral, 0, None, closed="left")],
         "memory": [str, PathLike, Memory, None],
         "random_state": ["random_state"],
         "verbose": ["verbose"],
@@ -218,53 +230,53 @@ class SparseEnergyOODDetector(OutlierMixin, BaseEstimator):
         self,
         module: nn.Module | None = None,
         *,
+        head: str | None = None,
         sparsity_weight: float = 0.02,
         penalty: str | Penalty = "l1",
+        ood_label: int | str | bool | None = None,
+        outlier_weight: float = 0.0,
+        distillation_weight: float = 0.0,
         score_function: str | ScoreFunction = "energy",
         tpr: float = 0.95,
         calibration_size: str | int | float | None = "auto",
-        head: str | None = None,
         pretrain_epochs: str | int = "auto",
         max_epochs: int = 10,
         batch_size: int = 128,
         learning_rate: float = 1e-3,
         momentum: float = 0.9,
         weight_decay: float = 5e-4,
-        preprocess: Callable[[Tensor], Tensor] | None = None,
         augment: str | Callable[[Tensor], Tensor] | None = None,
-        ood_label: int | str | bool | None = None,
-        outlier_weight: float = 0.0,
-        distillation_weight: float = 0.0,
+        preprocess: Callable[[Tensor], Tensor] | None = None,
+        num_workers: str | int = "auto",
         device: str | torch.device = "auto",
         precision: str = "auto",
         compile: bool = False,
-        num_workers: str | int = "auto",
         memory: str | PathLike[str] | Memory | None = None,
         random_state: int | np.random.RandomState | None = None,
         verbose: int = 0,
     ) -> None:
         self.module = module
+        self.head = head
         self.sparsity_weight = sparsity_weight
         self.penalty = penalty
+        self.ood_label = ood_label
+        self.outlier_weight = outlier_weight
+        self.distillation_weight = distillation_weight
         self.score_function = score_function
         self.tpr = tpr
         self.calibration_size = calibration_size
-        self.head = head
         self.pretrain_epochs = pretrain_epochs
         self.max_epochs = max_epochs
         self.batch_size = batch_size
         self.learning_rate = learning_rate
         self.momentum = momentum
         self.weight_decay = weight_decay
-        self.preprocess = preprocess
         self.augment = augment
-        self.ood_label = ood_label
-        self.outlier_weight = outlier_weight
-        self.distillation_weight = distillation_weight
+        self.preprocess = preprocess
+        self.num_workers = num_workers
         self.device = device
         self.precision = precision
         self.compile = compile
-        self.num_workers = num_workers
         self.memory = memory
         self.random_state = random_state
         self.verbose = verbose
@@ -273,24 +285,24 @@ class SparseEnergyOODDetector(OutlierMixin, BaseEstimator):
         """Fine-tune a copy of the network on in-distribution rows, then place the threshold.
 
         Under ``torchrun``, or in a torch.distributed group, every process calls it with the same
-        arguments and takes its share of each batch; all end with the same detector.
+        arguments and takes its share of each batch. All end with the same detector.
 
         Parameters
         ----------
         X : array-like or Tensor of shape (n, ...), or Dataset
-            Rows as `preprocess` takes them, or without one as the network takes them. A map-style
-            torch data set gives x or (x, y).
+            Rows as `preprocess` takes them; without it, as the network takes them. The items of a
+            torch data set are x or (x, y).
         y : array-like of shape (n,), default=None
-            Labels; None takes those of a data set of pairs. Integers within 0..K-1 are logit
-            indices of a given module; other labels need exactly K distinct values, in sorted order.
-            Rows labelled `ood_label` are known outliers. Without labels, or with a single one, a
-            given module labels the rows by its own prediction, and k-means clusters stand in where
-            there is no module either.
+            Labels. None takes those of the data set, if X is one with labels. Integers from 0 to
+            K-1 are positions among the logits of your module; other labels need exactly K distinct
+            values, which are matched to the logits in sorted order. Rows labelled `ood_label` are
+            known outliers. Without labels, or with only one, your module labels the rows by its own
+            predictions; without a module, clusters from k-means are the labels.
 
         Returns
         -------
         self : SparseEnergyOODDetector
-            The fitted detector. Where fit fails, it is as it was before.
+            The fitted detector. If fit fails, the detector stays as it was.
 
         Raises
         ------
@@ -299,16 +311,27 @@ class SparseEnergyOODDetector(OutlierMixin, BaseEstimator):
             pass.
         TypeError
             If a parameter, X or the network's output is of the wrong type.
-        RuntimeError
-            If the loss becomes NaN or infinite, or the scores collapse to a constant; if another
-            process of the group ends, or does not answer within the group's time-out.
+        DivergenceError
+            If the loss becomes NaN or infinite, or all scores become the same.
+        LostRankError
+            If another process of the group ends, or does not answer in time.
 
         Warns
         -----
-        UserWarning
-            If the network given does hardly better than chance on y, or implausibly well on its
-            calibration rows; if fine-tuning costs accuracy; if there are too few calibration rows
-            for `tpr`.
+        NearChanceWarning
+            If your module classifies hardly better than chance.
+        AccuracyDropWarning
+            If fine-tuning costs accuracy.
+        UnscaledImagesWarning
+            If images in uint8 reach your module without `preprocess`.
+        MemoryEntryWarning
+            If `memory` keeps nothing because there is no `random_state`.
+
+        Notes
+        -----
+        What is wrong with the threshold is said when it is first used, as `calibrate` may move it
+        before: a `ThresholdWarning` if it was placed on rows that the network has probably seen, or
+        on too few.
         """
         self._validate_params()
         with unchanged_on_error(self), joined_ranks() as ranks:
@@ -337,7 +360,7 @@ class SparseEnergyOODDetector(OutlierMixin, BaseEstimator):
             Rows like those of `fit`.
         y : array-like of shape (n,), default=None
             Labels, those in `classes_`; rows labelled `ood_label` are left out. None takes those of
-            a data set of pairs.
+            the data set, if X is one with labels.
 
         Returns
         -------
@@ -372,12 +395,12 @@ class SparseEnergyOODDetector(OutlierMixin, BaseEstimator):
         }
 
     def calibrate(self, X: Any, tpr: float | None = None) -> Self:
-        """Move the threshold to fresh in-distribution rows, without training again.
+        """Place the threshold on fresh in-distribution rows, without training again.
 
         Parameters
         ----------
         X : array-like or Tensor of shape (n, ...)
-            In-distribution rows that neither the network nor the detector was trained on.
+            In-distribution rows on which neither the network nor the detector was trained.
         tpr : float, default=None
             Share of in-distribution rows to keep, between 0 and 1; None takes the parameter
             ``tpr``.
@@ -396,7 +419,7 @@ class SparseEnergyOODDetector(OutlierMixin, BaseEstimator):
 
         Warns
         -----
-        UserWarning
+        FewCalibrationRowsWarning
             If there are too few rows for `tpr`.
         """
         check_is_fitted(self)
@@ -435,7 +458,7 @@ class SparseEnergyOODDetector(OutlierMixin, BaseEstimator):
         return scores
 
     def decision_function(self, X: Any) -> ScoreArray:
-        """Score measured from the threshold: at least 0 for rows taken as in-distribution.
+        """Score minus the threshold: at least 0 for rows that are kept as in-distribution.
 
         Parameters
         ----------
@@ -469,7 +492,10 @@ class SparseEnergyOODDetector(OutlierMixin, BaseEstimator):
         return np.where(scores - self.offset_ >= 0, 1, -1)
 
     def p_values(self, X: Any) -> ScoreArray:
-        """Conformal p-value of "this row is in-distribution", against the calibration scores.
+        """How unusual each row is among the calibration rows: its conformal p-value.
+
+        A small value means that few calibration rows score as low. For rows drawn like the
+        calibration rows, the chance of a p-value of at most a is at most a.
 
         Parameters
         ----------
@@ -479,8 +505,8 @@ class SparseEnergyOODDetector(OutlierMixin, BaseEstimator):
         Returns
         -------
         ndarray of shape (n,), float64
-            The p-values; `predict` is -1 exactly where ``p <= 1 - tpr_``, given enough calibration
-            rows for `tpr_`.
+            The p-values. `predict` gives -1 exactly to rows with ``p <= 1 - tpr_``, if there are
+            enough calibration rows for `tpr_`.
 
         References
         ----------
@@ -491,19 +517,20 @@ class SparseEnergyOODDetector(OutlierMixin, BaseEstimator):
         return conformal_p_values(scores, self.calibration_scores_, self.tpr_)
 
     def predict_class(self, X: Any, reject_label: Any = None) -> NDArray[Any]:
-        """Class of each row, or a label of rejection where the row is out-of-distribution.
+        """Class of each row, or a label of rejection if the row is out-of-distribution.
 
         Parameters
         ----------
         X : array-like or Tensor of shape (n, ...)
             Rows like those of `fit`.
         reject_label : int, str or bool, default=None
-            Returned where `predict` is -1; must not be one of `classes_`. None rejects nothing.
+            Answer for rows to which `predict` gives -1. It must not be one of `classes_`. None
+            rejects nothing.
 
         Returns
         -------
         ndarray of shape (n,)
-            Labels; of dtype object where `reject_label` is of another kind than the classes.
+            Labels. The dtype is object if `reject_label` and the classes are of different types.
 
         Raises
         ------
@@ -556,21 +583,26 @@ class SparseEnergyOODDetector(OutlierMixin, BaseEstimator):
         Returns
         -------
         ndarray of shape (n, d)
-            Features, in the dtype of the network (float32 where it is bfloat16).
+            Features, in the dtype of the network (float32 if that is bfloat16).
+
+        Raises
+        ------
+        HeadNotFoundError
+            If the network is TorchScript, which hides its features.
         """
         check_is_fitted(self)
         pieces = forward_rows(self._network, self._rows(X), features=True)
         return np.concatenate([as_array(hidden) for _, hidden, _ in pieces if hidden is not None])
 
     def score(self, X: Any, y: ArrayLike | None = None) -> float:
-        """AUROC of in-distribution rows against outliers, so that a search needs no ``scoring``.
+        """AUROC of in-distribution rows against outliers, for searches without ``scoring``.
 
         Parameters
         ----------
         X : array-like or Tensor of shape (n, ...)
             Rows like those of `fit`.
         y : array-like of shape (n,), default=None
-            Labels. Rows labelled `ood_label` are the outliers; without any,
+            Labels. Rows labelled `ood_label` are the outliers. If there are none,
             `skood.model_selection.surrogate_outliers` makes some from X.
 
         Returns
@@ -582,7 +614,12 @@ class SparseEnergyOODDetector(OutlierMixin, BaseEstimator):
         ------
         ValueError
             If X has no in-distribution rows, or labels that the detector was not trained on; or if
-            no row is labelled and no surrogates can be made of X.
+            no row is labelled `ood_label` and no outliers can be made from X.
+
+        Warns
+        -----
+        SelectionWarning
+            If no row carries the detector's `ood_label`, so that outliers are made from X.
         """
         # Imported here, as it takes long, and `import skood` needs nothing of it.
         from .model_selection import make_ood_scorer

@@ -16,11 +16,6 @@ class Doubts:
     ``fit`` places a threshold that ``calibrate`` may move right afterwards. So what is wrong with
     it matters only if it is used.
 
-    Parameters
-    ----------
-    *reasons : ThresholdWarning
-        The warnings.
-
     Examples
     --------
     >>> from skood.doubts import Doubts
@@ -35,13 +30,7 @@ class Doubts:
         self._said = False
 
     def warn(self, stacklevel: int = 2) -> None:
-        """Say what is wrong with the threshold, once.
-
-        Parameters
-        ----------
-        stacklevel : int, default=2
-            Whose line the warning names; 2 is the caller's.
-        """
+        """Say what is wrong with the threshold, once; at `stacklevel` 2 it names the caller."""
         if self._said:
             return
         self._said = True

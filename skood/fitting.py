@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import partial
 from numbers import Real
 from os import PathLike
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -53,9 +53,6 @@ from .rows import rows_like_fit, warn_if_unscaled
 from .scores import Head, Outputs, apply_score, fit_score, get_score
 from .scores.protocol import ScoreFunction
 
-if TYPE_CHECKING:
-    from .detector import SparseEnergyOODDetector
-
 __all__ = [
     "Fit",
     "given_network",
@@ -65,6 +62,9 @@ __all__ = [
     "unchanged_on_error",
     "winners_of",
 ]
+
+Detector = Any
+"""A `SparseEnergyOODDetector`, which lives above this module."""
 
 Scores = NDArray[np.float64]
 Winners = NDArray[np.int64]
@@ -103,28 +103,13 @@ class Seeds(NamedTuple):
 
 
 class Fit:
-    """One fit.
+    """One fit: of a detector, whose parameters are read, to X and y, shared by ranks.
 
-    Parameters
-    ----------
-    detector : SparseEnergyOODDetector
-        The estimator, whose parameters are read. Of its attributes, those that describe X are set.
-    X : array-like, Tensor or Dataset
-        Rows.
-    y : array-like or None
-        Labels.
-    ranks : Ranks
-        The processes that share the fit.
-
-    Raises
-    ------
-    TypeError, ValueError
-        If X or y cannot be used, or differ between processes.
+    Of the detector's attributes, those that describe X are set. A TypeError or ValueError says if X
+    or y cannot be used, or differ between processes.
     """
 
-    def __init__(
-        self, detector: SparseEnergyOODDetector, X: Any, y: ArrayLike | None, ranks: Ranks
-    ) -> None:
+    def __init__(self, detector: Detector, X: Any, y: ArrayLike | None, ranks: Ranks) -> None:
         self.detector = detector
         self.ranks = ranks
         get_score(detector.score_function)  # refuses a name that is unknown
@@ -189,10 +174,8 @@ class Fit:
             pieces = forward_rows(network, data.rows.spaced(ROWS_OF_A_UNIT), features=True)
             return torch.cat([hidden for _, hidden, _ in pieces if hidden is not None])
 
-        weights = {
-            name: getattr(detector, name) for name in ("sparsity_weight", *FINE_TUNING_TERMS)
-        }
-        terms = fine_tuning_terms(fit_penalty(get_penalty(detector.penalty), features), weights)
+        penalty = fit_penalty(get_penalty(detector.penalty), features)
+        terms = fine_tuning_terms(penalty, detector.get_params(deep=False))
         recipe = Recipe(
             detector.max_epochs,
             detector.batch_size,
@@ -292,11 +275,13 @@ class Fit:
                 "least 2, one to train on and one to calibrate on (rows labelled "
                 f"ood_label={label!r} do not count)."
             )
-        if self.detector.outlier_weight > 0 and len(self._outliers) == 0:
-            raise ValueError(
-                f"outlier_weight={self.detector.outlier_weight:g} needs known outliers, but no row "
-                f"of y carries ood_label={label!r}. Label some rows so, or set outlier_weight=0."
-            )
+        for name, term in FINE_TUNING_TERMS.items():
+            weight = getattr(self.detector, name)
+            if term.of_outliers and weight > 0 and len(self._outliers) == 0:
+                raise ValueError(
+                    f"{name}={weight:g} needs known outliers, but no row of y carries "
+                    f"ood_label={label!r}. Label some rows so, or set {name}=0."
+                )
 
     def _usable_memory(self) -> str | PathLike[str] | Memory | None:
         detector = self.detector
@@ -428,12 +413,12 @@ class Fit:
         return facts
 
 
-def n_workers(detector: SparseEnergyOODDetector) -> int | None:
+def n_workers(detector: Detector) -> int | None:
     """Processes that load rows; None for one a core."""
     return None if detector.num_workers == "auto" else int(detector.num_workers)
 
 
-def given_network(detector: SparseEnergyOODDetector, rows: Rows, device: torch.device) -> Network:
+def given_network(detector: Detector, rows: Rows, device: torch.device) -> Network:
     """A copy of the detector's module, tried on rows and ready to run."""
     module = copy_module(cast(nn.Module, detector.module))
     batcher = _batcher(detector, device, floating_dtype(module))
@@ -488,7 +473,7 @@ def unchanged_on_error(estimator: BaseEstimator) -> Iterator[None]:
 
 
 def _split_outliers(
-    rows: Rows, y: ArrayLike | None, detector: SparseEnergyOODDetector
+    rows: Rows, y: ArrayLike | None, detector: Detector
 ) -> tuple[NDArray[np.intp], NDArray[np.intp], NDArray[Any] | None]:
     """Positions in and out of the distribution, and labels of the former if of several classes."""
     if y is None:
@@ -500,7 +485,7 @@ def _split_outliers(
 
 
 def _batcher(
-    detector: SparseEnergyOODDetector,
+    detector: Detector,
     device: torch.device,
     dtype: torch.dtype,
     preprocess: Callable[[Any], Tensor] | None = None,
@@ -509,7 +494,7 @@ def _batcher(
 
 
 def _opened(
-    detector: SparseEnergyOODDetector,
+    detector: Detector,
     module: nn.Module,
     batcher: Batcher,
     rows: Rows,

@@ -18,24 +18,10 @@ Labels = NDArray[Any]
 
 
 def as_labels(y: ArrayLike, n_rows: int) -> Labels:
-    """One label a row, as a 1-D array.
+    """One label a row, as a 1-D array of integers, strings or booleans.
 
-    Parameters
-    ----------
-    y : array-like of shape (n,) or (n, 1)
-        Labels of any kind that sorts: integers, strings, booleans, floats that hold whole numbers.
-    n_rows : int
-        Number of rows of X.
-
-    Returns
-    -------
-    ndarray of shape (n,)
-        The labels.
-
-    Raises
-    ------
-    ValueError
-        If y has another length or shape, or holds missing or fractional values.
+    Any labels are taken that sort: floats that hold whole numbers become integers. A ValueError
+    says if y has another length or shape, or holds missing or fractional values.
 
     Examples
     --------
@@ -79,24 +65,10 @@ def as_labels(y: ArrayLike, n_rows: int) -> Labels:
 
 
 def is_outlier(labels: Labels, ood_label: Any) -> NDArray[np.bool_]:
-    """Which rows carry the label of known outliers.
+    """Which rows carry the label of known outliers; none does if `ood_label` is None.
 
-    Parameters
-    ----------
-    labels : ndarray of shape (n,)
-        From `as_labels`.
-    ood_label : int, str, bool or None
-        The label; None where there is none.
-
-    Returns
-    -------
-    ndarray of shape (n,), bool
-        True for outliers.
-
-    Raises
-    ------
-    ValueError
-        If `ood_label` is of another kind than the labels, so that no row could carry it.
+    A ValueError says if `ood_label` is of another kind than the labels, so that no row could carry
+    it.
 
     Examples
     --------
@@ -117,29 +89,11 @@ def is_outlier(labels: Labels, ood_label: Any) -> NDArray[np.bool_]:
 
 
 def encode_labels(labels: Labels, n_logits: int) -> tuple[Labels, NDArray[np.int64]]:
-    """Classes in the order of the logits of a given network, and the logit index of each row.
+    """Class of each of K logits, and the logit index of each row.
 
-    Integers within 0..K-1 are logit indices, whichever of them occur; any other labels need exactly
-    K distinct values, which are taken in sorted order.
-
-    Parameters
-    ----------
-    labels : ndarray of shape (n,)
-        From `as_labels`, outliers taken out.
-    n_logits : int
-        Number K of logits.
-
-    Returns
-    -------
-    classes : ndarray of shape (K,)
-        The label of each logit.
-    indices : ndarray of shape (n,), int64
-        The logit index of each row.
-
-    Raises
-    ------
-    ValueError
-        If the labels fit neither rule.
+    Integers within 0..K-1 are logit indices, whichever of them occur. Any other labels need exactly
+    K distinct values, which are taken in sorted order. A ValueError says if the labels fit neither
+    rule.
 
     Examples
     --------
@@ -174,28 +128,9 @@ def cluster_labels(
 ) -> NDArray[np.int64]:
     """k-means pseudo-classes, for rows without labels and without a network that could give some.
 
-    Parameters
-    ----------
-    read : callable
-        Maps row numbers (m,) to the rows themselves, (m, d).
-    n_rows : int
-        Number of rows.
-    random_state : int
-        Seeds the clustering.
-
-    Returns
-    -------
-    ndarray of shape (n_rows,), int64
-        Cluster of each row, from at most 8; the columns are standardised first.
-
-    Raises
-    ------
-    ValueError
-        If the rows are all alike.
-
-    References
-    ----------
-    Cohen, Abutbul & Hoshen, "Out-of-distribution detection without class labels", 2021.
+    `read` maps positions (m,) to rows (m, d), whose columns are standardised first. There are at
+    most 8 clusters; a ValueError says if the rows are all alike. Cohen, Abutbul & Hoshen,
+    "Out-of-distribution detection without class labels", 2021.
     """
     # Imported here, as they take long, and few need them.
     from sklearn.cluster import KMeans

@@ -1,26 +1,31 @@
 """How well a score tells in-distribution (ID) from out-of-distribution (OOD) rows.
 
-Every function takes the scores of ID rows and those of OOD rows, higher meaning more
-in-distribution, and names the positive class in words: with ``positive="id"`` a row is detected
-where ``score >= threshold``, with ``positive="ood"`` where ``score <= threshold``. Rows of equal
-score cross a threshold together, so no result depends on how a sort orders ties.
+Every function takes the scores of ID rows and those of OOD rows; higher is more in-distribution.
+The positive class is named in words: with ``positive="id"`` a row is detected if
+``score >= threshold``, with ``positive="ood"`` if ``score <= threshold``. Rows of equal score cross
+a threshold together, so no result depends on how a sort orders ties.
+
+To add a metric, write its function and name it in `METRICS`: reports, scorers and pictures read it
+from there.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from numbers import Integral, Real
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from sklearn.utils._param_validation import StrOptions
+
+from .randomness import random_generator
+from .validation import Number, valid_scores, validated
 
 if TYPE_CHECKING:
     import pandas as pd
-
-from .randomness import random_generator
 
 __all__ = [
     "DetectionReport",
@@ -35,7 +40,11 @@ Positive = Literal["id", "ood"]
 Scores = NDArray[Any]
 Counts = NDArray[np.int64]
 
+POSITIVE = [StrOptions({"id", "ood"})]
+SHARE = [Number(Real, 0, 1, closed="right")]
 
+
+@validated(tpr=SHARE, positive=POSITIVE, method=[StrOptions({"at_least", "nearest"})])
 def fpr_at_tpr(
     score_id: ArrayLike,
     score_ood: ArrayLike,
@@ -46,9 +55,10 @@ def fpr_at_tpr(
 ) -> float:
     """Rate of false positives at a given true positive rate (FPR95 where ``tpr=0.95``).
 
-    With ``positive="id"`` this is the share of OOD rows taken for ID at a threshold that keeps
-    `tpr` of the ID rows [1]_ [2]_; with ``positive="ood"``, the share of ID rows taken for OOD at a
-    threshold that detects `tpr` of the OOD rows. The two differ widely: say which one you report.
+    With ``positive="id"`` this is the share of OOD rows that are kept by a threshold that keeps
+    `tpr` of the ID rows [1]_ [2]_. With ``positive="ood"`` it is the share of ID rows that are
+    rejected by a threshold that rejects `tpr` of the OOD rows. The two differ widely: say which one
+    you report.
 
     Parameters
     ----------
@@ -64,12 +74,11 @@ def fpr_at_tpr(
         Which observed score is the threshold.
 
         - "at_least": the strictest one that detects at least ``ceil(tpr * n_positive)`` rows.
-        - "nearest": the one whose true positive rate is nearest `tpr`, possibly below it, as in the
-          code published with [3]_ and [2]_. Of two rates at equal distance, the higher is taken; of
-          several thresholds with one rate, the most lenient, except that a rate of 1 stands for
-          the strictest threshold attaining it. Distances are float64, as in that code, so that
-          rates such as 9/10 and 10/10 around 0.95 are told apart by rounding. Use it to reproduce
-          published numbers.
+        - "nearest": the one whose true positive rate is nearest to `tpr`, possibly below it, as in
+          the code published with [3]_ and [2]_. Use it to reproduce published numbers. Of two rates
+          at equal distance, the higher is taken. Of several thresholds with one rate, the most
+          lenient is taken, but the strictest if the rate is 1. Distances are float64, as in that
+          code, so rounding decides between 9/10 and 10/10 for a `tpr` of 0.95.
 
     Returns
     -------
@@ -78,10 +87,9 @@ def fpr_at_tpr(
 
     Raises
     ------
-    TypeError
-        If scores are not real numbers, or `tpr` is not a number.
-    ValueError
-        If scores are empty, not 1-D, masked or NaN, or another argument is out of range.
+    TypeError, ValueError
+        If scores are not real numbers, empty, not 1-D, masked or NaN, or if another argument is not
+        one of those above.
 
     References
     ----------
@@ -104,18 +112,16 @@ def fpr_at_tpr(
     >>> fpr_at_tpr([4, 3, 2, 1], [3, 1, 0, 0], tpr=0.8, method="nearest")
     0.25
     """
-    _check_fraction(tpr, "tpr")
-    if method not in ("at_least", "nearest"):
-        raise ValueError(f"method={method!r}; expected 'at_least' or 'nearest'.")
     tp, fp = _roc_counts(score_id, score_ood, positive)
     return (_fpr_at_least if method == "at_least" else _fpr_nearest)(tp, fp, tpr)
 
 
+@validated(positive=POSITIVE)
 def auroc(score_id: ArrayLike, score_ood: ArrayLike, *, positive: Positive = "id") -> float:
     """Area under the receiver operating characteristic.
 
-    The probability that an ID row scores higher than an OOD row, a tie counting one half [1]_. It
-    is the same whichever class is positive.
+    The probability that an ID row scores higher than an OOD row; a tie counts one half [1]_. It is
+    the same for either positive class.
 
     Parameters
     ----------
@@ -124,7 +130,7 @@ def auroc(score_id: ArrayLike, score_ood: ArrayLike, *, positive: Positive = "id
     score_ood : array-like of shape (n_ood,)
         Scores of OOD rows.
     positive : {"id", "ood"}, default="id"
-        Accepted for uniformity with the other metrics; does not change the result.
+        Does not change the result; all metrics take it.
 
     Returns
     -------
@@ -133,10 +139,8 @@ def auroc(score_id: ArrayLike, score_ood: ArrayLike, *, positive: Positive = "id
 
     Raises
     ------
-    TypeError
-        If scores are not real numbers.
-    ValueError
-        If scores are empty, not 1-D, masked or NaN, or `positive` is unknown.
+    TypeError, ValueError
+        If scores are not real numbers, empty, not 1-D, masked or NaN, or `positive` is unknown.
 
     References
     ----------
@@ -151,13 +155,14 @@ def auroc(score_id: ArrayLike, score_ood: ArrayLike, *, positive: Positive = "id
     return _auroc(*_roc_counts(score_id, score_ood, positive))
 
 
+@validated(positive=POSITIVE)
 def aupr(score_id: ArrayLike, score_ood: ArrayLike, *, positive: Positive = "id") -> float:
     """Area under the precision-recall curve, as average precision.
 
     The sum over thresholds of precision times the gain in recall, ``sum_k (R_k - R_(k-1)) P_k``,
-    without interpolation [1]_, as `sklearn.metrics.average_precision_score` has it. Chance is
-    the share of positive rows, ``n_positive / (n_id + n_ood)``, so values compare only where both
-    the positive class and that share are the same.
+    without interpolation [1]_, as in `sklearn.metrics.average_precision_score`. Chance is the share
+    of positive rows, ``n_positive / (n_id + n_ood)``: compare values only if both the positive
+    class and that share are the same.
 
     Parameters
     ----------
@@ -166,7 +171,7 @@ def aupr(score_id: ArrayLike, score_ood: ArrayLike, *, positive: Positive = "id"
     score_ood : array-like of shape (n_ood,)
         Scores of OOD rows.
     positive : {"id", "ood"}, default="id"
-        The class whose precision and recall are meant.
+        The class to detect.
 
     Returns
     -------
@@ -175,10 +180,8 @@ def aupr(score_id: ArrayLike, score_ood: ArrayLike, *, positive: Positive = "id"
 
     Raises
     ------
-    TypeError
-        If scores are not real numbers.
-    ValueError
-        If scores are empty, not 1-D, masked or NaN, or `positive` is unknown.
+    TypeError, ValueError
+        If scores are not real numbers, empty, not 1-D, masked or NaN, or `positive` is unknown.
 
     References
     ----------
@@ -194,13 +197,14 @@ def aupr(score_id: ArrayLike, score_ood: ArrayLike, *, positive: Positive = "id"
     return _aupr(*_roc_counts(score_id, score_ood, positive))
 
 
+@validated(positive=POSITIVE)
 def detection_error(
     score_id: ArrayLike, score_ood: ArrayLike, *, positive: Positive = "id"
 ) -> float:
-    """Least error of any threshold, both classes being equally likely.
+    """Error of the best threshold, if both classes are equally likely.
 
     The minimum over all thresholds of ``(FNR + FPR) / 2``, with FNR and FPR the false negative and
-    false positive rates [1]_. It is symmetric in the classes: `positive` does not change it.
+    false positive rates [1]_. It is the same for either positive class.
 
     Parameters
     ----------
@@ -209,7 +213,7 @@ def detection_error(
     score_ood : array-like of shape (n_ood,)
         Scores of OOD rows.
     positive : {"id", "ood"}, default="id"
-        Accepted for uniformity with the other metrics; does not change the result.
+        Does not change the result; all metrics take it.
 
     Returns
     -------
@@ -218,10 +222,8 @@ def detection_error(
 
     Raises
     ------
-    TypeError
-        If scores are not real numbers.
-    ValueError
-        If scores are empty, not 1-D, masked or NaN, or `positive` is unknown.
+    TypeError, ValueError
+        If scores are not real numbers, empty, not 1-D, masked or NaN, or `positive` is unknown.
 
     References
     ----------
@@ -241,14 +243,14 @@ def detection_error(
 class DetectionReport:
     """Metrics of one ID set against one or several OOD sets; made by `detection_report`.
 
-    ``str(report)`` is a text table in percent. Attributes, one per parameter,
-    and methods give fractions.
+    ``str(report)`` is a text table in percent. Attributes (one per parameter) and methods give
+    fractions.
 
     Parameters
     ----------
     rows : dict of str to dict of str to float
-        For each OOD set, and for "mean" where sets were named: the metrics by name. With intervals,
-        each metric is followed by its ends, ``<metric>_low`` and ``<metric>_high``.
+        The metrics of each OOD set by name, and of "mean" if the sets have names. If there are
+        intervals, ``<metric>_low`` and ``<metric>_high`` follow each metric.
     n_id : int
         Number of ID rows.
     n_ood : dict of str to int
@@ -258,7 +260,7 @@ class DetectionReport:
     positive : {"id", "ood"}
         The positive class.
     n_bootstrap : int
-        Number of bootstrap replicates; 0 where there are no intervals.
+        Number of bootstrap replicates; 0 if there are no intervals.
     confidence : float
         Confidence level of the intervals.
     """
@@ -304,7 +306,7 @@ class DetectionReport:
         return pd.DataFrame.from_dict(self.rows, orient="index")
 
     def __str__(self) -> str:
-        metrics = _metric_names(self.tpr)
+        metrics = [metric.name_at(self.tpr) for metric in METRICS]
         table = [["", "rows", *metrics]]
         for name, row in self.rows.items():
             cells = [self._cell(row, metric) for metric in metrics]
@@ -317,11 +319,12 @@ class DetectionReport:
         return "\n".join([*self._header(), "", *lines])
 
     def _header(self) -> list[str]:
+        percent = _percent(self.tpr)
         side = {"id": "ID, score >= threshold", "ood": "OOD, score <= threshold"}[self.positive]
         lines = [
             f"{self.n_id} ID rows against OOD rows; values in percent",
             f"positive class: {side}",
-            f"{_metric_names(self.tpr)[0]}: FPR where TPR is at least {_percent(self.tpr)} %",
+            f"fpr{percent}: FPR where TPR is at least {percent} %",
         ]
         if self.n_bootstrap:
             lines.append(
@@ -337,6 +340,13 @@ class DetectionReport:
         return cell
 
 
+@validated(
+    tpr=SHARE,
+    positive=POSITIVE,
+    n_bootstrap=[Number(Integral, 0, None, closed="left")],
+    confidence=SHARE,
+    random_state=["random_state"],
+)
 def detection_report(
     score_id: ArrayLike,
     score_ood: ArrayLike | Mapping[str, ArrayLike],
@@ -355,9 +365,9 @@ def detection_report(
         Scores of ID rows, higher is more in-distribution. Any real dtype; infinities are allowed.
     score_ood : array-like of shape (n_ood,), or dict of str to array-like
         Scores of OOD rows. A dict gives one row per set, in its order, and a row "mean", the
-        unweighted mean over the sets; an array gives the single row "ood".
+        unweighted mean over the sets. An array gives the single row "ood".
     tpr : float, default=0.95
-        True positive rate, in (0, 1], at which `fpr_at_tpr` is taken; it names the metric, "fpr95".
+        True positive rate of `fpr_at_tpr`, in (0, 1]; it names the metric, "fpr95".
     positive : {"id", "ood"}, default="id"
         The positive class, as in `fpr_at_tpr`.
     n_bootstrap : int, default=0
@@ -365,29 +375,28 @@ def detection_report(
     confidence : float, default=0.95
         Confidence level of the intervals, in (0, 1].
     random_state : int, RandomState instance or None, default=None
-        Seed or generator of the replicates. None draws fresh entropy; NumPy's global generator is
+        Seed or generator of the replicates. None draws fresh entropy. NumPy's global generator is
         neither read nor advanced.
 
     Returns
     -------
     DetectionReport
-        Metrics "fpr<100 tpr>", "auroc", "aupr" and "detection_error", as fractions.
+        All metrics of this module, as fractions; `fpr_at_tpr` is named "fpr<100 tpr>".
 
     Raises
     ------
-    TypeError
-        If scores are not real numbers, or another argument has the wrong type.
-    ValueError
-        If scores are empty, not 1-D, masked or NaN (the error names the set), `score_ood` is an
-        empty dict or has a set named "mean", or another argument is out of range.
+    TypeError, ValueError
+        If scores are not real numbers, empty, not 1-D, masked or NaN (the error names the set), if
+        `score_ood` is an empty dict or has a set named "mean", or if another argument is not one of
+        those above.
 
     Notes
     -----
-    Intervals are percentile intervals [1]_. In each replicate, ID rows and the rows of each OOD set
-    are drawn independently with replacement; the ID draw is shared by all sets, so that the
-    interval of the mean accounts for the ID rows they have in common. They cover the choice of
-    test rows, not that of training seeds. The detection error is a minimum over thresholds, hence
-    biased low in a replicate: on few rows its interval may lie below the estimate.
+    Intervals are percentile intervals [1]_. Each replicate draws ID rows and the rows of each OOD
+    set independently, with replacement. All sets share the draw of ID rows, so the interval of the
+    mean accounts for the ID rows that they have in common. Intervals cover the choice of test rows,
+    not that of training seeds. The detection error is a minimum over thresholds and so biased low
+    in a replicate: if rows are few, its interval may lie below the estimate.
 
     References
     ----------
@@ -410,17 +419,14 @@ def detection_report(
     >>> report.to_dict()["mean"]["auroc"]
     0.90625
     """
-    _check_fraction(tpr, "tpr")
-    _check_positive(positive)
-    _check_fraction(confidence, "confidence")
-    _check_n_bootstrap(n_bootstrap)
     generator = random_generator(random_state)
-    valid_id = _valid_scores(score_id, "score_id")
+    valid_id = valid_scores(score_id, "score_id")
     valid_ood = _valid_sets(score_ood)
+    metrics = [metric.name_at(tpr) for metric in METRICS]
 
     groups = [_tie_groups(valid_id, scores) for scores in valid_ood.values()]
     # (1 + n_bootstrap, n_sets, n_metrics): the estimate, then its replicates
-    values = np.empty((1 + n_bootstrap, len(groups), len(_metric_names(tpr))))
+    values = np.empty((1 + n_bootstrap, len(groups), len(metrics)))
     values[0] = [_all_metrics(*group, tpr, positive) for group in groups]
     for replicate in values[1:]:
         replicate[:] = [
@@ -431,7 +437,7 @@ def detection_report(
         names.append("mean")
         values = np.concatenate((values, values.mean(axis=1, keepdims=True)), axis=1)
     return DetectionReport(
-        rows=_report_rows(names, _metric_names(tpr), values, confidence),
+        rows=_report_rows(names, metrics, values, confidence),
         n_id=len(valid_id),
         n_ood={name: len(scores) for name, scores in valid_ood.items()},
         tpr=tpr,
@@ -441,7 +447,14 @@ def detection_report(
     )
 
 
-# From scores to counts: the one place where ties and the positive class are dealt with.
+# From scores to counts: the one place that deals with ties and the positive class.
+
+
+def _roc_counts(
+    score_id: ArrayLike, score_ood: ArrayLike, positive: Positive
+) -> tuple[Counts, Counts]:
+    groups = _tie_groups(valid_scores(score_id, "score_id"), valid_scores(score_ood, "score_ood"))
+    return _cumulative_counts(*groups, positive)
 
 
 def _tie_groups(score_id: Scores, score_ood: Scores) -> tuple[Counts, Counts]:
@@ -455,8 +468,8 @@ def _cumulative_counts(
 ) -> tuple[Counts, Counts]:
     """Count true and false positives, int64, at each observed score, the strictest first.
 
-    Both arrays have shape (n_thresholds,), one threshold per group of tied rows, and end in the
-    numbers of positive and negative rows.
+    Both arrays have shape (n_thresholds,), with one threshold per group of tied rows. They end in
+    the numbers of positive and negative rows.
     """
     n_groups = 1 + max(group_id.max(), group_ood.max())
     n_id = np.bincount(group_id, minlength=n_groups)
@@ -468,15 +481,7 @@ def _cumulative_counts(
     return np.cumsum(n_ood), np.cumsum(n_id)
 
 
-def _roc_counts(
-    score_id: ArrayLike, score_ood: ArrayLike, positive: Positive
-) -> tuple[Counts, Counts]:
-    _check_positive(positive)
-    groups = _tie_groups(_valid_scores(score_id, "score_id"), _valid_scores(score_ood, "score_ood"))
-    return _cumulative_counts(*groups, positive)
-
-
-# The metrics, from cumulative counts of true (tp) and false (fp) positives.
+# The metrics, from cumulative counts of true (tp) and false (fp) positives, and perhaps a rate.
 
 
 def _fpr_at_least(tp: Counts, fp: Counts, tpr: float) -> float:
@@ -494,37 +499,71 @@ def _fpr_nearest(tp: Counts, fp: Counts, tpr: float) -> float:
     return float(fp[full_recall - np.argmin(np.abs(recall - tpr))] / fp[-1])
 
 
-def _auroc(tp: Counts, fp: Counts) -> float:
+def _auroc(tp: Counts, fp: Counts, _: float = 1) -> float:
     # Twice the number of (positive, negative) pairs in the right order, a tie counting one.
     tp_before = np.concatenate(([0], tp[:-1]))
     doubled = np.sum(np.diff(fp, prepend=0) * (tp_before + tp))
     return int(doubled) / (2 * int(tp[-1]) * int(fp[-1]))
 
 
-def _aupr(tp: Counts, fp: Counts) -> float:
+def _aupr(tp: Counts, fp: Counts, _: float = 1) -> float:
     return float(np.sum(np.diff(tp, prepend=0) * (tp / (tp + fp))) / tp[-1])
 
 
-def _detection_error(tp: Counts, fp: Counts) -> float:
+def _detection_error(tp: Counts, fp: Counts, _: float = 1) -> float:
     n_positive, n_negative = int(tp[-1]), int(fp[-1])
     # The threshold that detects no row errs by 0.5, as does the last one here, which detects all.
     scaled = np.min((n_positive - tp) * n_negative + fp * n_positive)
     return int(scaled) / (2 * n_positive * n_negative)
 
 
+# The list of metrics.
+
+
+class _Metric(NamedTuple):
+    """A metric, with what reports, scorers and pictures need to know about it."""
+
+    name: str
+    """In reports and tables; "{}" stands for the true positive rate in percent."""
+
+    title: str
+    """In pictures, at a true positive rate of 95 %."""
+
+    function: Callable[..., float]
+    """Maps the scores of ID and of OOD rows, and ``positive=``, to the value."""
+
+    of_counts: Callable[[Counts, Counts, float], float]
+    """Maps the counts of true and false positives, and a true positive rate, to the value."""
+
+    is_error: bool = False
+    """Whether less is better."""
+
+    def name_at(self, tpr: float) -> str:
+        return self.name.format(_percent(tpr))
+
+    @property
+    def name_in_searches(self) -> str:
+        """That of the function, after "neg_" for an error, because searches maximise."""
+        return f"neg_{self.function.__name__}" if self.is_error else self.function.__name__
+
+
+METRICS = (
+    _Metric("fpr{}", "FPR95", fpr_at_tpr, _fpr_at_least, is_error=True),
+    _Metric("auroc", "AUROC", auroc, _auroc),
+    _Metric("aupr", "AUPR", aupr, _aupr),
+    _Metric("detection_error", "detection error", detection_error, _detection_error, is_error=True),
+)
+"""All metrics, in the order of reports."""
+
+
 def _all_metrics(
     group_id: Counts, group_ood: Counts, tpr: float, positive: Positive
-) -> tuple[float, float, float, float]:
-    """Values in the order of `_metric_names`."""
+) -> list[float]:
     tp, fp = _cumulative_counts(group_id, group_ood, positive)
-    return _fpr_at_least(tp, fp, tpr), _auroc(tp, fp), _aupr(tp, fp), _detection_error(tp, fp)
+    return [metric.of_counts(tp, fp, tpr) for metric in METRICS]
 
 
 # The report.
-
-
-def _metric_names(tpr: float) -> tuple[str, str, str, str]:
-    return f"fpr{_percent(tpr)}", "auroc", "aupr", "detection_error"
 
 
 def _percent(fraction: float) -> str:
@@ -543,7 +582,7 @@ def _resampled(
 
 
 def _report_rows(
-    names: list[str], metrics: tuple[str, ...], values: NDArray[np.float64], confidence: float
+    names: list[str], metrics: list[str], values: NDArray[np.float64], confidence: float
 ) -> dict[str, dict[str, float]]:
     estimate, replicates = values[0], values[1:]
     columns = {"": estimate}
@@ -560,42 +599,9 @@ def _report_rows(
     }
 
 
-# Validation.
-
-
-def _valid_scores(scores: ArrayLike, name: str) -> Scores:
-    if np.ma.is_masked(scores):
-        raise ValueError(f"{name} has masked entries; expected a score for every row. Remove them.")
-    try:
-        values = np.asarray(scores)
-    except ValueError as error:  # a ragged list
-        raise ValueError(
-            f"{name} does not form an array ({error}); expected one number per row."
-        ) from error
-    if values.dtype.kind not in "biuf":
-        raise TypeError(
-            f"{name} has dtype {values.dtype}; expected real numbers (float, int or bool). "
-            "Convert it, or drop rows that have no score."
-        )
-    if values.ndim != 1:
-        raise ValueError(
-            f"{name} has shape {values.shape}; expected a 1-D array, one score per row. Take one "
-            "column, or flatten a column vector with .ravel()."
-        )
-    if not values.size:
-        raise ValueError(f"{name} is empty; expected at least one score.")
-    n_nan = np.count_nonzero(np.isnan(values))
-    if n_nan:
-        raise ValueError(
-            f"{name} has {n_nan} NaN in {values.size} scores; expected none, for NaN has no order. "
-            "Find what made them, or drop those rows."
-        )
-    return values
-
-
 def _valid_sets(score_ood: ArrayLike | Mapping[str, ArrayLike]) -> dict[str, Scores]:
     if not isinstance(score_ood, Mapping):
-        return {"ood": _valid_scores(score_ood, "score_ood")}
+        return {"ood": valid_scores(score_ood, "score_ood")}
     if not score_ood:
         raise ValueError("score_ood is an empty dict; expected at least one set of OOD scores.")
     if "mean" in score_ood:
@@ -603,25 +609,5 @@ def _valid_sets(score_ood: ArrayLike | Mapping[str, ArrayLike]) -> dict[str, Sco
             "score_ood has a set named 'mean', the name of the row of means. Rename the set."
         )
     return {
-        name: _valid_scores(scores, f"score_ood[{name!r}]") for name, scores in score_ood.items()
+        name: valid_scores(scores, f"score_ood[{name!r}]") for name, scores in score_ood.items()
     }
-
-
-def _check_fraction(value: object, name: str) -> None:
-    if isinstance(value, bool) or not isinstance(value, Real):
-        raise TypeError(f"{name}={value!r}; expected a number in (0, 1], such as 0.95.")
-    if not 0 < float(value) <= 1:
-        raise ValueError(f"{name}={value!r}; expected a fraction in (0, 1], such as 0.95.")
-
-
-def _check_positive(positive: object) -> None:
-    if positive not in ("id", "ood"):
-        raise ValueError(f"positive={positive!r}; expected 'id' or 'ood', the class to detect.")
-
-
-def _check_n_bootstrap(n_bootstrap: object) -> None:
-    message = f"n_bootstrap={n_bootstrap!r}; expected an integer >= 0, such as 200."
-    if not isinstance(n_bootstrap, Integral):
-        raise TypeError(message)
-    if n_bootstrap < 0:
-        raise ValueError(message)

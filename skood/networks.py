@@ -1,33 +1,42 @@
-"""Networks: the small ones built where the user brings none, and two families known from CIFAR.
+"""Networks: small ones for users who bring none, and two families known from CIFAR.
 
-All end in a `torch.nn.Linear` head on non-negative (post-ReLU) features, and in evaluation mode
-each row of a batch is processed independently of the others. :class:`NormalizeImages` makes their
-input of images.
+All end in a `torch.nn.Linear` head on non-negative (post-ReLU) features. In evaluation mode, a row
+of a batch does not depend on the others. :class:`NormalizeImages` turns images into their input.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from numbers import Integral
+from numbers import Integral, Real
 from typing import TYPE_CHECKING
 
 import torch
+from sklearn.utils._param_validation import validate_parameter_constraints
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .engine.hardware import sent
 from .engine.rows import has_channels_last
+from .validation import Number, validated
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
 
 __all__ = ["CifarResNet", "NormalizeImages", "Standardize", "WideResNet", "default_network"]
 
-# By number of dimensions. A side of three pixels is far more often a channel axis put last.
+# By number of dimensions. A side of three pixels is mostly a channel axis in the wrong place.
 SMALLEST_ROWS = {1: (1,), 2: (4, 4), 3: (1, 4, 4)}
 
+CONSTRAINTS = {
+    "depth": [Number(Integral, 1, None, closed="left")],
+    "n_classes": [Number(Integral, 2, None, closed="left")],
+    "widen_factor": [Number(Integral, 1, None, closed="left")],
+    "dropout": [Number(Real, 0, 1, closed="both")],
+}
 
+
+@validated(n_classes=CONSTRAINTS["n_classes"])
 def default_network(
     input_shape: Sequence[int],
     n_classes: int,
@@ -37,23 +46,23 @@ def default_network(
 ) -> nn.Sequential:
     """Build a small classifier for rows of a given shape.
 
-    Columns get a multilayer perceptron with two hidden layers of 128 units, images three
-    convolutions of 16, 32 and 64 channels with max pooling between them and global average pooling
-    at the end. The perceptron and the last convolution are layer-normalized [1]_, the first two
-    convolutions batch-normalized [2]_. Layer normalization bounds the features; without it they,
-    and with them the negative energy, may grow without bound as a row moves away from the training
+    For columns it is a multilayer perceptron with two hidden layers of 128 units. For images it is
+    three convolutions of 16, 32 and 64 channels, with max pooling between them and global average
+    pooling at the end. The perceptron and the last convolution are layer-normalized [1]_, the first
+    two convolutions batch-normalized [2]_. Layer normalization bounds the features. Without it, the
+    features and the negative energy may grow without bound as a row moves away from the training
     data [3]_.
 
     Parameters
     ----------
     input_shape : sequence of int
-        Shape of one row: `(d,)` for `d` columns, `(h, w)` for images of one channel, or
-        `(c, h, w)` for images of `c` channels; `h` and `w` are at least 4.
+        Shape of one row: `(d,)` for `d` columns, `(h, w)` for images of one channel, `(c, h, w)`
+        for images of `c` channels; `h` and `w` are at least 4.
     n_classes : int
         Number of logits, at least 2.
     mean, std : array-like of float of shape (d,) or (c,), optional
-        Mean and standard deviation of each column, or of each channel (one for `(h, w)`), which
-        the first layer, :class:`Standardize`, takes. By default 0 and 1.
+        Mean and standard deviation of each column or channel (one for `(h, w)`), for the first
+        layer, :class:`Standardize`. By default 0 and 1.
 
     Returns
     -------
@@ -64,8 +73,8 @@ def default_network(
     Raises
     ------
     ValueError
-        If `input_shape` or `n_classes` is none of those above, or if `mean` or `std` does not fit
-        the rows or is refused by :class:`Standardize`.
+        If `input_shape` or `n_classes` is not one of those above, or if `mean` or `std` does not
+        fit the rows or is refused by :class:`Standardize`.
 
     References
     ----------
@@ -84,7 +93,6 @@ def default_network(
     torch.Size([5, 10])
     """
     shape = _checked_shape(input_shape)
-    _check_integer("n_classes", n_classes, least=2)
     n_channels = 1 if len(shape) == 2 else shape[0]
     standardize = Standardize(
         torch.zeros(n_channels) if mean is None else mean,
@@ -92,8 +100,8 @@ def default_network(
     )
     if len(standardize.mean) != n_channels:
         raise ValueError(
-            f"mean and std must have {n_channels} values for input_shape={shape}, one for each "
-            f"column or channel, got {len(standardize.mean)}."
+            f"mean and std must have {n_channels} values for input_shape={shape}, one per column "
+            f"or channel, got {len(standardize.mean)}."
         )
     if len(shape) == 1:
         return nn.Sequential(standardize, *_perceptron(n_channels), nn.Linear(128, n_classes))
@@ -109,16 +117,16 @@ class Standardize(nn.Module):
     Parameters
     ----------
     mean, std : array-like of float of shape (c,)
-        One value for each column of rows `(n, c)` or each channel of images `(n, c, h, w)`; one
-        value in all for images `(n, h, w)`. They are kept as float32 buffers: not trained, and
-        part of `state_dict` and of a pickle. Where `std` is 0, or too small beside `mean` for
-        float32 to tell from 0 (at most ``eps * abs(mean)``), it counts as 1.
+        One value for each column of rows `(n, c)` or each channel of images `(n, c, h, w)`; a
+        single value for images `(n, h, w)`. They are kept as float32 buffers: not trained, but part
+        of `state_dict` and of a pickle. A `std` of 0 counts as 1, and so does one that float32
+        cannot tell from 0 beside `mean` (at most ``eps * abs(mean)``).
 
     Raises
     ------
     ValueError
-        If `mean` and `std` are not vectors of one length, or, in float32, a value is not finite or
-        a `std` negative.
+        If `mean` and `std` are not vectors of one length, or if in float32 a value is not finite
+        or a `std` is negative.
 
     Examples
     --------
@@ -146,30 +154,30 @@ class Standardize(nn.Module):
 
 
 class NormalizeImages(nn.Module):
-    """Make of images what a network trained on scaled and normalized images takes.
+    """Scale and normalize images for a network that was trained on such images.
 
-    Pass it as ``preprocess=`` where X holds images as files have them. It is
+    Pass it as ``preprocess=`` if X holds images as they are in files. It computes
     ``(x / 255 - mean) / std`` for uint8 and ``(x - mean) / std`` for floats.
 
     Parameters
     ----------
     mean, std : float or array-like of float of shape (c,), default=0.0 and 1.0
-        Mean and standard deviation, on the scale 0..1, that the network was trained with: one
-        number, or one for each channel. They are kept as :class:`Standardize` keeps them, where a
+        Mean and standard deviation that the network was trained with, on the scale 0..1: one
+        number, or one for each channel. They are kept like those of :class:`Standardize`, so a
         `std` of 0 counts as 1, and follow each batch to its device.
 
     Raises
     ------
     ValueError
-        If `mean` and `std` are no numbers and no vectors of one length, or, in float32, a value is
-        not finite or a `std` negative.
+        If `mean` and `std` are neither numbers nor vectors of one length, or if in float32 a value
+        is not finite or a `std` is negative.
 
     Notes
     -----
     Takes tensors of uint8 within 0..255 or of floats within 0..1: `(n, h, w, c)`, `(n, c, h, w)`,
-    or grey `(n, h, w)`. The channels are the axis with as many entries as `mean` and `std` have;
-    where these are numbers, the one with 1, 3 or 4. Gives float32 `(n, c, h, w)`. Anything else is
-    refused: a TypeError for other dtypes, a ValueError for other shapes and values.
+    or grey `(n, h, w)`. The channels are the axis with as many entries as `mean` and `std` have, or
+    with 1, 3 or 4 entries if these are numbers. Gives float32 `(n, c, h, w)`. Other dtypes are a
+    TypeError, other shapes and values a ValueError.
 
     Examples
     --------
@@ -208,16 +216,16 @@ class NormalizeImages(nn.Module):
         if first == last or (last and is_grey):
             channels = len(self.mean) if self.mean.ndim else "1, 3 or 4"
             raise ValueError(
-                f"images of shape {tuple(images.shape)} do not tell which axis has the channels; "
-                f"expected (n, h, w, c) or (n, c, h, w), with {channels} channels on one of these "
-                "two axes and not on the other, or grey (n, h, w). Pass mean and std with one "
-                "value for each channel, as images[..., :3] drop channels that these lack, or make "
-                "a batch of a single image with images[None]."
+                f"images of shape {tuple(images.shape)} do not show which axis has the channels; "
+                f"expected (n, h, w, c) or (n, c, h, w), with {channels} channels on only one of "
+                "these two axes, or grey (n, h, w). Pass mean and std with one value per channel, "
+                "drop channels that these lack (images[..., :3]), or make a batch of a single "
+                "image (images[None])."
             )
         return x.movedim(3, 1) if last else x
 
     def _channel_axes(self, shape: Sequence[int]) -> tuple[bool, bool]:
-        """Whether the axes 1 and 3 may be that of the channels."""
+        """Whether axis 1, and whether axis 3, may be that of the channels."""
         n, c, h, w = shape
         if self.mean.ndim:
             return c == len(self.mean), w == len(self.mean)
@@ -227,13 +235,13 @@ class NormalizeImages(nn.Module):
 class CifarResNet(nn.Module):
     """Residual network for 32 by 32 images with shortcuts that have no parameters [1]_.
 
-    Where the number of channels doubles, the shortcut takes every second pixel and pads with zero
+    If a block doubles the number of channels, its shortcut takes every second pixel and adds zero
     channels, half before and half after ("option A"). The features are 64 global averages.
 
     Parameters
     ----------
     depth : int
-        Number of layers with weights, 6 n + 2 with n >= 1; the paper has 20, 32, 44, 56 and 110.
+        Number of layers with weights: 6 n + 2 with n >= 1. The paper has 20, 32, 44, 56 and 110.
     n_classes : int, default=10
         Number of logits, at least 2.
 
@@ -244,8 +252,8 @@ class CifarResNet(nn.Module):
 
     Notes
     -----
-    Takes float images `(n, 3, h, w)`, normalized as the weights want it, and gives logits
-    `(n, n_classes)`. Fresh convolutions are drawn as in [2]_, eq. 14.
+    Takes float images `(n, 3, h, w)`, normalized like those that the weights were trained on, and
+    gives logits `(n, n_classes)`. Fresh convolutions are drawn as in [2]_, eq. 14.
 
     References
     ----------
@@ -264,8 +272,10 @@ class CifarResNet(nn.Module):
 
     def __init__(self, depth: int, n_classes: int = 10) -> None:
         super().__init__()
+        validate_parameter_constraints(
+            CONSTRAINTS, {"depth": depth, "n_classes": n_classes}, caller_name="CifarResNet"
+        )
         n_blocks = _blocks_per_stage(depth, extra_layers=2)
-        _check_integer("n_classes", n_classes, least=2)
         self.conv1 = _conv3x3(3, 16)
         self.bn1 = nn.BatchNorm2d(16)
         self.layer1 = _stage(_ResidualBlock, n_blocks, 16, 16, stride=1)
@@ -289,25 +299,24 @@ class WideResNet(nn.Module):
     Parameters
     ----------
     depth : int, default=40
-        Number of layers with weights, 6 n + 4 with n >= 1; the paper has 16, 22, 28 and 40.
+        Number of layers with weights: 6 n + 4 with n >= 1. The paper has 16, 22, 28 and 40.
     widen_factor : int, default=2
-        Times as many channels as a :class:`CifarResNet` has in its blocks, at least 1.
+        How many times the channels of a :class:`CifarResNet` its blocks have, at least 1.
     dropout : float, default=0.3
-        Probability, in training, of dropping an activation between the two convolutions of a
-        block.
+        Probability of dropping an activation between the two convolutions of a block, in training.
     n_classes : int, default=10
         Number of logits, at least 2.
 
     Raises
     ------
     ValueError
-        If `depth` is not 6 n + 4, `widen_factor` is below 1, `dropout` lies outside [0, 1], or
+        If `depth` is not 6 n + 4, `widen_factor` is below 1, `dropout` is outside [0, 1], or
         `n_classes` is below 2.
 
     Notes
     -----
-    Takes float images `(n, 3, h, w)`, normalized as the weights want it, and gives logits
-    `(n, n_classes)`. Fresh convolutions are drawn as in [2]_, eq. 14.
+    Takes float images `(n, 3, h, w)`, normalized like those that the weights were trained on, and
+    gives logits `(n, n_classes)`. Fresh convolutions are drawn as in [2]_, eq. 14.
 
     References
     ----------
@@ -331,9 +340,9 @@ class WideResNet(nn.Module):
         n_classes: int = 10,
     ) -> None:
         super().__init__()
+        given = dict(zip(CONSTRAINTS, (depth, n_classes, widen_factor, dropout), strict=True))
+        validate_parameter_constraints(CONSTRAINTS, given, caller_name="WideResNet")
         n_blocks = _blocks_per_stage(depth, extra_layers=4)
-        _check_integer("widen_factor", widen_factor, least=1)
-        _check_integer("n_classes", n_classes, least=2)
         widths = [16 * widen_factor, 32 * widen_factor, 64 * widen_factor]
         block = partial(_PreActivationBlock, dropout=dropout)
         self.conv1 = _conv3x3(3, 16)
@@ -400,7 +409,7 @@ class _PreActivationBlock(nn.Module):
         activated = F.relu(self.bn1(x))
         out = F.relu(self.bn2(self.conv1(activated)))
         out = self.conv2(self.dropout(out))
-        # Only the identity carries the raw input past the activation.
+        # Only the identity takes the input before the activation.
         return out + (x if self.shortcut is None else self.shortcut(activated))
 
 
@@ -409,13 +418,13 @@ def _as_float32(values: ArrayLike) -> Tensor:
 
 
 def _buffers(means: Tensor, stds: Tensor) -> tuple[nn.Buffer, nn.Buffer]:
-    """Mean and standard deviation to keep in a module, or an error where they cannot be used."""
+    """Mean and standard deviation to keep in a module, or an error if they cannot be used."""
     if not (means.isfinite().all() and stds.isfinite().all() and (stds >= 0).all()):
         raise ValueError(
             "mean and std must be finite in float32 and std at least 0, "
             f"got mean={means.tolist()} and std={stds.tolist()}."
         )
-    # The std of a constant column may come out as a rounding error, no scale to divide by.
+    # The std of a constant column may be a rounding error.
     constant = stds <= torch.finfo(torch.float32).eps * means.abs()
     return nn.Buffer(means.contiguous()), nn.Buffer(stds.masked_fill(constant, 1.0))
 
@@ -423,8 +432,8 @@ def _buffers(means: Tensor, stds: Tensor) -> tuple[nn.Buffer, nn.Buffer]:
 def _standardized(x: Tensor, mean: Tensor, std: Tensor) -> Tensor:
     if x.dim() < 3:
         return (x - mean) / std
-    # Spread over the pixels in the layout of x: with one value a channel, images with the channels
-    # last would be gone through three values at a time.
+    # Spread over the pixels in the layout of x: one value per channel is slow for images with the
+    # channels last, which would be read three values at a time.
     per_channel = [-1] + [1] * (x.dim() - 2)
     mean, std = (
         torch.empty_like(x[:1], dtype=values.dtype).copy_(values.view(per_channel))
@@ -434,7 +443,7 @@ def _standardized(x: Tensor, mean: Tensor, std: Tensor) -> Tensor:
 
 
 def _white(images: Tensor) -> int:
-    """Value of a pixel at its brightest, told by the dtype."""
+    """Largest value of a pixel, by the dtype."""
     if not isinstance(images, Tensor):
         raise TypeError(
             f"images are a {type(images).__name__}; expected a tensor, such as "
@@ -450,9 +459,9 @@ def _white(images: Tensor) -> int:
     if ((images < 0) | (images > 1)).any():
         raise ValueError(
             f"images of dtype {str(images.dtype).removeprefix('torch.')} have values from "
-            f"{images.min().item():g} to {images.max().item():g}; expected 0..1. Scale them, such "
-            "as by images / 255, or cast pixels of 0..255 to uint8; clamp what interpolation "
-            "overshoots."
+            f"{images.min().item():g} to {images.max().item():g}; expected 0..1. Scale them, for "
+            "instance with images / 255, or cast pixels of 0..255 to uint8. Clamp them if "
+            "interpolation went beyond 0..1."
         )
     return 1
 
@@ -489,7 +498,7 @@ def _convolutions(n_channels: int) -> list[nn.Module]:
 def _stage(
     block: Callable[..., nn.Module], n_blocks: int, in_channels: int, out_channels: int, stride: int
 ) -> nn.Sequential:
-    """Blocks of one width, of which the first changes size and width."""
+    """Blocks of one width; the first changes size and width."""
     return nn.Sequential(
         block(in_channels, out_channels, stride=stride),
         *(block(out_channels, out_channels, stride=1) for _ in range(n_blocks - 1)),
@@ -497,7 +506,7 @@ def _stage(
 
 
 def _conv3x3(in_channels: int, out_channels: int, stride: int = 1) -> nn.Conv2d:
-    """Convolution without bias, which the normalization that follows would cancel."""
+    """Convolution without bias, because the normalization that follows would cancel it."""
     return nn.Conv2d(in_channels, out_channels, 3, stride=stride, padding=1, bias=False)
 
 
@@ -518,7 +527,7 @@ def _blocks_per_stage(depth: int, extra_layers: int) -> int:
     if remainder or n_blocks < 1:
         examples = ", ".join(str(6 * n + extra_layers) for n in (1, 2, 3))
         raise ValueError(
-            f"depth must be 6 n + {extra_layers} with n >= 1 ({examples}, ...), got {depth!r}."
+            f"depth must be 6 n + {extra_layers} with n >= 1 ({examples}, ...), got {depth}."
         )
     return n_blocks
 
@@ -531,13 +540,8 @@ def _checked_shape(input_shape: Sequence[int]) -> tuple[int, ...]:
         for size, least in zip(shape, smallest, strict=True)
     ):
         raise ValueError(
-            "input_shape must be the shape of one row, (d,) for columns and (h, w) or, channels "
-            "first, (c, h, w) for images, of positive integers, with h and w at least 4; "
+            "input_shape must be the shape of one row, in positive integers: (d,) for columns, "
+            "(h, w) or (c, h, w) for images, with h and w of at least 4; "
             f"got {input_shape!r}."
         )
     return shape
-
-
-def _check_integer(name: str, value: int, least: int) -> None:
-    if not isinstance(value, Integral) or value < least:
-        raise ValueError(f"{name} must be an integer of at least {least}, got {value!r}.")

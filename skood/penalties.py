@@ -22,8 +22,8 @@ Penalty = Callable[[Tensor], Tensor]
 def l1(features: Tensor) -> Tensor:
     """Sum of absolute features of each row.
 
-    The penalty of the paper: its weight is tied to the width and the scale of the features, from
-    which `Relative` frees it.
+    This is the penalty of the paper. What a weight of it does depends on the number and the size of
+    the features; see `Relative` for one that does not.
 
     Parameters
     ----------
@@ -51,10 +51,10 @@ def l1(features: Tensor) -> Tensor:
 
 
 def l1_over_l2(features: Tensor) -> Tensor:
-    """Ratio of the l1 to the l2 norm of each row, a measure that ignores scale.
+    """Ratio of the l1 to the l2 norm of each row, whatever the size of the features.
 
-    It lies between 1 (one active feature) and sqrt(d) (all equally active); a row of zeros gets 0.
-    Useful weights are larger than those of `l1`, around 0.3.
+    It lies between 1 (one active feature) and sqrt(d) (all equally active). A row of zeros gets 0.
+    Use larger weights than for `l1`: around 0.3.
 
     Parameters
     ----------
@@ -85,9 +85,9 @@ def l1_over_l2(features: Tensor) -> Tensor:
 
 
 def hoyer_index(features: Tensor) -> Tensor:
-    """Sparsity of each row between 0 (all features equal) and 1 (one feature active).
+    """Sparsity of each row, from 0 (all features equal) to 1 (one feature active).
 
-    A description, reported in ``history_``, and not a penalty: higher is sparser.
+    This is no penalty, as higher is sparser. ``history_`` reports it.
 
     Parameters
     ----------
@@ -119,18 +119,17 @@ def hoyer_index(features: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Relative:
-    """A penalty measured in units of its mean before fine-tuning.
+    """A penalty divided by its mean before fine-tuning.
 
-    What a weight of `l1` does depends on how many features there are and how large they are. In
-    units of what the network starts from it does not: 1 is the penalty of the classifier given, on
-    its training rows, whatever its width and the scale of its features.
+    So it starts at 1 for every network, and a weight means the same at any number and size of the
+    features.
 
     Parameters
     ----------
     penalty : callable
         Features (n, d) to values (n,).
     unit : float, default=1.0
-        The mean of `penalty` before fine-tuning, which `fit` measures.
+        Mean of `penalty` before fine-tuning, which `fit` measures.
 
     Examples
     --------
@@ -161,7 +160,7 @@ class Relative:
         return self.penalty(features) / self.unit
 
     def fit(self, features: Tensor) -> Relative:
-        """The same penalty, its unit the mean over some features.
+        """The same penalty, divided by its mean over some features.
 
         Parameters
         ----------
@@ -176,13 +175,13 @@ class Relative:
         Raises
         ------
         ValueError
-            If that mean is no positive number, so that nothing can be measured by it.
+            If that mean is 0 or not finite, so that nothing can be divided by it.
         """
         unit = float(self.penalty(features.float()).mean())
         if not 0 < unit < float("inf"):
             raise ValueError(
-                f"The penalty's mean before fine-tuning is {unit:g}, which is no unit to measure "
-                'by: the features may all be zero. Pass penalty="l1", or check the network.'
+                f"The penalty's mean before fine-tuning is {unit:g}, so it cannot be divided by "
+                'it: the features may all be zero. Pass penalty="l1", or check the network.'
             )
         return Relative(self.penalty, unit)
 
@@ -232,14 +231,15 @@ def get_penalty(penalty: str | Penalty) -> Penalty:
 
 
 def fit_penalty(penalty: Penalty, features: Callable[[], Tensor]) -> Penalty:
-    """A penalty with its statistics, if it has any to take.
+    """Fit a penalty to features, if it has statistics of its own.
 
     Parameters
     ----------
     penalty : callable
-        The penalty. If it has a method ``fit(features)``, a copy of it is fitted.
+        The penalty. If it has a method ``fit(features)``, a copy of it is fitted; yours stays as it
+        is.
     features : callable
-        Gives features (n, d) of training rows before fine-tuning; only asked if needed.
+        Gives features (n, d) of training rows before fine-tuning. Called only if needed.
 
     Returns
     -------

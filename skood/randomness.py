@@ -15,21 +15,6 @@ def random_generator(random_state: object) -> np.random.RandomState:
     It differs from scikit-learn's ``check_random_state`` in None alone, which there is numpy's
     global generator.
 
-    Parameters
-    ----------
-    random_state : int, RandomState or None
-        Seed, or a generator, which is used as it is.
-
-    Returns
-    -------
-    numpy.random.RandomState
-        The generator.
-
-    Raises
-    ------
-    TypeError
-        If `random_state` is of another type.
-
     Examples
     --------
     >>> from skood.randomness import random_generator

@@ -22,7 +22,7 @@ __all__ = ["RejectingClassifier"]
 
 
 class _Classifying(HasMethods):
-    """What a detector must offer, with a hint for those who nest the other way round."""
+    """What a detector must offer, with a hint for users who nest the other way round."""
 
     def __str__(self) -> str:
         return (
@@ -32,36 +32,37 @@ class _Classifying(HasMethods):
 
 
 class RejectingClassifier(ClassifierMixin, MetaEstimatorMixin, BaseEstimator):
-    """Classifier that gives a label of its own to rows unlike the training data.
+    """Classifier that answers with a label of its own if a row is unlike the training data.
 
-    It composes like any classifier of scikit-learn's: a `Pipeline` or a search goes around it.
+    Put a `Pipeline` or a search around it, as around any classifier of scikit-learn.
 
     Parameters
     ----------
     detector : SparseEnergyOODDetector
-        Cloned and fitted by `fit`. Inside `sklearn.frozen.FrozenEstimator`, a detector that is
-        fitted and calibrated already is used as it is.
+        What classifies and rejects. `fit` fits a clone of it. To use a detector that is fitted and
+        calibrated already, wrap it: ``FrozenEstimator(detector)`` from `sklearn.frozen`.
     reject_label : int or str, default=-1
-        Answer for rows that the detector takes as out-of-distribution. It is none of the classes,
-        and of their kind: an int beside integers, a str such as "rejected" beside strings.
+        Answer for rows that the detector rejects. It must not be one of the classes, and must have
+        their type: an int such as -1 if they are integers, a str such as "rejected" if they are
+        strings.
 
     Attributes
     ----------
     detector_ : SparseEnergyOODDetector
-        The fitted detector; ``detector_.calibrate(X_fresh)`` moves its threshold.
+        The fitted detector. ``detector_.calibrate(X_fresh)`` moves its threshold.
     classes_ : ndarray of shape (K,)
-        Labels of the classes; neither `reject_label` nor the detector's ``ood_label`` is one.
+        Labels of the classes, without `reject_label` and the detector's ``ood_label``.
     n_features_in_ : int
         Number of columns, for X of two dimensions.
     feature_names_in_ : ndarray of str
-        Names of the columns, where X has them all as strings.
+        Names of the columns, if all are strings.
 
     Notes
     -----
-    Where y labels outliers with `reject_label`, accuracy counts right rejections, and so does a
-    cross-validation; a rejected row of a class counts as an error. Set the detector's ``ood_label``
-    to the same label, so that `fit` does not take it for a class. Probabilities know no rejection:
-    scorers that use them need rows of the classes alone.
+    If y labels outliers with `reject_label`, a right rejection counts as a right answer, in `score`
+    and in cross-validation. A rejected row of a class counts as an error. Give the detector the
+    same label as ``ood_label``, so that `fit` does not take it for a class. `predict_proba` ignores
+    rejection, so scorers that use it need rows of the classes only.
 
     Examples
     --------
@@ -117,13 +118,13 @@ class RejectingClassifier(ClassifierMixin, MetaEstimatorMixin, BaseEstimator):
         Returns
         -------
         self : RejectingClassifier
-            The fitted classifier. Where fit fails, it is as it was before.
+            The fitted classifier. If fit fails, the classifier stays as it was.
 
         Raises
         ------
         ValueError
-            If a parameter, X or y cannot be used, `reject_label` is one of the classes or of
-            another kind, or a frozen detector does not know a label of y.
+            If a parameter, X or y cannot be used; if `reject_label` is one of the classes or has
+            another type; or if a frozen detector does not know a label of y.
         """
         self._validate_params()
         detector = clone(self.detector)
@@ -152,7 +153,7 @@ class RejectingClassifier(ClassifierMixin, MetaEstimatorMixin, BaseEstimator):
         return self
 
     def predict(self, X: Any) -> NDArray[Any]:
-        """Class of each row, or `reject_label` where the row is out-of-distribution.
+        """Class of each row, or `reject_label` if the row is out-of-distribution.
 
         Parameters
         ----------
@@ -168,7 +169,7 @@ class RejectingClassifier(ClassifierMixin, MetaEstimatorMixin, BaseEstimator):
         return self.detector_.predict_class(X, reject_label=self.reject_label)
 
     def predict_proba(self, X: Any) -> NDArray[np.float64]:
-        """Probabilities of the classes, given that the row is of one of them.
+        """Probabilities of the classes, as if no row were rejected.
 
         Parameters
         ----------
@@ -178,7 +179,7 @@ class RejectingClassifier(ClassifierMixin, MetaEstimatorMixin, BaseEstimator):
         Returns
         -------
         ndarray of shape (n, K), float64
-            Probabilities in the order of `classes_`, whether the row is rejected or not.
+            Probabilities in the order of `classes_`; each row sums to 1.
         """
         check_is_fitted(self)
         return self.detector_.predict_class_proba(X)
@@ -202,7 +203,7 @@ class RejectingClassifier(ClassifierMixin, MetaEstimatorMixin, BaseEstimator):
         if y is None:
             raise ValueError(
                 "RejectingClassifier requires y to be passed, but the target y is None. Pass one "
-                "label a row, those of a data set too; without labels, use the detector alone."
+                "label a row, also for a data set. Without labels, use the detector alone."
             )
         if getattr(y, "ndim", 1) > 1:
             warnings.warn(

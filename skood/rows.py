@@ -24,22 +24,7 @@ __all__ = ["as_numbers", "as_rows", "in_frame", "rows_like_fit", "take", "warn_i
 def as_rows(X: Any, preprocess: Loader | None = None) -> Rows:
     """X as `Rows`, not copied if it is an array, a tensor or a data set.
 
-    Parameters
-    ----------
-    X : array-like, Tensor or Dataset
-        What the user passed.
-    preprocess : callable, default=None
-        The user's function that turns batches into tensors. With it, X may hold anything.
-
-    Returns
-    -------
-    Rows
-        Numbers in at least two dimensions, a data set, or references that `preprocess` loads.
-
-    Raises
-    ------
-    TypeError, ValueError
-        If X is nothing of the kind; the message says what to pass.
+    With `preprocess`, X may hold anything. A TypeError or ValueError says what to pass instead.
     """
     if isinstance(X, Dataset):
         return rows_of_dataset(X, preprocess)
@@ -70,28 +55,10 @@ def as_rows(X: Any, preprocess: Loader | None = None) -> Rows:
 def rows_like_fit(
     estimator: BaseEstimator, X: Any, preprocess: Loader | None, *, reset: bool = False
 ) -> Rows:
-    """X as `Rows`, in the shape and with the columns of the rows of fit.
+    """X as `Rows`, with the shape and the columns of the rows of fit.
 
-    Parameters
-    ----------
-    estimator : BaseEstimator
-        What was fitted, with ``n_features_in_`` for a table and ``input_shape_`` otherwise.
-    X : array-like, Tensor or Dataset
-        What the user passed.
-    preprocess : callable or None
-        The user's function that turns batches into tensors.
-    reset : bool, default=False
-        Whether these are the rows of fit, whose shape and columns are kept.
-
-    Returns
-    -------
-    Rows
-        The rows.
-
-    Raises
-    ------
-    TypeError, ValueError
-        If X cannot be rows, or has another shape or other columns than the rows of fit.
+    With `reset`, these are the rows of fit, and the estimator keeps their shape and columns:
+    ``n_features_in_`` and ``feature_names_in_`` of a table, ``input_shape_`` otherwise.
     """
     rows = as_rows(X, preprocess)
     if reset:
@@ -119,18 +86,7 @@ def rows_like_fit(
 
 
 def warn_if_unscaled(rows: Rows) -> None:
-    """Warn of images that no function scales before they reach the user's network.
-
-    Parameters
-    ----------
-    rows : Rows
-        From `as_rows`.
-
-    Warns
-    -----
-    UnscaledImagesWarning
-        If they are images in uint8.
-    """
+    """Warn of images in uint8 that no function scales before they reach the user's network."""
     if rows.dtype == "uint8" and len(rows.shape) == 3:
         warnings.warn(
             "X holds images in uint8, which reach the module as they are, in 0..255. If it was "
@@ -143,56 +99,19 @@ def warn_if_unscaled(rows: Rows) -> None:
 
 
 def take(X: Any, index: NDArray[np.intp]) -> Any:
-    """Some rows of X, in the form that it has.
-
-    Parameters
-    ----------
-    X : array-like, Tensor or Dataset
-        Rows.
-    index : ndarray of int
-        Which.
-
-    Returns
-    -------
-    array-like, Tensor or Dataset
-        These rows.
-    """
+    """Some rows of X, in the form that X has."""
     return Subset(X, index.tolist()) if isinstance(X, Dataset) else _safe_indexing(X, index)
 
 
 def as_numbers(X: Any) -> NDArray[Any]:
-    """X as one array, for what needs all of it at once.
-
-    Parameters
-    ----------
-    X : array-like or Tensor
-        Rows.
-
-    Returns
-    -------
-    ndarray
-        The array; of dtype object or str if X holds no numbers, as a data set does.
-    """
+    """X as one array, for what needs all of it at once; of dtype object if it holds no numbers."""
     if isinstance(X, Dataset):
         return objects([X])
     return as_array(X) if isinstance(X, Tensor) else np.asarray(X)
 
 
 def in_frame(values: NDArray[Any], X: Any) -> Any:
-    """Values in a data frame like X, if X is one.
-
-    Parameters
-    ----------
-    values : ndarray of shape (n, d)
-        Rows.
-    X : array-like
-        Rows of the same columns.
-
-    Returns
-    -------
-    ndarray or data frame
-        The values.
-    """
+    """Values (n, d) in a data frame like X, if X is one."""
     if not hasattr(X, "columns"):
         return values
     names = "columns" if hasattr(X, "iloc") else "schema"  # as pandas and polars have it

@@ -14,6 +14,7 @@ from skood.calibration import (
     minimum_rows,
     place_threshold,
 )
+from skood.exceptions import FewCalibrationRowsWarning
 
 TPRS = ["0.05", "0.1", "0.3", "0.5", "0.6", "0.7", "0.8", "0.85", "0.9", "0.95", "0.975", "0.99"]
 
@@ -75,7 +76,7 @@ def test_too_few_rows_take_the_smallest_score_and_say_what_it_promises():
     promise = (
         r"^4 calibration rows are too few to keep 0\.95 .* at least 19.* keeps 0\.8 on average"
     )
-    with pytest.warns(UserWarning, match=promise):
+    with pytest.warns(FewCalibrationRowsWarning, match=promise):
         assert place_threshold([3.0, 1.0, 2.0, 4.0], 0.95) == 1.0
 
 
@@ -138,6 +139,48 @@ def test_p_values_reject_exactly_below_the_threshold_where_the_rank_is_a_whole_n
             for n_values in [5, 1000]:
                 calibration = random.randint(n_values, size=n_rows).astype(float)
                 assert_rejects_exactly_below(calibration, float(tpr))
+
+
+# Bad input
+
+
+CALLS = {
+    "threshold": (place_threshold, "calibration_scores"),
+    "p-values": (lambda scores, tpr: conformal_p_values([1.0], scores, tpr), "calibration_scores"),
+    "tested rows": (lambda scores, tpr: conformal_p_values(scores, [1.0], tpr), "scores"),
+}
+
+
+@pytest.mark.parametrize(("call", "name"), CALLS.values(), ids=CALLS)
+@pytest.mark.parametrize(
+    ("scores", "error", "message"),
+    [
+        ([], ValueError, r"is empty, of shape \(0,\)"),
+        (np.ones((39, 1)), ValueError, r"has shape \(39, 1\); expected \(n,\)"),
+        (1.0, ValueError, r"has shape \(\)"),
+        ([1.0, np.nan], ValueError, "has 1 NaN in 2"),
+        (np.ma.masked_equal([1, 2], 2), ValueError, "has masked entries"),
+        (["1"], TypeError, "has dtype <U1"),
+    ],
+)
+def test_scores_that_have_no_ranks_are_refused(call, name, scores, error, message):
+    with pytest.raises(error, match=f"^{name} {message}"):
+        call(scores, 0.95)
+
+
+@pytest.mark.parametrize(("call", "name"), CALLS.values(), ids=CALLS)
+@pytest.mark.parametrize("tpr", [0, 1, -0.5, 95, np.nan, np.inf, True, "0.95", None])
+def test_shares_out_of_range_are_refused(call, name, tpr):
+    message = rf"'tpr' parameter of \w+ must be .* \(0\.0, 1\.0\)\. Got {tpr!r} instead"
+    with pytest.raises(ValueError, match=message) as raised:
+        call(np.arange(39), tpr)
+    assert isinstance(raised.value, TypeError)
+
+
+def test_infinite_scores_have_ranks():
+    scores = [-np.inf, *range(37), np.inf]
+    assert place_threshold(scores, 0.95) == 0
+    assert conformal_p_values([-np.inf, 40], scores, 0.95) == pytest.approx([2 / 40, 39 / 40])
 
 
 # Splits

@@ -32,6 +32,9 @@ INTERNAL_MODULES = {
     "rows",
 }
 
+LONGEST_STRING = 200
+"""Of a script that makes a page: longer ones are text, which belongs in an rst file."""
+
 PAGES_WITH_EXAMPLES = sorted(
     path.name for path in (ROOT / "docs").glob("*.rst") if ">>> " in path.read_text("utf-8")
 )
@@ -91,14 +94,32 @@ def test_public_names_have_docstrings(module):
     assert not undocumented
 
 
+def code_blocks(page: Path) -> list[str]:
+    """The Python blocks of a Markdown page."""
+    return re.findall(r"^```python\n(.*?)^```", page.read_text(encoding="utf-8"), re.M | re.S)
+
+
 def test_readme_code_runs():
-    blocks = re.findall(
-        r"^```python\n(.*?)^```", (ROOT / "README.md").read_text(encoding="utf-8"), re.M | re.S
-    )
+    blocks = code_blocks(ROOT / "README.md")
     assert blocks
     namespace: dict[str, object] = {"__name__": "readme"}
     for number, block in enumerate(blocks, start=1):
         exec(compile(block, f"README.md, block {number}", "exec"), namespace)
+
+
+def test_no_example_filters_a_warning():
+    texts = {path.name: path.read_text("utf-8") for path in (ROOT / "examples").glob("*.py")}
+    assert texts
+    texts["README.md"] = "\n".join(code_blocks(ROOT / "README.md"))
+    filters = re.compile("simplefilter|filterwarnings|catch_warnings")
+    assert not [name for name, text in texts.items() if filters.search(text)]
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "docs").glob("*.py")), ids=lambda path: path.name)
+def test_the_text_of_the_pages_is_not_in_python(path):
+    constants = [n for n in ast.walk(ast.parse(path.read_text("utf-8"))) if type(n) is ast.Constant]
+    strings = [node.value for node in constants if isinstance(node.value, str)]
+    assert not [text for text in strings if len(text) > LONGEST_STRING]
 
 
 @pytest.mark.parametrize("page", PAGES_WITH_EXAMPLES)

@@ -235,6 +235,12 @@ def test_counts_beyond_32_bits():
     assert detection_error(low, high) == 0.5
 
 
+def test_numbers_of_numpy_and_fractions_are_numbers():
+    expected = fpr_at_tpr([4, 3, 2, 1], [3, 1, 0, 0], 0.75)
+    for tpr in (np.float32(0.75), np.float64(0.75), Fraction(3, 4)):
+        assert fpr_at_tpr([4, 3, 2, 1], [3, 1, 0, 0], tpr) == expected
+
+
 def test_inputs_are_left_alone():
     score_id, score_ood = np.array([2.0, 1.0]), np.array([1.0, 0.0])
     for scores in (score_id, score_ood):
@@ -438,22 +444,25 @@ def test_bad_scores(metric, scores, error, message):
 @pytest.mark.parametrize("metric", [*METRICS, detection_report])
 @pytest.mark.parametrize("positive", ["ID", 1, None])
 def test_unknown_positive(metric, positive):
-    with pytest.raises(ValueError, match=f"positive={positive!r}; expected 'id' or 'ood'"):
+    with pytest.raises(ValueError, match=rf"'positive' .*'id'.*Got {positive!r} instead"):
         metric([1.0], [0.0], positive=positive)
 
 
 @pytest.mark.parametrize("metric", [fpr_at_tpr, detection_report])
 @pytest.mark.parametrize(
     ("tpr", "error"),
-    [(0, ValueError), (95, ValueError), (np.nan, ValueError), ("95", TypeError), (True, TypeError)],
+    [
+        *((value, ValueError) for value in (0, 95, np.nan, np.inf)),
+        *((value, TypeError) for value in ("95", True, None)),
+    ],
 )
 def test_bad_tpr(metric, tpr, error):
-    with pytest.raises(error, match=f"tpr={tpr!r}"):
+    with pytest.raises(error, match=rf"'tpr' .* \(0\.0, 1\.0\]\. Got {tpr!r} instead"):
         metric([1.0], [0.0], tpr=tpr)
 
 
 def test_unknown_method():
-    with pytest.raises(ValueError, match="method='exact'; expected 'at_least' or 'nearest'"):
+    with pytest.raises(ValueError, match=r"'method' .*'nearest'.* Got 'exact' instead"):
         fpr_at_tpr([1.0], [0.0], method="exact")
 
 
@@ -475,17 +484,45 @@ def test_bad_sets(sets, error, message):
 @pytest.mark.parametrize(
     ("parameters", "error", "message"),
     [
-        ({"n_bootstrap": -1}, ValueError, "n_bootstrap=-1"),
-        ({"n_bootstrap": 2.5}, TypeError, "n_bootstrap=2.5"),
-        ({"confidence": 95}, ValueError, "confidence=95"),
-        ({"confidence": "95"}, TypeError, "confidence='95'"),
-        ({"random_state": "0"}, TypeError, "random_state='0'"),
-        ({"random_state": np.random}, TypeError, "random_state="),
+        ({"n_bootstrap": -1}, ValueError, "int .* Got -1"),
+        ({"n_bootstrap": 2.5}, TypeError, "int .* Got 2.5"),
+        ({"n_bootstrap": True}, TypeError, "int .* Got True"),
+        ({"confidence": 95}, ValueError, "float .* Got 95"),
+        ({"confidence": "95"}, TypeError, "float .* Got '95'"),
+        ({"random_state": "0"}, TypeError, "RandomState.* Got '0'"),
+        ({"random_state": np.random}, TypeError, "RandomState.* Got <module"),
     ],
 )
 def test_bad_bootstrap_parameters(parameters, error, message):
-    with pytest.raises(error, match=message):
+    (name,) = parameters
+    with pytest.raises(error, match=f"'{name}' parameter of detection_report .*{message}"):
         detection_report([1.0], [0.0], **parameters)
+
+
+# The list of metrics
+
+
+def test_a_metric_on_the_list_is_in_reports(monkeypatch):
+    def accuracy(score_id, score_ood, *, positive="id"):
+        return 0.25
+
+    added = metrics.METRICS[1]._replace(
+        name="acc{}", function=accuracy, of_counts=lambda tp, fp, tpr: tp[-1] * tpr
+    )
+    assert added.name_in_searches == "accuracy"
+    assert added._replace(is_error=True).name_in_searches == "neg_accuracy"
+    monkeypatch.setattr(metrics, "METRICS", (*metrics.METRICS, added))
+    row = detection_report([1, 2, 3], [0], tpr=0.5).to_dict()["ood"]
+    assert list(row) == ["fpr50", "auroc", "aupr", "detection_error", "acc50"]
+    assert row["acc50"] == 1.5
+
+
+@pytest.mark.parametrize("metric", metrics.METRICS, ids=lambda metric: metric.title)
+def test_functions_on_the_list_give_what_reports_hold(metric):
+    scores = [5, 4, 4, 2], [4, 3, 2, 1, 0]
+    row = detection_report(*scores, positive="ood").to_dict()["ood"]
+    assert row[metric.name_at(0.95)] == metric.function(*scores, positive="ood")
+    assert metric.function in METRICS
 
 
 # The module

@@ -417,14 +417,15 @@ def test_default_network_refuses_statistics_of_other_length(shape, values, named
         default_network(shape, 2, mean=np.zeros(values), std=np.ones(values))
 
 
-@pytest.mark.parametrize("n_classes", [1, 0, -3, 2.0, "3", None])
+@pytest.mark.parametrize("n_classes", [1, 0, -3, 2.0, "3", None, True])
 def test_fewer_than_two_classes_are_refused(n_classes):
-    for build in (
-        lambda: default_network((4,), n_classes),
-        lambda: CifarResNet(8, n_classes),
-        lambda: WideResNet(10, n_classes=n_classes),
-    ):
-        with pytest.raises(ValueError, match=f"n_classes must be .* 2, got {n_classes!r}"):
+    for name, build in {
+        "default_network": lambda: default_network((4,), n_classes),
+        "CifarResNet": lambda: CifarResNet(8, n_classes),
+        "WideResNet": lambda: WideResNet(10, n_classes=n_classes),
+    }.items():
+        message = rf"'n_classes' parameter of {name} must be .* \[2, inf\)\. Got {n_classes!r} "
+        with pytest.raises(ValueError, match=message):
             build()
 
 
@@ -622,25 +623,32 @@ def test_fresh_weights_keep_the_variance_of_gradients(build, depth):
     assert not list(network.modules())[-1].bias.any()
 
 
-@pytest.mark.parametrize("depth", [2, -4, 18, 21, 22])
+@pytest.mark.parametrize("depth", [2, 18, 21, 22])
 def test_resnet_refuses_other_depths(depth):
     with pytest.raises(ValueError, match=rf"6 n \+ 2 with n >= 1 \(8, 14, 20.*got {depth}"):
         CifarResNet(depth)
 
 
-@pytest.mark.parametrize("depth", [4, -2, 20, 39, 42])
+@pytest.mark.parametrize("depth", [4, 20, 39, 42])
 def test_wide_resnet_refuses_other_depths(depth):
     with pytest.raises(ValueError, match=rf"6 n \+ 4 with n >= 1 \(10, 16, 22.*got {depth}"):
         WideResNet(depth)
 
 
-@pytest.mark.parametrize("widen_factor", [0, 1.5])
+@pytest.mark.parametrize("depth", [20.0, "20", True, None])
+@pytest.mark.parametrize("build", [CifarResNet, WideResNet])
+def test_depths_that_are_no_integers_are_refused(build, depth):
+    with pytest.raises(TypeError, match=f"'depth' parameter of {build.__name__} .* Got {depth!r} "):
+        build(depth)
+
+
+@pytest.mark.parametrize("widen_factor", [0, 1.5, True])
 def test_wide_resnet_refuses_other_widths(widen_factor):
-    with pytest.raises(ValueError, match=f"widen_factor must be .* 1, got {widen_factor}"):
+    with pytest.raises(ValueError, match=f"'widen_factor' .* int .* Got {widen_factor} "):
         WideResNet(10, widen_factor)
 
 
-@pytest.mark.parametrize("dropout", [-0.1, 1.1])
+@pytest.mark.parametrize("dropout", [-0.1, 1.1, float("nan"), "0.3", True])
 def test_wide_resnet_refuses_other_probabilities(dropout):
-    with pytest.raises(ValueError, match=f"between 0 and 1, but got {dropout}"):
+    with pytest.raises(ValueError, match=rf"'dropout' .* \[0\.0, 1\.0\]\. Got {dropout!r} "):
         WideResNet(10, dropout=dropout)

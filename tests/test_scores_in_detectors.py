@@ -348,7 +348,7 @@ def test_scale_refuses_features_below_zero(digits, activation):
 )
 def test_parameters_out_of_range_are_refused(digits, score):
     detector = untrained(digits.module, score, max_epochs=5)
-    with pytest.raises(ValueError, match=rf"{type(score).__name__}\."):
+    with pytest.raises(ValueError, match=rf"parameter of {type(score).__name__} must be"):
         quiet_fit(detector, digits.X[:400], digits.y[:400])
     assert not hasattr(detector, "score_function_")
 

@@ -22,24 +22,9 @@ PROBE = 256
 
 
 def affine_head(network: Network, rows: Rows) -> tuple[Tensor, Tensor]:
-    """Weight (K, d) and bias (K,) of a head, in float64, found by what it returns.
+    """Weight (K, d) and bias (K,) of a head, in float64, read from what it returns.
 
-    Parameters
-    ----------
-    network : Network
-        The network, in evaluation mode.
-    rows : Rows
-        Rows on whose features the head is tried.
-
-    Returns
-    -------
-    weight, bias : Tensor
-        The head maps features h to ``h @ weight.T + bias``.
-
-    Raises
-    ------
-    ValueError
-        If the head is not affine.
+    The head maps features h to ``h @ weight.T + bias``. A ValueError says if it is not affine.
     """
     name = network.visible_head
     head = network.module.get_submodule(name)

@@ -38,21 +38,10 @@ def get_augment(augment: str | Callable[[Tensor], Tensor] | None) -> Augment | N
 
 
 def flip(batch: Tensor, generator: torch.Generator, share: Share | None = None) -> Tensor:
-    """Mirror half of the images, each drawn on its own, left to right.
+    """Mirror half of the images, left to right; each is drawn on its own.
 
-    Parameters
-    ----------
-    batch : Tensor of shape (n, c, h, w) or (n, h, w)
-        Images, width last.
-    generator : torch.Generator
-        Source of the draws, on the CPU.
-    share : Share, optional
-        Where the batch is part of one: draws are those of the whole, and its rows get theirs.
-
-    Returns
-    -------
-    Tensor of the same shape
-        The images.
+    If the batch is a `share` of a larger one, draws are those of the whole, and its rows get
+    theirs.
     """
     _check_images(batch)
     share = share or _whole(batch)
@@ -62,22 +51,7 @@ def flip(batch: Tensor, generator: torch.Generator, share: Share | None = None) 
 
 
 def flip_crop(batch: Tensor, generator: torch.Generator, share: Share | None = None) -> Tensor:
-    """Mirror, and shift by up to 4 pixels into a zero border, each image drawn on its own.
-
-    Parameters
-    ----------
-    batch : Tensor of shape (n, c, h, w) or (n, h, w)
-        Images, width last.
-    generator : torch.Generator
-        Source of the draws, on the CPU.
-    share : Share, optional
-        Where the batch is part of one: draws are those of the whole, and its rows get theirs.
-
-    Returns
-    -------
-    Tensor of the same shape
-        The images.
-    """
+    """Mirror, and shift by up to 4 pixels into a zero border; each image is drawn on its own."""
     share = share or _whole(batch)
     batch = flip(batch, generator, share)
     height, width = batch.shape[-2:]

@@ -122,19 +122,9 @@ def _transfers(device: torch.device) -> torch.cuda.Stream:
 
 
 def moments(batcher: Batcher, rows: Rows) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation of rows, per column of a table or per channel of images.
+    """Mean and standard deviation of rows, float64, each column or channel by itself.
 
-    Parameters
-    ----------
-    batcher : Batcher
-        Turns rows into batches.
-    rows : Rows
-        The rows.
-
-    Returns
-    -------
-    mean, std : Tensor, float64
-        Of shape (d,) for a table, (c,) for images with channels, (1,) for images without.
+    They have shape (d,) for a table, (c,) for images with channels, (1,) for images without.
     """
 
     def mean_of(function: Transform) -> Tensor:

@@ -16,14 +16,7 @@ from .outputs import run
 class Compiled:
     """Features and logits of a module, by one compiled forward.
 
-    Parameters
-    ----------
-    module : nn.Module
-        The classifier, whose tensors are used and whose attributes are not.
-    head : str
-        Name of its head.
-    device : torch.device
-        Where it computes.
+    It uses the tensors of the module, and none of its attributes.
     """
 
     def __init__(self, module: nn.Module, head: str, device: torch.device) -> None:

@@ -36,12 +36,7 @@ BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 class Ranks:
     """The processes that fit one detector, seen from one of them.
 
-    Parameters
-    ----------
-    rank : int, default=0
-        Number of this process.
-    size : int, default=1
-        Number of processes. With one, nothing is sent and nothing copied.
+    With one process, nothing is sent and nothing copied.
     """
 
     rank: int = 0
@@ -77,13 +72,7 @@ class Ranks:
         return things[0]  # type: ignore[return-value]
 
     def agree(self, facts: Mapping[str, str]) -> None:
-        """Refuse, on every rank, what is not the same on all.
-
-        Raises
-        ------
-        ValueError
-            If a rank has another fact than rank 0.
-        """
+        """Refuse with a ValueError, on every rank, facts that are not the same on all."""
         expected, *others = self.gather(dict(facts))
         for rank, got in enumerate(others, start=1):
             for name in facts:
@@ -144,21 +133,12 @@ ALONE = Ranks()
 
 @contextmanager
 def joined_ranks() -> Iterator[Ranks]:
-    """The ranks of this process's torch.distributed group; one where it has none.
+    """The ranks of this process's torch.distributed group; one if it has none.
 
-    A group that exists is used. Under ``torchrun`` one is started where there is none yet, for all
+    A group that exists is used. Under ``torchrun`` one is started if there is none yet, for all
     fits to come. A child of a rank, such as a worker of joblib, inherits the environment, and is
-    alone nonetheless.
-
-    Yields
-    ------
-    Ranks
-        The ranks. On all but the first, no warning is shown inside.
-
-    Raises
-    ------
-    LostRankError
-        If another rank ends, or does not answer in time.
+    alone nonetheless. Inside, no rank but the first shows warnings. A `LostRankError` says if
+    another rank ends, or does not answer in time.
     """
     try:
         ranks = _ranks()

@@ -45,10 +45,7 @@ class Precision:
 def resolve_device(device: str | torch.device) -> torch.device:
     """The device that ``device=`` asks for; "auto" is the best one present.
 
-    Raises
-    ------
-    ValueError
-        If the device is unknown or absent.
+    A ValueError says if it is unknown or absent.
     """
     if device == "auto":
         if torch.cuda.is_available():
@@ -106,17 +103,7 @@ def resolve_precision(precision: str, module: nn.Module, device: torch.device) -
 def rows_at_once(widest: int, device: torch.device) -> int:
     """Rows of a forward for the most throughput, a power of two.
 
-    Parameters
-    ----------
-    widest : int
-        Values of a row where the network is widest.
-    device : torch.device
-        Where it runs.
-
-    Returns
-    -------
-    int
-        The rows.
+    `widest` is how many values a row has where the network is widest.
     """
     values = VALUES.get(device.type, VALUES_ELSEWHERE)
     most = MOST_ROWS.get(device.type, MOST_ROWS["cpu"])

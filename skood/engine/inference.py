@@ -28,30 +28,10 @@ def forward_rows(
     *,
     features: bool = False,
 ) -> Iterator[tuple[slice, Tensor | None, Tensor]]:
-    """Features and logits of rows, slice by slice.
+    """Positions, features and logits (float64) of rows, slice by slice.
 
-    Parameters
-    ----------
-    network : Network
-        The network, in evaluation mode.
-    rows : Rows
-        Any number of rows.
-    features : bool, default=False
-        Whether to capture the features.
-
-    Yields
-    ------
-    piece : slice
-        Their positions.
-    features : Tensor of shape (p, d) or None
-        Their features.
-    logits : Tensor of shape (p, K), float64
-        Their logits.
-
-    Raises
-    ------
-    NonFiniteLogitsError
-        If a logit is NaN or infinite.
+    Features are None unless asked for. A `NonFiniteLogitsError` names the first row with NaN or
+    infinite logits.
     """
 
     def forward(piece: slice, batch: Tensor) -> Callable[[], tuple[slice, Tensor | None, Tensor]]:
@@ -79,7 +59,7 @@ def score_rows(
     features: bool = True,
     perturbation: Callable[[Tensor, Tensor], Tensor] | None = None,
 ) -> Iterator[tuple[slice, Tensor, Tensor]]:
-    """Scores and logits of rows, slice by slice.
+    """Positions, scores and logits (float64) of rows, slice by slice.
 
     A score works on whole padded batches, as the network does, so that within one shape its result
     for a row is bitwise the same in any company.
@@ -96,23 +76,7 @@ def score_rows(
         Whether the score wants features.
     perturbation : callable, optional
         Logits and the batch that they depend on to what is added to the batch, before the forward
-        that is scored.
-
-    Yields
-    ------
-    piece : slice
-        Their positions.
-    scores : Tensor of shape (p,)
-        Their scores.
-    logits : Tensor of shape (p, K), float64
-        Their logits, of the rows as they are.
-
-    Raises
-    ------
-    NonFiniteLogitsError
-        If a logit is NaN or infinite.
-    ValueError
-        If a perturbation is asked for of an input that has no gradient.
+        that is scored. The logits that are yielded are those of the rows as they are.
     """
 
     def forward(piece: slice, batch: Tensor) -> Callable[[], tuple[slice, Tensor, Tensor]]:

@@ -28,23 +28,8 @@ def load(
 ) -> Iterator[tuple[Index, T]]:
     """Fetch batches before they are needed, by worker processes, in the order of their indices.
 
-    Parameters
-    ----------
-    fetch : callable
-        Gives what lies at an index.
-    indices : iterable of slice or ndarray of int
-        Rows of each batch.
-    n_rows : int
-        Number of rows in all.
-    workers : int or None
-        Number of processes; None takes one a core, and 0 loads in this process.
-
-    Yields
-    ------
-    index : slice or ndarray of int
-        The rows of a batch.
-    fetched : object
-        What `fetch` gives.
+    `n_rows` is about how many rows there are in all: few are fetched by this process. `workers` is
+    the number of processes; None takes one a core, and 0 fetches in this process.
     """
     n_workers = _available_workers() if workers is None else workers
     if n_workers == 0 or n_rows <= FEW_ROWS:
@@ -66,13 +51,9 @@ def load(
 
 
 def transformed(batch: Any, transform: Loader, name: str) -> Tensor:
-    """A batch after a user's function, which must keep the number of rows.
+    """A batch after a user's function, which must return a tensor with as many rows.
 
-    Raises
-    ------
-    TypeError, ValueError
-        If it returns anything but a tensor with as many rows; the message calls it `name`. Its own
-        errors pass through, with a note.
+    Errors call the function `name`; its own get a note.
     """
     try:
         result = transform(batch)

@@ -91,13 +91,7 @@ class Network:
 
     @property
     def visible_head(self) -> str:
-        """Name of the head, for what needs features.
-
-        Raises
-        ------
-        HeadNotFoundError
-            If TorchScript hides the head.
-        """
+        """Name of the head, for what needs features; an error if TorchScript hides it."""
         if self.head is None:
             raise HeadNotFoundError(
                 "The module is TorchScript, which hides its last layer, so there are no features. "

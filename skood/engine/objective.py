@@ -22,27 +22,13 @@ DISTILLATION_TEMPERATURE = 2.0
 
 
 class Pass(NamedTuple):
-    """A batch after its forward pass: what the terms of the loss see.
+    """A batch after its forward pass: what the terms of the loss see."""
 
-    Parameters
-    ----------
-    inputs : Tensor of shape (n, ...)
-        In-distribution rows as the network got them.
-    features : Tensor of shape (n, d)
-        Their features.
-    logits : Tensor of shape (n, K)
-        Their logits.
-    labels : Tensor of shape (n,), int64
-        Their logit indices.
-    outlier_logits : Tensor of shape (m, K)
-        Logits of the outliers of the batch.
-    """
-
-    inputs: Tensor
-    features: Tensor
-    logits: Tensor
-    labels: Tensor
-    outlier_logits: Tensor
+    inputs: Tensor  # (n, ...), in-distribution rows as the network got them
+    features: Tensor  # (n, d)
+    logits: Tensor  # (n, K)
+    labels: Tensor  # (n,), int64, logit indices
+    outlier_logits: Tensor  # (m, K), of the outliers of the batch
 
 
 class Counts(NamedTuple):
@@ -53,12 +39,9 @@ class Counts(NamedTuple):
 
 
 class Term:
-    """One term of the loss.
+    """One term of the loss, times its `weight`.
 
-    Parameters
-    ----------
-    weight : float, default=1.0
-        What it is multiplied by. A term of weight 0 is recorded, and not trained on.
+    A term of weight 0 is recorded, and not trained on.
     """
 
     name: str
@@ -84,7 +67,7 @@ class Term:
         raise NotImplementedError
 
 
-FINE_TUNING_TERMS: dict[str, Callable[[float], Term]] = {}
+FINE_TUNING_TERMS: dict[str, type[Term]] = {}
 """Terms beside the cross-entropy and the penalty, by the parameter for their weight."""
 
 
@@ -112,15 +95,6 @@ class CrossEntropy(Term):
 class Penalized(Term):
     """A penalty on the features of in-distribution rows.
 
-    Parameters
-    ----------
-    penalty : callable
-        Features (n, d) to values (n,).
-    weight : float
-        Weight of its mean.
-
-    References
-    ----------
     Chen & Li, J. Guilin Univ. Electron. Technol. 43(1), 2023.
     """
 
@@ -152,8 +126,6 @@ class Penalized(Term):
 class Uniformity(Term):
     """Cross-entropy between the uniform distribution and the prediction on outliers.
 
-    References
-    ----------
     Chen & Li, Sci. Rep. 14:28444, 2024.
     """
 
@@ -169,10 +141,7 @@ class Uniformity(Term):
 class Distillation(Term):
     """Divergence from the predictions before fine-tuning.
 
-    It is ``T^2 KL(softmax(z' / T) || softmax(z / T))``, with z' the logits before and T = 2.
-
-    References
-    ----------
+    It is ``T^2 KL(softmax(z' / T) || softmax(z / T))``, with z' the logits before and T = 2:
     Hinton, Vinyals & Dean, "Distilling the knowledge in a neural network", 2015; Li & Hoiem,
     "Learning without forgetting", ECCV 2016, equation 2.
     """
@@ -214,36 +183,19 @@ def pretraining_terms() -> list[Term]:
 def fine_tuning_terms(
     penalty: Callable[[Tensor], Tensor], weights: Mapping[str, float]
 ) -> list[Term]:
-    """The terms whose weight is positive; the penalty whatever its weight.
+    """Cross-entropy, the penalty whatever its weight, and further terms of positive weight.
 
-    Parameters
-    ----------
-    penalty : callable
-        Features (n, d) to values (n,).
-    weights : mapping of str to float
-        Weight of each term, by the name of the detector's parameter.
-
-    Returns
-    -------
-    list of Term
-        The terms.
+    `weights` holds the weights, among others, by the names of the detector's parameters.
     """
     further = [make(weights[name]) for name, make in FINE_TUNING_TERMS.items() if weights[name] > 0]
     return [CrossEntropy(), Penalized(penalty, weights["sparsity_weight"]), *further]
 
 
 class Objective(nn.Module):
-    """The loss of a batch, as a module around the network, for DistributedDataParallel to wrap.
+    """The loss of a batch, as a module around a network, for DistributedDataParallel to wrap.
 
     It shows the parameters of the network alone: DistributedDataParallel would send all buffers
     before each step.
-
-    Parameters
-    ----------
-    network : Network
-        What is trained.
-    terms : sequence of Term
-        Terms of the loss.
     """
 
     def __init__(self, network: Network, terms: Sequence[Term]) -> None:

@@ -243,28 +243,8 @@ def check_trainable(network: Network, rows: Rows, *, penalized: bool = True) -> 
     """Refuse to train what training would not change as it should.
 
     The logits must carry a gradient to the parameters, and be what the head gives in training mode
-    too. No statistic and no random generator changes.
-
-    Parameters
-    ----------
-    network : Network
-        The network, in evaluation mode.
-    rows : Rows
-        Rows to try it on, of which a few are taken.
-    penalized : bool, default=True
-        Whether a penalty on the features is part of the loss.
-
-    Raises
-    ------
-    HeadNotFoundError
-        If a part of the network is TorchScript.
-    ValueError
-        If the logits carry no gradient, or are something else in training mode.
-
-    Warns
-    -----
-    PenaltyWithoutEffectWarning
-        If the features carry none, so that the penalty can change nothing.
+    too. If the features carry none, a warning says that the penalty can change nothing. No
+    statistic and no random generator changes. A few of the rows are taken.
     """
     module, head = network.module, network.visible_head
     if scripted := scripted_parts(module):

@@ -18,24 +18,11 @@ def run(module: nn.Module, batch: Tensor) -> Tensor:
 
 
 def logits_of(output: Any, n_rows: int | None = None) -> Tensor:
-    """Logits (n, K) in what a classifier returned: a tensor, or a tuple, dict or object.
+    """Logits (n, K) in what a classifier returned.
 
-    Parameters
-    ----------
-    output : object
-        What the classifier returned.
-    n_rows : int, optional
-        Number of rows of its batch; not compared where None.
-
-    Returns
-    -------
-    Tensor of shape (n, K)
-        The tensor itself, the first element of a tuple or list, or what is called "logits".
-
-    Raises
-    ------
-    TypeError, ValueError
-        If there are no logits (n, K), K >= 2, or not one row of them for each row of the batch.
+    They are the tensor itself, the first element of a tuple or list, or what is called "logits". A
+    TypeError or ValueError says what else was found, or that there is not one row of logits for
+    each of `n_rows` rows (not compared if None).
     """
     found = output
     if isinstance(found, Mapping):
@@ -94,21 +81,7 @@ def _remedy(shape: tuple[int, ...]) -> str:
 def check_usable(logits: Tensor, batch: Tensor, module: nn.Module) -> None:
     """Refuse logits from which no energy, or no meaningful one, can be computed.
 
-    Parameters
-    ----------
-    logits : Tensor of shape (n, K)
-        What a network gave.
-    batch : Tensor of shape (n, ...)
-        For this batch.
-    module : nn.Module
-        The network.
-
-    Raises
-    ------
-    TypeError
-        If they are not floating-point numbers.
-    ValueError
-        If they lie on another device than the batch, are not finite, or are probabilities.
+    They must be floating-point numbers on the device of the batch, finite, and no probabilities.
     """
     if not logits.is_floating_point():
         raise TypeError(

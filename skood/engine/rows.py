@@ -93,13 +93,7 @@ class Rows(ABC):
         return []
 
     def check_finite(self) -> None:
-        """Refuse NaN and infinity, if the rows are in memory; others are checked when loaded.
-
-        Raises
-        ------
-        ValueError
-            If a row holds NaN or infinity; the message names the first one.
-        """
+        """Refuse NaN and infinity, if the rows are in memory; others are checked when loaded."""
         return
 
     @abstractmethod
@@ -258,10 +252,8 @@ class Loaded(Rows):
 def rows_of_dataset(X: Dataset[Any], preprocess: Loader | None) -> Rows:
     """Rows of a data set; those of a `TensorDataset` are in memory.
 
-    Raises
-    ------
-    TypeError, ValueError
-        If it has no length, cannot be indexed, or is empty, or its items are not x or (x, y).
+    A TypeError or ValueError says if it has no length, cannot be indexed or is empty, or if its
+    items are not x or (x, y).
     """
     if not hasattr(X, "__len__") or not hasattr(X, "__getitem__"):
         raise TypeError(
@@ -279,13 +271,7 @@ def rows_of_dataset(X: Dataset[Any], preprocess: Loader | None) -> Rows:
 
 
 def rows_of_tensor(X: Tensor, labels: Any = None) -> InMemory:
-    """Rows of a tensor.
-
-    Raises
-    ------
-    ValueError
-        If X has fewer than 2 dimensions, no rows, no columns, or complex values.
-    """
+    """Rows of a tensor; a ValueError says if it cannot be rows."""
     if X.ndim < 2 or X.numel() == 0 or X.is_complex() or X.layout != torch.strided:
         raise ValueError(
             f"X is a tensor of shape {tuple(X.shape)}, dtype {X.dtype} and layout {X.layout}; "
@@ -297,13 +283,7 @@ def rows_of_tensor(X: Tensor, labels: Any = None) -> InMemory:
 
 
 def check_finite(batch: Tensor, rows: Rows, index: Index) -> None:
-    """Refuse a batch that holds NaN or infinity.
-
-    Raises
-    ------
-    ValueError
-        If it does; the message gives the number in X of the first such row.
-    """
+    """Refuse a batch with NaN or infinity, naming the first such row of X."""
     if not batch.is_floating_point() or all_finite(batch):
         return
     bad = int((~torch.isfinite(batch)).flatten(1).any(dim=1).nonzero()[0])

@@ -12,13 +12,7 @@ from torch.jit import ScriptModule
 
 
 class Scripted(nn.Module):
-    """A TorchScript module that can be pickled.
-
-    Parameters
-    ----------
-    script : ScriptModule
-        The module.
-    """
+    """A TorchScript module that can be pickled."""
 
     def __init__(self, script: ScriptModule) -> None:
         super().__init__()

@@ -45,22 +45,7 @@ class Shapes:
         return ((self.small,) if self.small else ()) + self.ladder
 
     def split(self, n_rows: int, start: int = 0) -> Iterator[tuple[slice, int]]:
-        """Slices of the rows of a request, and the shape that each is padded to.
-
-        Parameters
-        ----------
-        n_rows : int
-            Number of rows.
-        start : int, default=0
-            The first row.
-
-        Yields
-        ------
-        piece : slice
-            Consecutive rows.
-        shape : int
-            The shape, of at least as many rows and not many more.
-        """
+        """Slices of the rows of a request from `start` on, and the shape that each is padded to."""
         while start < n_rows:
             shape = self.small if n_rows <= self.small else self._for(n_rows - start)
             stop = min(start + shape, n_rows)
@@ -82,19 +67,9 @@ class Shapes:
 
 
 def same_bits(results: Results, most: int) -> tuple[int, ...]:
-    """Shapes in which forwards give bitwise what one of the largest gives.
+    """Shapes, ascending, in which forwards give bitwise what one of the largest gives.
 
-    Parameters
-    ----------
-    results : callable
-        Gives what forwards of so many rows return for some rows, always the same.
-    most : int
-        Rows of the largest shape.
-
-    Returns
-    -------
-    tuple of int
-        The shapes, ascending.
+    `results` gives what forwards of so many rows return for some rows, always the same.
     """
     expected, shapes, shape = results(most), [most], most
     while (shape := shape // STEP) >= SMALLEST:

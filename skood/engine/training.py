@@ -78,19 +78,7 @@ class Recipe:
 
 @dataclass(frozen=True)
 class TrainingData:
-    """Rows to train on.
-
-    Parameters
-    ----------
-    rows : Rows
-        In-distribution rows.
-    labels : ndarray of shape (n,)
-        Their logit indices.
-    outliers : Rows
-        Known outliers; may be empty.
-    ranks : Ranks
-        The processes that share the rows of each batch.
-    """
+    """Rows to train on, the logit indices of their labels, and known outliers, if any."""
 
     rows: Rows
     labels: NDArray[np.int64]
@@ -100,48 +88,18 @@ class TrainingData:
 
 @dataclass(frozen=True)
 class Progress:
-    """What a training needs to go on after an epoch.
-
-    Parameters
-    ----------
-    history : list of dict
-        Records of the epochs so far.
-    initial_spread : float
-        Range of the energies before the first.
-    module : nn.Module
-        The network.
-    optimizer : dict
-        State of the optimizer.
-    """
+    """What a training needs to go on after an epoch."""
 
     history: list[Record]
-    initial_spread: float
+    initial_spread: float  # range of the energies before the first epoch
     module: nn.Module
     optimizer: dict[str, Any]
 
 
 class Training:
-    """One training of a network, in place.
+    """One training of a network, in place; the network is left in evaluation mode.
 
-    Parameters
-    ----------
-    network : Network
-        The network; it is left in evaluation mode.
-    data : TrainingData
-        Rows and labels.
-    terms : sequence of Term
-        Terms of the loss.
-    recipe : Recipe
-        Epochs, batch size and optimizer settings.
-    seed : int
-        Seeds the order of rows, the augmentation and the dropout.
-    augment : Augment, optional
-        Applied to batches, drawn per row.
-
-    Raises
-    ------
-    ValueError
-        If nothing can be trained, or the batch size does not suit the rows.
+    The seed decides the order of rows, the augmentation and the dropout.
     """
 
     def __init__(
@@ -170,26 +128,11 @@ class Training:
         resume: Progress | None = None,
         after_epoch: Callable[[Progress], None] = lambda progress: None,
     ) -> list[Record]:
-        """Train for all epochs.
+        """Train for all epochs; one record an epoch, of means over its rows in training mode.
 
-        Parameters
-        ----------
-        resume : Progress, optional
-            Go on after these epochs of the same training; the outcome is bitwise that of all in
-            one.
-        after_epoch : callable, optional
-            Called with the progress after each epoch, the network in evaluation mode.
-
-        Returns
-        -------
-        list of dict
-            One record an epoch: means over its rows, in training mode, and seconds, those of the
-            slowest process.
-
-        Raises
-        ------
-        DivergenceError
-            If the loss is NaN or infinite, or the energies collapse to a constant.
+        With `resume`, go on after these epochs of the same training: the outcome is bitwise that of
+        all in one. `after_epoch` is called with the network in evaluation mode. A `DivergenceError`
+        says if the loss is NaN or infinite, or the energies collapse to a constant.
         """
         network, recipe, ranks = self.network, self.recipe, self.data.ranks
         for term in self.terms:
@@ -294,7 +237,6 @@ class Training:
             batch = self.augment(batch, draws, step.share).to(batch.dtype)
         record = self._in_memory(batch, step)
         if record is None and release(self._objective.outputs):
-            self._objective.outputs = self.network.features_and_logits
             record = self._in_memory(batch, step)
         if record is None:
             raise torch.OutOfMemoryError(
@@ -392,19 +334,7 @@ class _StepInput:
 def pretraining_recipe(n_rows: int, batch_size: int, epochs: int | None) -> Recipe:
     """Recipe of plain cross-entropy from scratch, long enough for many rows and for few.
 
-    Parameters
-    ----------
-    n_rows : int
-        Number of training rows.
-    batch_size : int
-        Rows of a step.
-    epochs : int or None
-        Epochs, where the user wants a number; None sizes them in steps where there are few rows.
-
-    Returns
-    -------
-    Recipe
-        The recipe.
+    If `epochs` is None, there are at least `PRETRAINING_STEPS` steps.
     """
     if epochs is None:
         steps = math.ceil(n_rows / batch_size)

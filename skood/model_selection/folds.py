@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator
-from typing import Any
+from numbers import Integral
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from sklearn.model_selection import BaseCrossValidator, KFold, StratifiedKFold
+from sklearn.utils._param_validation import validate_parameter_constraints
 from sklearn.utils.validation import _num_samples
 
+from ..exceptions import SelectionWarning
 from ..labels import as_labels, is_outlier
 from ..randomness import random_generator
+from ..validation import Number
 
 __all__ = ["InDistributionKFold"]
 
@@ -22,38 +26,39 @@ Indices = NDArray[np.intp]
 class InDistributionKFold(BaseCrossValidator):
     """K folds that train on in-distribution rows alone and test on both kinds of rows.
 
-    In-distribution (ID) rows are stratified by class, so that rows ordered by class do no harm.
-    Known out-of-distribution (OOD) rows are never trained on, and each is in exactly one test fold.
+    In-distribution (ID) rows are stratified by class, so rows ordered by class do no harm. Known
+    out-of-distribution (OOD) rows are never trained on, and each is in exactly one test fold.
 
     Parameters
     ----------
     n_splits : int, default=5
         Number of folds, at least 2.
     ood_label : int, str or bool, default=None
-        Label in y of known OOD rows; None where X holds ID rows alone.
+        Label in y of known OOD rows. None if all rows are ID.
     shuffle : bool, default=True
         Whether to shuffle the rows of each class before dividing them.
     random_state : int, RandomState or None, default=None
-        Source of the shuffling; pass an int for the same folds at every call, which halving
-        searches need. None draws fresh entropy; no global generator is read or advanced.
+        Seed of the shuffling. Pass an int for the same folds at every call; halving searches need
+        that. None draws fresh entropy; no global generator is read or advanced.
 
     Raises
     ------
     TypeError, ValueError
-        If a parameter is of the wrong type or out of range, or `random_state` is set where
+        If a parameter is of the wrong type or out of range, or if `random_state` is set although
         ``shuffle=False``.
 
     Notes
     -----
-    A class of fewer rows than folds is missing from some test folds and from no training fold.
+    If a class has fewer rows than there are folds, some test folds lack it, but no training fold
+    does.
 
-    A search that refits does so on all rows. `SparseEnergyOODDetector` leaves those labelled
-    `ood_label` out, given the same ``ood_label=``; an estimator without that parameter is to be
-    refitted by hand on the ID rows, with ``refit=False`` in the search.
+    A search refits on all rows. `SparseEnergyOODDetector` leaves out those labelled `ood_label` if
+    it is given the same ``ood_label=``. Refit an estimator without that parameter by hand, on the
+    ID rows, and pass ``refit=False`` to the search.
 
-    Training folds hold no OOD rows: with ``return_train_score=True``, the default of halving
-    searches, a scorer that looks for them there fails. A detector that learns from outliers
-    (``outlier_weight > 0``) takes scikit-learn's `StratifiedKFold` instead.
+    Training folds hold no OOD rows. Pass ``return_train_score=False`` to halving searches, or a
+    scorer that looks for OOD rows there fails. If a detector learns from outliers
+    (``outlier_weight > 0``), use scikit-learn's `StratifiedKFold` instead.
 
     Examples
     --------
@@ -66,6 +71,13 @@ class InDistributionKFold(BaseCrossValidator):
     [0 2] [1 3 5]
     """
 
+    _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
+        "n_splits": [Number(Integral, 2, None, closed="left")],
+        "ood_label": [Integral, str, "boolean", None],
+        "shuffle": ["boolean"],
+        "random_state": ["random_state"],
+    }
+
     def __init__(
         self,
         n_splits: int = 5,
@@ -74,13 +86,18 @@ class InDistributionKFold(BaseCrossValidator):
         shuffle: bool = True,
         random_state: int | np.random.RandomState | None = None,
     ) -> None:
-        KFold(n_splits, shuffle=shuffle, random_state=random_state)  # which refuses bad values
-        if random_state is not None:
-            random_generator(random_state)  # and so does this
-        self.n_splits = int(n_splits)
+        self.n_splits = n_splits
         self.ood_label = ood_label
         self.shuffle = shuffle
         self.random_state = random_state
+        validate_parameter_constraints(
+            self._parameter_constraints, vars(self), caller_name=type(self).__name__
+        )
+        if random_state is not None and not shuffle:
+            raise ValueError(
+                f"random_state={random_state!r} has no effect with shuffle=False. Pass "
+                "shuffle=True, or leave random_state out."
+            )
 
     def get_n_splits(self, X: object = None, y: object = None, groups: object = None) -> int:
         """Number of folds.
@@ -107,8 +124,8 @@ class InDistributionKFold(BaseCrossValidator):
         X : array-like of shape (n, ...)
             Rows; only their number matters.
         y : array-like of shape (n,), default=None
-            Label of each row: integers, strings or booleans. Needed where `ood_label` is set;
-            without it the folds are not stratified.
+            Label of each row: integers, strings or booleans. Required if `ood_label` is set.
+            Without it the folds are not stratified.
         groups : object
             Ignored, with a warning.
 
@@ -120,13 +137,18 @@ class InDistributionKFold(BaseCrossValidator):
         Raises
         ------
         ValueError
-            If a fold would be without ID or OOD rows, a class has a single row, or y does not fit
-            X or `ood_label`.
+            If a fold would lack ID or OOD rows, a class has a single row, or y does not fit X or
+            `ood_label`.
+
+        Warns
+        -----
+        SelectionWarning
+            If `groups` is given.
         """
         if groups is not None:
             warnings.warn(
-                f"The groups parameter is ignored by {type(self).__name__}",
-                UserWarning,
+                f"The groups parameter is ignored by {type(self).__name__}.",
+                SelectionWarning,
                 stacklevel=2,
             )
         fold, outlying = self._folds(_num_samples(X), y)
@@ -134,9 +156,12 @@ class InDistributionKFold(BaseCrossValidator):
             yield np.flatnonzero((fold != i) & ~outlying), np.flatnonzero(fold == i)
 
     def _folds(self, n_rows: int, y: ArrayLike | None) -> tuple[Indices, NDArray[np.bool_]]:
-        """The fold in which each row is tested, and which rows are OOD."""
-        random = random_generator(self.random_state) if self.shuffle else None
-        plain = KFold(self.n_splits, shuffle=self.shuffle, random_state=random)
+        """The fold that tests each row, and which rows are OOD."""
+        options = {
+            "shuffle": bool(self.shuffle),
+            "random_state": random_generator(self.random_state) if self.shuffle else None,
+        }
+        plain = KFold(self.n_splits, **options)
         if y is None:
             self._check_unlabelled(n_rows)
             return _fold_of_each(plain, np.zeros(n_rows)), np.zeros(n_rows, dtype=bool)
@@ -144,7 +169,7 @@ class InDistributionKFold(BaseCrossValidator):
         outlying = is_outlier(labels, self.ood_label)
         self._check_outliers(labels, outlying)
         self._check_classes(labels[~outlying])
-        stratified = StratifiedKFold(self.n_splits, shuffle=self.shuffle, random_state=random)
+        stratified = StratifiedKFold(self.n_splits, **options)
         fold = np.empty(n_rows, dtype=np.intp)
         with warnings.catch_warnings():
             # Classes with fewer rows than folds do no harm: see the notes.
@@ -158,7 +183,7 @@ class InDistributionKFold(BaseCrossValidator):
         if self.ood_label is not None:
             raise ValueError(
                 f"split got y=None, so no row can carry ood_label={self.ood_label!r}. Pass y, one "
-                "label a row, or ood_label=None if all rows are in-distribution."
+                "label per row, or ood_label=None if all rows are in-distribution."
             )
         self._check_enough(n_rows, "in-distribution")
 
@@ -178,9 +203,9 @@ class InDistributionKFold(BaseCrossValidator):
         classes, counts = np.unique(labels, return_counts=True)
         if counts.min() < 2:
             raise ValueError(
-                f"The labels {classes[counts < 2][:12].tolist()} have a single row each, which "
-                "cannot be both trained and tested on. Leave these rows out, or give them the "
-                "label of a larger class."
+                f"The labels {classes[counts < 2][:12].tolist()} have a single row each, too few "
+                "to both train and test on. Leave these rows out, or give them the label of a "
+                "larger class."
             )
         if counts.max() < self.n_splits:
             raise ValueError(
@@ -192,12 +217,12 @@ class InDistributionKFold(BaseCrossValidator):
         if n_rows < self.n_splits:
             raise ValueError(
                 f"n_splits={self.n_splits} folds need at least as many {kind} rows, and there are "
-                f"{n_rows}. Pass more of them, or a smaller n_splits."
+                f"{n_rows}. Pass more rows, or a smaller n_splits."
             )
 
 
 def _fold_of_each(splitter: BaseCrossValidator, labels: NDArray[Any]) -> Indices:
-    """Number of the test fold that each row is in."""
+    """The test fold of each row."""
     fold = np.empty(len(labels), dtype=np.intp)
     for i, (_, test) in enumerate(splitter.split(labels, labels)):
         fold[test] = i

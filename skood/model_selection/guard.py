@@ -9,8 +9,14 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from sklearn.utils._param_validation import validate_parameter_constraints
 
-__all__ = ["AccuracyGuard"]
+from ..exceptions import SelectionWarning
+from ..validation import Number
+
+__all__ = ["AccuracyGuard", "accurate_enough"]
+
+TOLERANCE = [Number(Real, 0, None, closed="both")]
 
 ROUNDING = 1e-9
 """A loss of accuracy that equals the tolerance may exceed it by the rounding of a mean."""
@@ -20,20 +26,21 @@ class AccuracyGuard:
     """Refit rule: the best detector among those that still classify well.
 
     A larger sparsity weight may detect better and classify worse. As ``refit=`` of a search, this
-    takes the candidate of the best mean score among those whose accuracy on in-distribution rows is
-    at most `tolerance` below that of the untouched classifier; of equal ones, the first.
+    drops the candidates whose accuracy on in-distribution rows is more than `tolerance` below that
+    of the untouched classifier. Of the rest it takes the one with the best mean score, the first if
+    there are several.
 
     Parameters
     ----------
     metric : str, default="auroc"
-        What to maximise: a name from `make_ood_scorer`, or ``<metric>_<set>`` for one named set.
+        Score to maximise: a name from `make_ood_scorer`, or ``<metric>_<set>`` for one named set.
     tolerance : float, default=0.01
-        Accuracy that may be lost, as a fraction, at least 0.
+        Accuracy that may be lost, as a fraction: 0.01 is one point. At least 0.
 
     Raises
     ------
     TypeError, ValueError
-        If a parameter is of the wrong type, or `tolerance` is negative or NaN.
+        If `metric` is not a string, or `tolerance` is not a number of at least 0.
 
     Examples
     --------
@@ -60,15 +67,18 @@ class AccuracyGuard:
     """
 
     def __init__(self, metric: str = "auroc", *, tolerance: float = 0.01) -> None:
-        _check_metric(metric)
-        _check_tolerance(tolerance)
+        validate_parameter_constraints(
+            {"metric": [str], "tolerance": TOLERANCE},
+            {"metric": metric, "tolerance": tolerance},
+            caller_name="AccuracyGuard",
+        )
         self.metric = metric
         self.tolerance = tolerance
 
     def __repr__(self) -> str:
         return f"AccuracyGuard({self.metric!r}, tolerance={self.tolerance!r})"
 
-    # The `score` of a search that refits by a rule looks the rule up among the scores by name.
+    # A search that refits by a rule looks the rule up among the names of its scores, in `score`.
     def __eq__(self, other: object) -> bool:
         return (
             vars(self) == vars(other) if isinstance(other, AccuracyGuard) else self.metric == other
@@ -83,12 +93,12 @@ class AccuracyGuard:
         Parameters
         ----------
         cv_results : dict of str to array-like of shape (n_candidates,)
-            A search's ``cv_results_``, with "mean_test_<metric>" and "mean_test_accuracy_change".
+            ``cv_results_`` of a search, with "mean_test_<metric>" and "mean_test_accuracy_change".
 
         Returns
         -------
         int
-            Position in `cv_results`. Candidates whose scores are NaN are not considered.
+            Position in `cv_results`, never of a candidate whose scores are NaN.
 
         Raises
         ------
@@ -97,28 +107,28 @@ class AccuracyGuard:
 
         Warns
         -----
-        UserWarning
-            If no candidate is accurate enough; the one that loses least is taken.
+        SelectionWarning
+            If no candidate is accurate enough. The one that loses least is taken.
         """
         score = self._column(cv_results, self.metric)
         change = self._column(cv_results, "accuracy_change")
         scored = ~(np.isnan(score) | np.isnan(change))
         if not scored.any():
             raise ValueError(
-                f"All {len(score)} candidates have NaN as {self.metric} or accuracy_change, as "
-                "fitting or scoring failed: the warnings of the search say why, and "
+                f"All {len(score)} candidates have NaN as {self.metric} or accuracy_change: "
+                "fitting or scoring failed. The warnings of the search say why; "
                 "error_score='raise' stops it at the first failure."
             )
-        accurate = scored & _accurate_enough(change, self.tolerance)
+        accurate = scored & accurate_enough(change, self.tolerance)
         if accurate.any():
             return int(np.argmax(np.where(accurate, score, -np.inf)))
         least = int(np.argmax(np.where(scored, change, -np.inf)))
         warnings.warn(
             f"Every candidate loses more than tolerance={self.tolerance:g} of the accuracy on "
-            f"in-distribution rows; taking the one that loses least, {-change[least]:.4f}. Search "
-            "smaller values of sparsity_weight, learning_rate or max_epochs, or raise the "
+            f"in-distribution rows. The one that loses least, {-change[least]:.4f}, is taken. "
+            "Search smaller values of sparsity_weight, learning_rate or max_epochs, or raise the "
             "tolerance.",
-            UserWarning,
+            SelectionWarning,
             stacklevel=2,
         )
         return least
@@ -130,26 +140,24 @@ class AccuracyGuard:
             found = [name.removeprefix("mean_test_") for name in cv_results if "mean_test" in name]
             raise ValueError(
                 f"cv_results_ has no scores named {metric!r}, only {found}. {self!r} needs "
-                f"scoring=make_ood_scorer([{self.metric!r}, 'accuracy_change'], ...), and finds "
-                "'score' alone where that failed in every fold: error_score='raise' shows how."
+                f"scoring=make_ood_scorer([{self.metric!r}, 'accuracy_change'], ...). If that "
+                "failed in every fold, 'score' is all there is: error_score='raise' shows why."
             ) from None
 
 
-def _accurate_enough(change: NDArray[np.float64], tolerance: float) -> NDArray[np.bool_]:
-    """Which candidates lose no more accuracy than is tolerated."""
+def accurate_enough(change: NDArray[np.float64], tolerance: float) -> NDArray[np.bool_]:
+    """Which candidates lose no more accuracy than is tolerated.
+
+    Parameters
+    ----------
+    change : ndarray of shape (n_candidates,)
+        Mean change of the accuracy of each candidate.
+    tolerance : float
+        Accuracy that may be lost, as a fraction.
+
+    Returns
+    -------
+    ndarray of shape (n_candidates,), bool
+        False for NaN.
+    """
     return change >= -tolerance - ROUNDING
-
-
-def _check_metric(metric: object) -> None:
-    if not isinstance(metric, str):
-        raise TypeError(f"metric={metric!r}; expected the name of a score, such as 'auroc'.")
-
-
-def _check_tolerance(tolerance: object) -> None:
-    if not isinstance(tolerance, Real) or isinstance(tolerance, bool):
-        raise TypeError(f"tolerance={tolerance!r}; expected a number such as 0.01.")
-    if not float(tolerance) >= 0:
-        raise ValueError(
-            f"tolerance={tolerance!r}; expected a fraction of at least 0, such as 0.01 for one "
-            "point of accuracy."
-        )

@@ -6,21 +6,19 @@ import reprlib
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from numbers import Real
+from numbers import Integral, Real
 from typing import Any, cast
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from sklearn.frozen import FrozenEstimator
-from sklearn.pipeline import Pipeline
-from sklearn.utils import _safe_indexing
 from sklearn.utils.validation import _num_samples
-from torch import Tensor
-from torch.utils.data import Dataset, Subset
 
-from ..engine.rows import as_array
+from ..exceptions import SelectionWarning
 from ..labels import as_labels, is_outlier
-from ..metrics import Positive, _check_positive, aupr, auroc, detection_error, fpr_at_tpr
+from ..metrics import METRICS, POSITIVE, Positive
+from ..rows import as_numbers, in_frame, take
+from ..validation import validated
+from .steps import last_step, seen_by_last_step
 from .surrogates import surrogate_outliers
 
 __all__ = ["make_ood_scorer"]
@@ -29,22 +27,7 @@ Scores = NDArray[np.float64]
 Metric = Callable[..., float]
 
 
-def _neg_fpr_at_tpr(score_id: Scores, score_ood: Scores, *, positive: Positive) -> float:
-    return -fpr_at_tpr(score_id, score_ood, positive=positive)
-
-
-def _neg_detection_error(score_id: Scores, score_ood: Scores, *, positive: Positive) -> float:
-    return -detection_error(score_id, score_ood, positive=positive)
-
-
-METRICS: dict[str, Metric] = {
-    "auroc": auroc,
-    "aupr": aupr,
-    "neg_fpr_at_tpr": _neg_fpr_at_tpr,
-    "neg_detection_error": _neg_detection_error,
-}
-
-
+@validated(ood_label=[Integral, str, "boolean", None], positive=POSITIVE)
 def make_ood_scorer(
     metric: str | Metric | Sequence[str | Metric] = "auroc",
     X_ood: Any = None,
@@ -54,61 +37,63 @@ def make_ood_scorer(
 ) -> _OODScorer:
     """Scorer of how well a detector tells in-distribution (ID) from out-of-distribution (OOD) rows.
 
-    For ``scoring=`` of scikit-learn's searches and of `cross_validate`; any outlier detector will
-    do, alone or as the last step of a `Pipeline`, whose `score_samples` (or else
+    Pass it as ``scoring=`` to scikit-learn's searches or to `cross_validate`. It works for any
+    outlier detector, also as the last step of a `Pipeline`, whose `score_samples` (or else
     `decision_function`) is higher for ID rows.
 
     Parameters
     ----------
     metric : str, callable or list, default="auroc"
-        What to compute, greater being better.
+        What to compute; greater is better.
 
-        - "auroc", "aupr": as in `skood.metrics`.
-        - "neg_fpr_at_tpr", "neg_detection_error": as in `skood.metrics`, negated.
-        - "accuracy_change": accuracy of the fine-tuned classifier on the ID rows less that of the
+        - "auroc", "aupr": functions of `skood.metrics`.
+        - "neg_fpr_at_tpr", "neg_detection_error": errors of `skood.metrics`. The prefix ``neg_``
+          negates them.
+        - "accuracy_change": accuracy of the fine-tuned classifier on the ID rows, minus that of the
           untouched one, from `SparseEnergyOODDetector.id_accuracy`; see `AccuracyGuard`.
         - "mean_l1": mean L1 norm of the ID rows' features, from `SparseEnergyOODDetector.features`.
-          A description to draw (`skood.plotting.SelectionDisplay`), not to be maximised.
+          It describes a detector (`skood.plotting.SelectionDisplay` draws it); do not maximise it.
         - a callable: maps the scores of ID and of OOD rows, (n_id,) and (n_ood,), to a float.
 
-        A list makes the scorer return a dict, from a single scoring of the rows.
+        If this is a list, the scorer returns a dict; it scores the rows once.
     X_ood : array-like of shape (n_ood, ...) or dict of str to array-like, default=None
-        OOD rows like those of X, or several named sets of them, over which the mean is taken; a
-        list of metrics adds each set's value as ``<metric>_<set>``.
+        OOD rows like those of X. For several named sets, the mean over the sets is taken, and a
+        list of metrics adds the value of each set as ``<metric>_<set>``.
     ood_label : int, str or bool, default=None
-        Label in y of known OOD rows. Without `X_ood` they are the OOD rows; with it, they are
-        merely left out of the ID rows.
+        Label in y of known OOD rows. They are the OOD rows if `X_ood` is None, and are left out
+        otherwise.
     positive : {"id", "ood"}, default="id"
         The positive class of the named metrics, as in `skood.metrics`.
 
     Returns
     -------
     callable
-        ``scorer(estimator, X, y=None)``, a float, or a dict of them where `metric` is a list.
+        ``scorer(estimator, X, y=None)`` gives a float, or a dict of floats if `metric` is a list.
 
-        Without `X_ood` and `ood_label` it makes OOD rows from the ID rows it is given, see
-        `surrogate_outliers`. It raises ValueError or TypeError where it cannot score: a fold
-        without ID or without labelled OOD rows, ID labels that the detector was not trained on,
-        scores that are not finite.
+        Without `X_ood` and `ood_label`, it makes OOD rows from the ID rows; see
+        `surrogate_outliers`. It raises ValueError or TypeError if it cannot score, because a fold
+        lacks ID or labelled OOD rows, the detector was not trained on a label of the ID rows, or
+        scores are not finite.
 
     Raises
     ------
     TypeError, ValueError
-        If a metric is unknown or an error rate, or a set of OOD rows is empty.
+        If a metric is unknown or an error, a set of OOD rows is empty, or another argument is not
+        one of those above.
 
     Warns
     -----
-    UserWarning
-        When scoring, if the detector's own `ood_label` is another, so that a search that refits
-        would train it on the OOD rows.
+    SelectionWarning
+        When scoring, if the detector has another `ood_label`. A search that refits would train it
+        on the OOD rows.
 
     Notes
     -----
-    Training folds of `InDistributionKFold` hold no labelled OOD rows: leave
-    ``return_train_score=False``, which halving searches must be told.
+    Training folds of `InDistributionKFold` hold no labelled OOD rows. Pass
+    ``return_train_score=False`` to halving searches; it is the default of the others.
 
-    Where scoring fails, searches warn and go on with NaN, and for a list of metrics may stop with
-    another error at their end; ``error_score="raise"`` stops them at the cause.
+    If scoring fails, searches warn and go on with NaN; for a list of metrics, they may stop with
+    another error at the end. ``error_score="raise"`` stops them at the cause.
 
     Examples
     --------
@@ -126,7 +111,7 @@ def make_ood_scorer(
     >>> bool(search.best_score_ > 0.9)
     True
 
-    Several metrics and sets, from one scoring:
+    Several metrics and sets at once:
 
     >>> scorer = make_ood_scorer(["auroc", "neg_fpr_at_tpr"], {"dark": 0 * X, "light": 16 - X})
     >>> sorted(scorer(search.best_estimator_, X))  # doctest: +NORMALIZE_WHITESPACE
@@ -146,7 +131,6 @@ class _OODScorer:
         ood_label: int | str | bool | None,
         positive: Positive,
     ) -> None:
-        _check_positive(positive)
         _check_sets(X_ood)
         self.metric = metric
         self.X_ood = X_ood
@@ -166,7 +150,7 @@ class _OODScorer:
         self, estimator: Any, X: Any, y: ArrayLike | None = None
     ) -> float | dict[str, float]:
         X_id, labels, X_labelled = self._split(X, y)
-        detector = _last_step(estimator)
+        detector = last_step(estimator)
         self._check_classes(detector, labels)
         self._warn_if_refit_learns_outliers(detector, X_labelled)
         values = {}
@@ -174,7 +158,7 @@ class _OODScorer:
             values = self._detection(estimator, X_id, self._outliers(X_id, labels, X_labelled))
         described = [name for name in self._names if name in OF_ID_ROWS]
         if described:
-            seen = _seen_by_last_step(estimator, X_id)
+            seen = seen_by_last_step(estimator, X_id)
             for name in described:
                 values[name] = _finite(name, OF_ID_ROWS[name](detector, seen, labels))
         return values if self._several else values[self._names[0]]
@@ -189,12 +173,12 @@ class _OODScorer:
         )
 
     def _split(self, X: Any, y: ArrayLike | None) -> tuple[Any, NDArray[Any] | None, Any]:
-        """ID rows with their labels, and the labelled OOD rows, or None where there are none."""
+        """ID rows with their labels, and the labelled OOD rows, or None if there are none."""
         if y is None:
             if self.ood_label is not None:
                 raise ValueError(
-                    f"{self!r} got y=None, so no row can carry ood_label. Pass y, one label a row, "
-                    f"together with {self._cure()}."
+                    f"{self!r} got y=None, so no row can carry ood_label. Pass y, one label per "
+                    f"row, and {self._cure()}."
                 )
             return X, None, None
         labels = as_labels(y, _num_samples(X))
@@ -208,10 +192,10 @@ class _OODScorer:
         if not outlying.any():
             return X, labels, None
         inliers, outliers = np.flatnonzero(~outlying), np.flatnonzero(outlying)
-        return _picked(X, inliers), labels[inliers], _picked(X, outliers)
+        return take(X, inliers), labels[inliers], take(X, outliers)
 
     def _outliers(self, X_id: Any, labels: NDArray[Any] | None, X_labelled: Any) -> dict[str, Any]:
-        """Sets of OOD rows by name; a set that is alone has none."""
+        """Sets of OOD rows by name; a single set has the name ""."""
         if isinstance(self.X_ood, Mapping):
             return dict(self.X_ood)
         if self.X_ood is not None:
@@ -222,12 +206,12 @@ class _OODScorer:
             raise ValueError(
                 f"None of the {_num_samples(X_id)} rows to score carries ood_label="
                 f"{self.ood_label!r}. Pass {self._cure()}, which puts such rows in every test "
-                "fold, and return_train_score=False, for training folds hold none."
+                "fold, and return_train_score=False, because training folds hold none."
             )
         return {"": X_labelled}
 
     def _detection(self, estimator: Any, X_id: Any, outliers: dict[str, Any]) -> dict[str, float]:
-        """Each metric's mean over the sets, and its value for each set that has a name."""
+        """The mean of each metric over the sets, and its value for each named set."""
         score_id = _scores(estimator, X_id, "the in-distribution rows")
         score_ood = {
             name: _scores(estimator, rows, f"the out-of-distribution rows {name}".strip())
@@ -250,15 +234,15 @@ class _OODScorer:
             return
         trained_on = set(np.asarray(detector.classes_).tolist())
         unknown = set(labels.tolist()) - trained_on
-        # Labels of another kind than all classes are none: the detector made up classes of its own.
+        # If labels are of another kind than the classes, the detector made up its classes.
         if not {type(label) for label in unknown} & {type(label) for label in trained_on}:
             return
         raise ValueError(
             f"The rows to score have the labels {sorted(unknown)[:12]}, which "
             f"{type(detector).__name__} was not trained on; its classes_ are "
-            f"{sorted(trained_on)[:12]}. Where rows are ordered by class, plain folds leave whole "
+            f"{sorted(trained_on)[:12]}. If rows are ordered by class, plain folds leave whole "
             f"classes out of training: pass {self._cure()}. If such a label marks known outliers, "
-            "pass it as ood_label=; if y holds no classes, pass y=None."
+            "pass it as ood_label=. If y holds no classes, pass y=None."
         )
 
     def _warn_if_refit_learns_outliers(self, detector: Any, X_labelled: Any) -> None:
@@ -267,9 +251,9 @@ class _OODScorer:
         if detector.ood_label != self.ood_label:
             warnings.warn(
                 f"{type(detector).__name__} has ood_label={detector.ood_label!r}, the scorer "
-                f"{self.ood_label!r}: a search that refits would train it on the outliers as a "
+                f"{self.ood_label!r}. A search that refits would train it on the outliers, as a "
                 f"class of their own. Pass ood_label={self.ood_label!r} to both.",
-                UserWarning,
+                SelectionWarning,
                 stacklevel=3,
             )
 
@@ -278,8 +262,8 @@ class _OODScorer:
         names = self._names + [f"{name}_{of}" for name in self._metrics for of in sets]
         if not names or len(set(names)) < len(names):
             raise ValueError(
-                f"metric={self.metric!r} and the sets {sets} give scores of the names {names}; "
-                "expected at least one, and no name twice."
+                f"metric={self.metric!r} and the sets {sets} give scores named {names}; expected "
+                "at least one, and no name twice."
             )
 
     def _cure(self) -> str:
@@ -300,18 +284,20 @@ def _check_sets(X_ood: Any) -> None:
 
 def _name(metric: object) -> str:
     """Name of a metric in the scores of a search."""
-    names = [*METRICS, *OF_ID_ROWS]
+    names = [*OF_SCORES, *OF_ID_ROWS]
     if not isinstance(metric, str) and not callable(metric):
         raise TypeError(
             f"metric={reprlib.repr(metric)}; expected one of {names}, a function of the scores of "
-            "in-distribution and of out-of-distribution rows, or a list of these. Rows go to X_ood."
+            "in-distribution and of out-of-distribution rows, or a list of these. Pass rows as "
+            "X_ood=."
         )
     function = metric.func if isinstance(metric, partial) else metric
     name = metric if isinstance(metric, str) else getattr(function, "__name__", "metric")
-    if function in (fpr_at_tpr, detection_error) or f"neg_{metric}" in METRICS:
+    errors = [each.function for each in METRICS if each.is_error]
+    if function in errors or f"neg_{metric}" in names:
         raise ValueError(
-            f"metric={metric!r} is an error, of which less is better, while searches maximise. "
-            f"Pass 'neg_{name}', or a function that returns it negated."
+            f"metric={metric!r} is an error: less is better, but searches maximise. Pass "
+            f"'neg_{name}', or a function that returns it negated."
         )
     if isinstance(metric, str) and metric not in names:
         raise ValueError(f"metric={metric!r} is unknown; expected one of {names}.")
@@ -320,26 +306,16 @@ def _name(metric: object) -> str:
 
 def _as_metric(metric: str | Metric, positive: Positive) -> Metric:
     """Function of the scores of ID and of OOD rows."""
-    function = METRICS[metric] if isinstance(metric, str) else metric
-    return partial(function, positive=positive) if function in METRICS.values() else function
+    if isinstance(metric, str):
+        named = OF_SCORES[metric]
+        function = partial(named.function, positive=positive)
+        return partial(_negated, function) if named.is_error else function
+    takes_positive = any(metric == each.function for each in METRICS)
+    return partial(metric, positive=positive) if takes_positive else metric
 
 
-def _unwrapped(estimator: Any) -> Any:
-    """The estimator in a search or a `FrozenEstimator`."""
-    if isinstance(estimator, FrozenEstimator):
-        return _unwrapped(estimator.estimator)
-    if hasattr(estimator, "best_estimator_"):
-        return _unwrapped(estimator.best_estimator_)
-    return estimator
-
-
-def _last_step(estimator: Any) -> Any:
-    estimator = _unwrapped(estimator)
-    return _last_step(estimator[-1]) if isinstance(estimator, Pipeline) else estimator
-
-
-def _picked(X: Any, rows: NDArray[np.intp]) -> Any:
-    return Subset(X, rows.tolist()) if isinstance(X, Dataset) else _safe_indexing(X, rows)
+def _negated(function: Metric, score_id: Scores, score_ood: Scores) -> float:
+    return -function(score_id, score_ood)
 
 
 def _scores(estimator: Any, X: Any, rows: str) -> Scores:
@@ -355,14 +331,14 @@ def _scores(estimator: Any, X: Any, rows: str) -> Scores:
     if scores.shape != (_num_samples(X),):
         raise ValueError(
             f"{type(estimator).__name__}.{method} gave scores of shape {scores.shape} for {rows}; "
-            f"expected one a row, ({_num_samples(X)},), as outlier detectors give."
+            f"expected one per row, ({_num_samples(X)},). Pass an outlier detector."
         )
     n_bad = np.count_nonzero(~np.isfinite(scores))
     if n_bad:
         raise ValueError(
             f"{type(estimator).__name__}.{method} gave {n_bad} NaN or infinite scores for {rows}, "
-            f"of {len(scores)}. Look there for what made them: rows out of range, or training "
-            "that went astray."
+            f"of {len(scores)}. Find out what made them: rows out of range, or training that "
+            "diverged."
         )
     return scores
 
@@ -373,22 +349,13 @@ def _finite(name: str, value: object) -> float:
     return float(value)
 
 
-def _seen_by_last_step(estimator: Any, X: Any) -> Any:
-    """X as the steps of a pipeline before the last leave it."""
-    estimator = _unwrapped(estimator)
-    if not isinstance(estimator, Pipeline):
-        return X
-    steps = estimator[:-1]
-    return _seen_by_last_step(estimator[-1], steps.transform(X) if len(steps) else X)
-
-
 def _accuracy_change(detector: Any, X: Any, labels: NDArray[Any] | None) -> float:
     _check_has(detector, "id_accuracy", "accuracy_change")
     if labels is None or len(np.unique(labels)) < 2:
         given = "none" if labels is None else f"{np.unique(labels).tolist()} alone"
         raise ValueError(
-            "'accuracy_change' needs the in-distribution rows' labels of at least two classes, "
-            f"and got {given}. Pass y with the classes, or leave it out of the metrics."
+            "'accuracy_change' needs in-distribution rows with labels of at least two classes, "
+            f"and got {given}. Pass y with the classes, or leave this metric out."
         )
     accuracy = detector.id_accuracy(X, labels)
     return float(accuracy["after"] - accuracy["before"])
@@ -402,35 +369,31 @@ def _mean_l1(detector: Any, X: Any, labels: NDArray[Any] | None) -> float:
 def _check_has(detector: Any, method: str, metric: str) -> None:
     if not hasattr(detector, method):
         raise TypeError(
-            f"{type(detector).__name__} has no {method}, which {metric!r} is computed from; "
-            "it is for SparseEnergyOODDetector. Leave it out of the metrics."
+            f"{type(detector).__name__} has no {method}, which {metric!r} needs; expected a "
+            "SparseEnergyOODDetector. Leave this metric out for other detectors."
         )
 
+
+OF_SCORES = {
+    metric.name_in_searches: metric
+    for metric in sorted(METRICS, key=lambda metric: metric.is_error)
+}
+"""Metrics of the scores, the errors last."""
 
 OF_ID_ROWS: dict[str, Callable[[Any, Any, NDArray[Any] | None], float]] = {
     "accuracy_change": _accuracy_change,
     "mean_l1": _mean_l1,
 }
-"""What is computed from a detector, ID rows as it sees them and their labels."""
+"""Metrics of a detector, of the ID rows as it sees them, and of their labels."""
 
 
 def _surrogates(X: Any, labels: NDArray[Any] | None) -> Any:
-    """Surrogate outliers, in a data frame where X is one."""
-    if isinstance(X, Dataset):
-        raise ValueError(
-            f"X is a data set, {type(X).__name__}, of which no surrogate outliers are made. Pass "
-            "out-of-distribution rows to make_ood_scorer as X_ood=, or name their label in y with "
-            "ood_label=."
-        )
-    rows = as_array(X) if isinstance(X, Tensor) else np.asarray(X)
+    """Surrogate outliers, in a data frame if X is one."""
+    rows = as_numbers(X)
     if rows.dtype.kind not in "biuf":
         raise ValueError(
-            f"X, a {type(X).__name__} of dtype {rows.dtype}, is no array of numbers, and has no "
-            "surrogate outliers. Pass out-of-distribution rows to make_ood_scorer as X_ood=, or "
-            "name their label in y with ood_label=."
+            f"X, a {type(X).__name__} of dtype {rows.dtype}, is no array of numbers, so no "
+            "surrogate outliers are made of it. Pass out-of-distribution rows to make_ood_scorer "
+            "as X_ood=, or name their label in y with ood_label=."
         )
-    outliers = surrogate_outliers(rows, labels, random_state=0)
-    if not hasattr(X, "columns"):
-        return outliers
-    names = "columns" if hasattr(X, "iloc") else "schema"  # as pandas and polars have it
-    return type(X)(outliers, **{names: list(X.columns)})
+    return in_frame(surrogate_outliers(rows, labels, random_state=0), X)

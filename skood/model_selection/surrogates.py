@@ -8,11 +8,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import ndimage
-from torch import Tensor
 
-from ..engine.rows import as_array, has_channels_last, slices
+from ..engine.rows import has_channels_last, slices
 from ..labels import as_labels
 from ..randomness import random_generator
+from ..rows import as_numbers
+from ..validation import validated
 
 __all__ = ["surrogate_outliers"]
 
@@ -24,13 +25,14 @@ BLUR = 1 / 24
 """Standard deviation of the blur, as a share of the larger side."""
 
 LEAST_BLUR = 1.0
-"""Least standard deviation of the blur, in pixels: less would leave small images as they are."""
+"""Least standard deviation of the blur, in pixels. Less would not change small images."""
 
 CONTRAST = 0.2
 NOISE = 0.3
 CHUNK_ROWS = 1024
 
 
+@validated(kind=[str], random_state=["random_state"])
 def surrogate_outliers(
     X: ArrayLike,
     y: ArrayLike | None = None,
@@ -38,54 +40,54 @@ def surrogate_outliers(
     kind: str = "auto",
     random_state: int | np.random.RandomState | None = None,
 ) -> NDArray[Any]:
-    """Outliers made from in-distribution rows, for judging a detector without outlier data.
+    """Make outliers from in-distribution rows, to judge a detector without outlier data.
 
     Parameters
     ----------
     X : array-like of shape (n, ...)
         In-distribution rows: a table (n, d) or images (n, h, w), (n, c, h, w) or (n, h, w, c).
     y : array-like of shape (n,), default=None
-        Label of each row; "mixture" mixes rows of different labels, or any two without them.
+        Label of each row, for "mixture", which mixes rows of different labels. Without labels it
+        mixes any two rows.
     kind : str, default="auto"
-        For images "patches", "blur", "contrast", "frequencies", "noise", "colours" or "mixture",
-        for a table "columns", "mixture" or "scale"; see the notes. "auto" takes "columns" for a
-        table, and for images "patches", "blur" and "contrast" in turn.
+        What to do to the rows; see the notes. For images "patches", "blur", "contrast",
+        "frequencies", "noise", "colours" or "mixture"; for a table "columns", "mixture" or "scale".
+        "auto" takes "patches", "blur" and "contrast" in turn for images, "columns" for a table.
     random_state : int, RandomState or None, default=None
-        Source of what is drawn; pass an int for the same outliers at every call.
+        Seed. Pass an int for the same outliers at every call.
 
     Returns
     -------
     ndarray of the shape and dtype of X
-        The outliers, within the range of X but for "scale".
+        The outliers. All but those of "scale" are within the range of X.
 
     Raises
     ------
-    ValueError
-        If X has no surrogates of this kind.
+    TypeError, ValueError
+        If X has no surrogates of this kind, or a parameter is of the wrong type.
 
     Notes
     -----
     Images:
 
     - "patches" cuts each image into a grid of at most 4 x 4 cells and permutes the cells;
-    - "blur" takes the details away, by a Gaussian of a 24th of the larger side, or of a pixel;
+    - "blur" removes details, with a Gaussian of a 24th of the larger side, at least one pixel;
     - "contrast" keeps a fifth of each image's difference from its mean colour;
     - "frequencies" keeps the amplitudes of an image's Fourier transform and takes the phases of
       another image;
     - "noise" adds Gaussian noise of 0.3 times the range of X;
-    - "colours" gives each channel the values of the next; images of one channel are inverted;
+    - "colours" gives each channel the values of the next, and inverts images of one channel;
     - "mixture" is the mean of two images.
 
     Tables:
 
-    - "columns" permutes each column on its own, which keeps its distribution and breaks its
-      relation to the others;
+    - "columns" permutes each column on its own: it keeps the distribution of a column and breaks
+      its relation to the others;
     - "mixture" is the mean of two rows;
     - "scale" moves each row away from the mean of X, to three times its distance.
 
-    Which of them rank detectors as real outliers do was measured on CIFAR-10, see the guide on
-    choosing the sparsity weight: "patches", "blur" and "contrast" do, "noise", "colours" and
-    "mixture" do not.
+    On CIFAR-10, "patches", "blur" and "contrast" rank detectors like real outliers do; "noise",
+    "colours" and "mixture" do not. The guide on choosing the sparsity weight has the figures.
 
     Examples
     --------
@@ -95,11 +97,11 @@ def surrogate_outliers(
     >>> sorted(surrogate_outliers(X, random_state=0)[:, 1].tolist())
     [1, 3, 5]
     """
-    X = as_array(X) if isinstance(X, Tensor) else np.asarray(X)
+    X = as_numbers(X)
     makers = _makers(X)
     if kind != "auto" and kind not in makers:
         raise ValueError(
-            f"kind={kind!r} is no surrogate for X of shape {X.shape}; pass "
+            f"kind={kind!r} is no surrogate for X of shape {X.shape}; pass one of "
             f"{', '.join(map(repr, ['auto', *makers]))}."
         )
     random = random_generator(random_state)
@@ -122,13 +124,13 @@ def _makers(X: Rows) -> dict[str, Maker]:
     if X.ndim not in (2, 3, 4) or X.dtype.kind not in "biuf":
         raise ValueError(
             f"X of shape {X.shape} and dtype {X.dtype} is neither a table of numbers nor a set of "
-            f"images, so it has no surrogate outliers. {INSTEAD}"
+            f"images; no surrogate outliers can be made. {INSTEAD}"
         )
     if X.ndim == 2:
         if X.shape[1] < 2 or len(X) < 2:
             raise ValueError(
-                f"X of shape {X.shape} has no columns to permute against each other; surrogate "
-                f"outliers need at least 2 rows and 2 columns. {INSTEAD}"
+                f"X has shape {X.shape}; surrogate outliers need at least 2 rows and 2 columns. "
+                f"{INSTEAD}"
             )
         return {"columns": _columns, "mixture": _mixture, "scale": _scale(X)}
     axes = (1, 2) if X.ndim == 3 or has_channels_last(X.shape) else (2, 3)
@@ -154,13 +156,12 @@ AUTO = {True: ("columns",), False: ("patches", "blur", "contrast")}
 """Kinds that "auto" takes in turn, for a table and for images."""
 
 INSTEAD = (
-    "Judge the detector on known outliers instead: make_ood_scorer(X_ood=...), or rows of X that y "
-    "labels ood_label."
+    "Use known outliers instead: make_ood_scorer(X_ood=...) or make_ood_scorer(ood_label=...)."
 )
 
 
 def _partners(n_rows: int, y: ArrayLike | None, random: np.random.RandomState) -> NDArray[np.intp]:
-    """Another row for each row, of another label where there is one."""
+    """Another row for each row, of another label if there is one."""
     partners = random.permutation(n_rows)
     if y is None:
         return partners
@@ -181,7 +182,7 @@ def _like(made: Rows, dtype: np.dtype[Any]) -> Rows:
 
 
 def _on_images(maker: Maker, axes: tuple[int, int]) -> Maker:
-    """A maker of images (n, h, w, c), for images whose height and width lie elsewhere."""
+    """Apply a maker of images (n, h, w, c) to images whose height and width are other axes."""
 
     def make(images: Rows, others: Rows, random: np.random.RandomState) -> Rows:
         images, others = (np.moveaxis(each, axes, (1, 2)) for each in (images, others))

@@ -1,15 +1,20 @@
-"""Pictures of a detector, in the manner of scikit-learn's displays; they need matplotlib."""
+"""Pictures of a detector, like scikit-learn's displays.
 
-from .distributions import ScoreDistributionDisplay
-from .features import FeatureActivityDisplay
-from .roc import DetectionRocDisplay
-from .selection import SelectionDisplay
-from .table import DetectionTableDisplay
+Drawing needs matplotlib; without it, an ImportError says what to install.
+"""
+
+# ruff: noqa: F403 (the names that each module lists in __all__)
+from . import distributions, features, roc, selection, table
+from .distributions import *
+from .features import *
+from .roc import *
+from .selection import *
+from .table import *
 
 __all__ = [
-    "DetectionRocDisplay",
-    "DetectionTableDisplay",
-    "FeatureActivityDisplay",
-    "ScoreDistributionDisplay",
-    "SelectionDisplay",
+    *distributions.__all__,
+    *features.__all__,
+    *roc.__all__,
+    *selection.__all__,
+    *table.__all__,
 ]

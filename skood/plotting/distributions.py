@@ -3,30 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from ..model_selection.scorers import _last_step
 from ..scores import Energy
-from .shared import looks, new_axes, scores_of, valid_scores, valid_threshold
+from .shared import ScoresDisplay, looks
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure, SubFigure
 
 __all__ = ["ScoreDistributionDisplay"]
 
 BINS = 40
 
 
-class ScoreDistributionDisplay:
+class ScoreDistributionDisplay(ScoresDisplay):
     """Distributions of the scores of in-distribution and out-of-distribution rows.
 
     Make it with `from_estimator` or `from_predictions`. The in-distribution (ID) scores are a
-    filled area, those of each out-of-distribution (OOD) set a line, the threshold a vertical line;
-    the legend gives the share of each set that the threshold keeps.
+    filled area, those of each out-of-distribution (OOD) set a line, and the threshold is a vertical
+    line. The legend gives the share of each set that the threshold keeps.
 
     Parameters
     ----------
@@ -35,7 +33,7 @@ class ScoreDistributionDisplay:
     score_ood : array-like of shape (n_ood,), or dict of str to array-like
         Scores of one OOD set, or of several by name.
     threshold : float, default=None
-        Rows with a score of at least this are kept. None draws no threshold.
+        Rows with at least this score are kept. None draws no threshold.
     score_name : str, default="score"
         Label of the axis of scores.
 
@@ -48,10 +46,9 @@ class ScoreDistributionDisplay:
 
     Raises
     ------
-    TypeError
-        If scores are not real numbers, or `threshold` is not a number.
-    ValueError
-        If scores are empty, not 1-D, masked, NaN or infinite, or `threshold` is not finite.
+    TypeError, ValueError
+        If scores are not real numbers, empty, not 1-D, masked, NaN or infinite, or `threshold` is
+        not a finite number.
 
     References
     ----------
@@ -78,121 +75,12 @@ class ScoreDistributionDisplay:
         threshold: float | None = None,
         score_name: str = "score",
     ) -> None:
-        self.score_id, self.score_ood = valid_scores(score_id, score_ood)
-        self.threshold = valid_threshold(threshold)
+        super().__init__(score_id=score_id, score_ood=score_ood, threshold=threshold)
         self.score_name = score_name
 
-    @classmethod
-    def from_estimator(
-        cls,
-        estimator: Any,
-        X_id: Any,
-        X_ood: Any,
-        *,
-        ax: Axes | None = None,
-    ) -> Self:
-        """Score rows with a fitted detector, and draw.
-
-        Parameters
-        ----------
-        estimator : estimator
-            Fitted, with ``score_samples``: a detector, or a pipeline or a search around one. The
-            threshold is its ``offset_``, where it has one.
-        X_id : array-like of shape (n_id, ...)
-            ID rows that the detector was not trained on.
-        X_ood : array-like of shape (n_ood, ...), or dict of str to array-like
-            OOD rows of one set, or of several by name.
-        ax : matplotlib.axes.Axes, default=None
-            Axes to draw on; None makes a figure.
-
-        Returns
-        -------
-        ScoreDistributionDisplay
-            The display, drawn.
-
-        Raises
-        ------
-        TypeError
-            If `estimator` has no ``score_samples``.
-        ValueError
-            If `X_ood` is an empty dict, or the scores cannot be drawn.
-        ImportError
-            If matplotlib is not installed.
-        """
-        score_id, score_ood, threshold = scores_of(estimator, X_id, X_ood)
-        return cls.from_predictions(
-            score_id,
-            score_ood,
-            threshold=threshold,
-            score_name=_score_name(_last_step(estimator)),
-            ax=ax,
-        )
-
-    @classmethod
-    def from_predictions(
-        cls,
-        score_id: ArrayLike,
-        score_ood: ArrayLike | Mapping[str, ArrayLike],
-        *,
-        threshold: float | None = None,
-        score_name: str = "score",
-        ax: Axes | None = None,
-    ) -> Self:
-        """Draw scores.
-
-        Parameters
-        ----------
-        score_id : array-like of shape (n_id,)
-            Scores of ID rows, finite, higher is more in-distribution.
-        score_ood : array-like of shape (n_ood,), or dict of str to array-like
-            Scores of one OOD set, or of several by name.
-        threshold : float, default=None
-            Rows with a score of at least this are kept. None draws no threshold.
-        score_name : str, default="score"
-            Label of the axis of scores.
-        ax : matplotlib.axes.Axes, default=None
-            Axes to draw on; None makes a figure.
-
-        Returns
-        -------
-        ScoreDistributionDisplay
-            The display, drawn.
-
-        Raises
-        ------
-        TypeError
-            If scores are not real numbers, or `threshold` is not a number.
-        ValueError
-            If scores are empty, not 1-D, masked, NaN or infinite, or `threshold` is not finite.
-        ImportError
-            If matplotlib is not installed.
-        """
-        display = cls(
-            score_id=score_id, score_ood=score_ood, threshold=threshold, score_name=score_name
-        )
-        return display.plot(ax)
-
-    def plot(self, ax: Axes | None = None) -> Self:
-        """Draw the distributions as densities over common bins.
-
-        Parameters
-        ----------
-        ax : matplotlib.axes.Axes, default=None
-            Axes to draw on; None makes a figure.
-
-        Returns
-        -------
-        ScoreDistributionDisplay
-            The display itself.
-
-        Raises
-        ------
-        ImportError
-            If matplotlib is not installed.
-        """
+    def _draw(self, ax: Axes) -> None:
         everything = np.concatenate([self.score_id, *self.score_ood.values()])
         edges = np.histogram_bin_edges(everything, BINS)
-        ax = new_axes()[0] if ax is None else ax
         ax.stairs(
             np.histogram(self.score_id, edges, density=True)[0],
             edges,
@@ -205,11 +93,7 @@ class ScoreDistributionDisplay:
         for look, (name, scores) in zip(looks(), self.score_ood.items(), strict=False):
             ax.plot(
                 *_polygon(scores, edges),
-                color=look.colour,
-                linestyle=look.style,
-                marker=look.marker,
-                markerfacecolor="white",
-                markersize=4,
+                **look.options,
                 label=self._label(name, scores),
             )
         if self.threshold is not None:
@@ -222,9 +106,13 @@ class ScoreDistributionDisplay:
         ax.set(xlabel=self.score_name, ylabel="density")
         ax.set_ylim(bottom=0)
         ax.legend(handlelength=3.5)
-        self.ax_: Axes = ax
-        self.figure_: Figure | SubFigure = ax.figure
-        return self
+
+    @classmethod
+    def _options(cls, detector: Any) -> dict[str, Any]:
+        score = getattr(detector, "score_function", None)
+        if score == "energy" or isinstance(score, Energy):
+            return {"score_name": "negative energy"}
+        return {"score_name": f"score ({score})" if isinstance(score, str) else "score"}
 
     def _label(self, name: str, scores: NDArray[np.float64]) -> str:
         if self.threshold is None:
@@ -235,17 +123,10 @@ class ScoreDistributionDisplay:
 def _polygon(
     scores: NDArray[np.float64], edges: NDArray[np.float64]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Densities at the centres of the bins, from the empty one before the first to that after."""
+    """Densities at the centres of the bins, with one empty bin on either side."""
     density = np.pad(np.histogram(scores, edges, density=True)[0], 1)
     width = edges[1] - edges[0]
     centres = edges[0] + width * (np.arange(len(density)) - 0.5)
     occupied = np.flatnonzero(density)
     drawn = slice(occupied[0] - 1, occupied[-1] + 2)
     return centres[drawn], density[drawn]
-
-
-def _score_name(detector: Any) -> str:
-    score = getattr(detector, "score_function", None)
-    if score == "energy" or isinstance(score, Energy):
-        return "negative energy"
-    return f"score ({score})" if isinstance(score, str) else "score"

@@ -9,25 +9,25 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
-from ..model_selection.scorers import _last_step, _seen_by_last_step
+from ..model_selection.steps import last_step, seen_by_last_step
 from ..penalties import hoyer_index
-from .shared import looks, markers_at, new_axes, sets_by_name
+from ..validation import valid_array
+from .shared import Display, looks, markers_at, sets_by_name
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure, SubFigure
 
 __all__ = ["FeatureActivityDisplay"]
 
 
-class FeatureActivityDisplay:
+class FeatureActivityDisplay(Display):
     """Activity of the features of in-distribution rows against that of out-of-distribution rows.
 
-    Make it with `from_estimator` or `from_predictions`. The features of each row are ordered by
-    their absolute value, from the largest to the smallest, and averaged over the rows, place by
-    place: the sparser rows are, the steeper the curve falls, and the area under it is their mean L1
-    norm. In-distribution (ID) rows are a filled area, those of each out-of-distribution (OOD) set a
-    line; the legend gives the mean L1 norm and the mean Hoyer index [1]_ of each set.
+    Make it with `from_estimator` or `from_predictions`. The absolute features of each row are
+    ordered, from the largest to the smallest, and averaged over the rows, place by place. The
+    sparser rows are, the steeper the curve falls; the area under it is their mean L1 norm.
+    In-distribution (ID) rows are a filled area, those of each out-of-distribution (OOD) set a line.
+    The legend gives the mean L1 norm and the mean Hoyer index [1]_ of each set.
 
     Parameters
     ----------
@@ -52,9 +52,9 @@ class FeatureActivityDisplay:
 
     Notes
     -----
-    Each row has an order of its own, as other features are active in each class: means of single
-    features would be even where every row is sparse. Which features are active is not shown. The
-    colours are made for colour-blind readers [2]_; in grey, styles and markers tell the sets apart.
+    Each row has an order of its own, because each class activates other features: means of single
+    features would be even although every row is sparse. Which features are active is not shown. The
+    colours suit colour-blind readers [2]_; in grey, styles and markers tell the sets apart.
 
     References
     ----------
@@ -75,14 +75,14 @@ class FeatureActivityDisplay:
     def __init__(
         self, *, features_id: ArrayLike, features_ood: ArrayLike | Mapping[str, ArrayLike]
     ) -> None:
-        valid_id = _valid_features(features_id, "features_id")
+        valid_id = valid_array(features_id, "features_id", ("n", "d"))
         self.activity_id = _activity(valid_id)
         self.activity_ood = {}
         for name, features in sets_by_name(features_ood, "features_ood").items():
-            valid = _valid_features(features, f"features_ood[{name!r}]")
+            valid = valid_array(features, f"features_ood[{name!r}]", ("n", "d"))
             if valid.shape[1] != valid_id.shape[1]:
                 raise ValueError(
-                    f"features_ood[{name!r}] has {valid.shape[1]} features a row, features_id "
+                    f"features_ood[{name!r}] has {valid.shape[1]} features per row, features_id "
                     f"{valid_id.shape[1]}; expected features of one network."
                 )
             self.activity_ood[name] = _activity(valid)
@@ -96,8 +96,7 @@ class FeatureActivityDisplay:
         Parameters
         ----------
         estimator : estimator
-            Fitted, with ``features``: a `SparseEnergyOODDetector`, or a pipeline or a search around
-            one.
+            A fitted `SparseEnergyOODDetector`, or a pipeline or a search around one.
         X_id : array-like of shape (n_id, ...)
             ID rows that the detector was not trained on.
         X_ood : array-like of shape (n_ood, ...), or dict of str to array-like
@@ -116,21 +115,19 @@ class FeatureActivityDisplay:
             If `estimator` has no ``features``.
         ValueError
             If `X_ood` is an empty dict, or the features cannot be drawn.
-        ImportError
-            If matplotlib is not installed.
         """
-        detector = _last_step(estimator)
+        detector = last_step(estimator)
         if not hasattr(detector, "features"):
             raise TypeError(
                 f"estimator={estimator!r} has no features; expected a fitted "
-                "SparseEnergyOODDetector, or a pipeline that ends in one. Draw features that you "
-                "have with from_predictions."
+                "SparseEnergyOODDetector, or a pipeline that ends in one. If you have features, "
+                "draw them with from_predictions."
             )
         sets = sets_by_name(X_ood, "X_ood")
         return cls.from_predictions(
-            detector.features(_seen_by_last_step(estimator, X_id)),
+            detector.features(seen_by_last_step(estimator, X_id)),
             {
-                name: detector.features(_seen_by_last_step(estimator, rows))
+                name: detector.features(seen_by_last_step(estimator, rows))
                 for name, rows in sets.items()
             },
             ax=ax,
@@ -159,37 +156,10 @@ class FeatureActivityDisplay:
         -------
         FeatureActivityDisplay
             The display, drawn.
-
-        Raises
-        ------
-        TypeError
-            If features are not real numbers.
-        ValueError
-            If features are empty, not 2-D, masked, NaN or infinite, or sets differ in width.
-        ImportError
-            If matplotlib is not installed.
         """
         return cls(features_id=features_id, features_ood=features_ood).plot(ax)
 
-    def plot(self, ax: Axes | None = None) -> Self:
-        """Draw the activities.
-
-        Parameters
-        ----------
-        ax : matplotlib.axes.Axes, default=None
-            Axes to draw on; None makes a figure.
-
-        Returns
-        -------
-        FeatureActivityDisplay
-            The display itself.
-
-        Raises
-        ------
-        ImportError
-            If matplotlib is not installed.
-        """
-        ax = new_axes()[0] if ax is None else ax
+    def _draw(self, ax: Axes) -> None:
         places = np.arange(1, len(self.activity_id.ranked) + 1)
         ax.stairs(
             self.activity_id.ranked,
@@ -206,24 +176,17 @@ class FeatureActivityDisplay:
             ax.plot(
                 places,
                 activity.ranked,
-                color=look.colour,
-                linestyle=look.style,
-                marker=look.marker,
-                markerfacecolor="white",
-                markersize=4,
+                **look.options,
                 markevery=markers_at(i),
                 label=_label(name, activity),
             )
         ax.set(xlabel="features of a row, the most active first", ylabel="mean |h|")
         ax.set_ylim(bottom=0)
         ax.legend(handlelength=3.5, fontsize="small")
-        self.ax_: Axes = ax
-        self.figure_: Figure | SubFigure = ax.figure
-        return self
 
 
 class _Activity(NamedTuple):
-    """What is drawn of the features of a set: means over its rows."""
+    """Means over the rows of a set."""
 
     ranked: NDArray[np.float64]
     """The largest absolute value of a row, the second largest and so on, of shape (d,)."""
@@ -235,35 +198,11 @@ class _Activity(NamedTuple):
 
 
 def _activity(features: NDArray[Any]) -> _Activity:
-    ranked = np.sort(np.abs(features), axis=1)
+    floating = features.astype(np.result_type(features.dtype, np.float32), copy=False)
+    ranked = np.sort(np.abs(floating), axis=1)
     hoyer = hoyer_index(torch.from_numpy(ranked))
     return _Activity(ranked[:, ::-1].mean(axis=0, dtype=np.float64), float(hoyer.mean()))
 
 
 def _label(name: str, activity: _Activity) -> str:
     return f"{name}: mean L1 {activity.l1:.4g}, Hoyer {activity.hoyer:.2f}"
-
-
-def _valid_features(features: ArrayLike, name: str) -> NDArray[Any]:
-    """Features as float32 or float64."""
-    if np.ma.is_masked(features):
-        raise ValueError(f"{name} has masked entries; expected all features of a row. Drop it.")
-    try:
-        values = np.asarray(features)
-    except ValueError as error:  # a ragged list
-        raise ValueError(
-            f"{name} does not form an array ({error}); expected as many features for each row."
-        ) from error
-    if values.dtype.kind not in "iuf":
-        raise TypeError(f"{name} has dtype {values.dtype}; expected real numbers.")
-    if values.ndim != 2 or not values.size:
-        raise ValueError(
-            f"{name} has shape {values.shape}; expected (n, d), one row of features at least."
-        )
-    n_bad = np.count_nonzero(~np.isfinite(values))
-    if n_bad:
-        raise ValueError(
-            f"{name} has {n_bad} NaN or infinite values in {values.size}; expected finite ones. "
-            "Look for what made them: rows out of range, or training that went astray."
-        )
-    return values.astype(np.result_type(values.dtype, np.float32), copy=False)

@@ -3,32 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from sklearn.metrics import roc_curve
 
-from ..metrics import _roc_counts, auroc
-from .shared import looks, markers_at, new_axes, scores_of, valid_scores, valid_threshold
+from ..metrics import auroc
+from .shared import ScoresDisplay, looks, markers_at
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure, SubFigure
 
 __all__ = ["DetectionRocDisplay"]
 
 N_POINTS = 2000
-"""Points that a curve is drawn through at most, closer to each other than a picture shows."""
+"""Most points of a curve; a picture does not show that there are more."""
 
 
-class DetectionRocDisplay:
+class DetectionRocDisplay(ScoresDisplay):
     """ROC of in-distribution rows against out-of-distribution rows, with the operating point.
 
     Make it with `from_estimator` or `from_predictions`. For each out-of-distribution (OOD) set, a
     curve gives the share of in-distribution (ID) rows that are kept over the share of OOD rows that
-    are kept, as the threshold falls [1]_: ID is the positive class. A line at the share of ID rows
-    that the threshold of the detector keeps, and a black marker where it meets each curve, are the
-    operating point; the legend gives the area under each curve.
+    are kept, as the threshold falls [1]_. ID is the positive class. The operating point is a line
+    at the share of ID rows that the threshold keeps, with a black marker on each curve. The legend
+    gives the area under each curve.
 
     Parameters
     ----------
@@ -37,7 +37,7 @@ class DetectionRocDisplay:
     score_ood : array-like of shape (n_ood,), or dict of str to array-like
         Scores of one OOD set, or of several by name.
     threshold : float, default=None
-        Rows with a score of at least this are kept. None draws no operating point.
+        Rows with at least this score are kept. None draws no operating point.
 
     Attributes
     ----------
@@ -48,16 +48,15 @@ class DetectionRocDisplay:
 
     Raises
     ------
-    TypeError
-        If scores are not real numbers, or `threshold` is not a number.
-    ValueError
-        If scores are empty, not 1-D, masked, NaN or infinite, or `threshold` is not finite.
+    TypeError, ValueError
+        If scores are not real numbers, empty, not 1-D, masked, NaN or infinite, or `threshold` is
+        not a finite number.
 
     Notes
     -----
-    Rows of equal score cross the threshold together: a curve is straight there. One of many points
-    is drawn through 2000 of them at most, which nowhere moves it by more than 0.001. The colours
-    are made for colour-blind readers [2]_; in grey, styles and markers tell the sets apart.
+    Rows of equal score cross the threshold together, so a curve is straight there. A curve is drawn
+    through at most 2000 of its points, which moves it by at most 0.001. The colours suit
+    colour-blind readers [2]_; in grey, styles and markers tell the sets apart.
 
     References
     ----------
@@ -84,111 +83,15 @@ class DetectionRocDisplay:
         score_ood: ArrayLike | Mapping[str, ArrayLike],
         threshold: float | None = None,
     ) -> None:
-        self.score_id, self.score_ood = valid_scores(score_id, score_ood)
-        self.threshold = valid_threshold(threshold)
+        super().__init__(score_id=score_id, score_ood=score_ood, threshold=threshold)
 
-    @classmethod
-    def from_estimator(
-        cls, estimator: Any, X_id: Any, X_ood: Any, *, ax: Axes | None = None
-    ) -> Self:
-        """Score rows with a fitted detector, and draw.
-
-        Parameters
-        ----------
-        estimator : estimator
-            Fitted, with ``score_samples``: a detector, or a pipeline or a search around one. The
-            threshold is its ``offset_``, where it has one.
-        X_id : array-like of shape (n_id, ...)
-            ID rows that the detector was not trained on.
-        X_ood : array-like of shape (n_ood, ...), or dict of str to array-like
-            OOD rows of one set, or of several by name.
-        ax : matplotlib.axes.Axes, default=None
-            Axes to draw on; None makes a figure.
-
-        Returns
-        -------
-        DetectionRocDisplay
-            The display, drawn.
-
-        Raises
-        ------
-        TypeError
-            If `estimator` has no ``score_samples``.
-        ValueError
-            If `X_ood` is an empty dict, or the scores cannot be drawn.
-        ImportError
-            If matplotlib is not installed.
-        """
-        score_id, score_ood, threshold = scores_of(estimator, X_id, X_ood)
-        return cls.from_predictions(score_id, score_ood, threshold=threshold, ax=ax)
-
-    @classmethod
-    def from_predictions(
-        cls,
-        score_id: ArrayLike,
-        score_ood: ArrayLike | Mapping[str, ArrayLike],
-        *,
-        threshold: float | None = None,
-        ax: Axes | None = None,
-    ) -> Self:
-        """Draw scores.
-
-        Parameters
-        ----------
-        score_id : array-like of shape (n_id,)
-            Scores of ID rows, finite, higher is more in-distribution.
-        score_ood : array-like of shape (n_ood,), or dict of str to array-like
-            Scores of one OOD set, or of several by name.
-        threshold : float, default=None
-            Rows with a score of at least this are kept. None draws no operating point.
-        ax : matplotlib.axes.Axes, default=None
-            Axes to draw on; None makes a figure.
-
-        Returns
-        -------
-        DetectionRocDisplay
-            The display, drawn.
-
-        Raises
-        ------
-        TypeError
-            If scores are not real numbers, or `threshold` is not a number.
-        ValueError
-            If scores are empty, not 1-D, masked, NaN or infinite, or `threshold` is not finite.
-        ImportError
-            If matplotlib is not installed.
-        """
-        return cls(score_id=score_id, score_ood=score_ood, threshold=threshold).plot(ax)
-
-    def plot(self, ax: Axes | None = None) -> Self:
-        """Draw the curves.
-
-        Parameters
-        ----------
-        ax : matplotlib.axes.Axes, default=None
-            Axes to draw on; None makes a figure.
-
-        Returns
-        -------
-        DetectionRocDisplay
-            The display itself.
-
-        Raises
-        ------
-        ImportError
-            If matplotlib is not installed.
-        """
-        ax = new_axes()[0] if ax is None else ax
+    def _draw(self, ax: Axes) -> None:
         for i, (look, (name, scores)) in enumerate(
             zip(looks(), self.score_ood.items(), strict=False)
         ):
             ax.plot(
                 *_roc(self.score_id, scores),
-                color=look.colour,
-                linestyle=look.style,
-                marker=look.marker,
-                markerfacecolor="white",
-                markersize=4,
+                **look.options,
                 markevery=markers_at(i),
                 label=f"{name}: AUROC {auroc(self.score_id, scores):.3f}",
             )
@@ -219,17 +122,15 @@ class DetectionRocDisplay:
             aspect="equal",
         )
         ax.legend(loc="lower right", handlelength=3.5, fontsize="small")
-        self.ax_: Axes = ax
-        self.figure_: Figure | SubFigure = ax.figure
-        return self
 
 
 def _roc(
     score_id: NDArray[np.float64], score_ood: NDArray[np.float64]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Shares of OOD and of ID rows kept, from the threshold that keeps none on."""
-    tp, fp = (np.pad(counts, (1, 0)) for counts in _roc_counts(score_id, score_ood, "id"))
-    tpr, fpr = tp / tp[-1], fp / fp[-1]
+    """Shares of OOD and of ID rows kept, from the threshold that keeps none to that of all."""
+    is_id = np.repeat([1, 0], [len(score_id), len(score_ood)])
+    scores = np.concatenate([score_id, score_ood])
+    fpr, tpr, _ = roc_curve(is_id, scores, drop_intermediate=False)
     if len(tpr) > N_POINTS:
         # Evenly along the curve: the sum of the two grows from 0 to 2.
         drawn = np.unique(np.searchsorted(tpr + fpr, np.linspace(0, 2, N_POINTS)))

@@ -10,9 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.exceptions import NotFittedError
 from sklearn.pipeline import Pipeline
+from sklearn.utils._param_validation import validate_parameter_constraints
 
-from ..model_selection import AccuracyGuard
-from ..model_selection.guard import _accurate_enough
+from ..metrics import METRICS
+from ..model_selection.guard import TOLERANCE, AccuracyGuard, accurate_enough
+from ..validation import Number
 from .shared import COLOURS, MARKERS, looks, new_axes
 
 if TYPE_CHECKING:
@@ -23,37 +25,34 @@ __all__ = ["SelectionDisplay"]
 
 WEIGHT = "sparsity_weight"
 FPR95, ACCURACY_CHANGE, MEAN_L1 = "neg_fpr_at_tpr", "accuracy_change", "mean_l1"
-AXIS_LABELS = {
-    FPR95: "FPR95",
-    "neg_detection_error": "detection error",
-    "auroc": "AUROC",
-    "aupr": "AUPR",
+WEIGHTS = Number(Real, 0, None, closed="left")
+AXIS_LABELS = {metric.name_in_searches: metric.title for metric in METRICS} | {
     ACCURACY_CHANGE: "accuracy change",
     MEAN_L1: "mean L1 of features",
 }
 UNSET = "unset"
 TICKS_APART = 0.13
-"""Share of the axis of weights that the label of a tick takes."""
+"""Width of the label of a tick, as a share of the axis of weights."""
 
 
 class SelectionDisplay:
     """What a search over the sparsity weight found, and what it chose.
 
     Make it with `from_estimator` or `from_cv_results`. Panels over a common axis of weights show
-    the detection scores, the change of the accuracy on in-distribution (ID) rows and the mean L1
-    norm of their features, as far as the search has computed them: means over the folds, with their
-    standard deviations as bars.
+    what the search has computed: the detection scores, the change of the accuracy on
+    in-distribution (ID) rows and the mean L1 norm of their features. Points are means over the
+    folds, bars are standard deviations.
 
     Parameters
     ----------
     cv_results : dict
         The ``cv_results_`` of a search over ``sparsity_weight``, alone or of a step of a pipeline.
     metric : str, default=None
-        Score that decided. It is drawn beside "neg_fpr_at_tpr", which is drawn where it is there;
-        None draws that alone, or else the first detection score.
+        Score that decided. It is drawn together with "neg_fpr_at_tpr", if that was computed. None
+        draws "neg_fpr_at_tpr" alone, or else the first detection score.
     tolerance : float, default=None
-        Accuracy that may be lost, as in `AccuracyGuard`: the grey region of its panel. Candidates
-        that lose more have white markers. None excludes none.
+        Accuracy that may be lost, as in `AccuracyGuard`. Its panel is grey as far as that.
+        Candidates that lose more have white markers. None excludes none.
     chosen : int, default=None
         Index of the candidate that was chosen; a line and a ring mark it.
 
@@ -67,17 +66,17 @@ class SelectionDisplay:
     Raises
     ------
     TypeError, ValueError
-        If `cv_results` lacks the weights or a score, a weight is no number of at least 0, or
-        another argument is of the wrong type or out of range.
+        If `cv_results` lacks the weights or a score, if a weight is not a number of at least 0, or
+        if another argument is of the wrong type or out of range.
 
     Notes
     -----
-    Errors, such as "neg_fpr_at_tpr", are drawn as such, less being better. The axis of weights is
-    linear from 0 to the smallest weight above it, and logarithmic from there.
+    Errors, such as "neg_fpr_at_tpr", are drawn without the minus: less is better. The axis of
+    weights is linear from 0 to the smallest weight above it, and logarithmic from there.
 
-    Where other parameters vary too, each combination of them is a line. Combinations that are too
-    many to tell apart, as a random search makes them, are points of one kind. In a halving search,
-    the resource is one of these parameters.
+    If other parameters vary, too, each combination of them is a line. If there are too many to tell
+    apart, as in a random search, all are points of one kind. In a halving search, the resource is
+    one of these parameters.
 
     References
     ----------
@@ -107,6 +106,15 @@ class SelectionDisplay:
         tolerance: float | None = None,
         chosen: int | None = None,
     ) -> None:
+        validate_parameter_constraints(
+            {
+                "metric": [str, None],
+                "tolerance": [*TOLERANCE, None],
+                "chosen": [Number(Integral, 0, None, closed="left"), None],
+            },
+            {"metric": metric, "tolerance": tolerance, "chosen": chosen},
+            caller_name="SelectionDisplay",
+        )
         params = list(cv_results["params"]) if "params" in cv_results else []
         name = _weight_name(params)
         self.weights = _valid_weights(params, name)
@@ -117,11 +125,13 @@ class SelectionDisplay:
         self.tolerance = tolerance
         self.accurate = np.ones(len(params), dtype=bool)
         if tolerance is not None:
-            AccuracyGuard(tolerance=tolerance)  # which refuses bad ones
-            self.accurate = _accurate_enough(
-                _mean_and_std(cv_results, ACCURACY_CHANGE)[0], tolerance
+            change, _ = _mean_and_std(cv_results, ACCURACY_CHANGE)
+            self.accurate = accurate_enough(change, tolerance)
+        if chosen is not None and chosen >= len(params):
+            raise ValueError(
+                f"chosen={chosen}; expected the index of one of {len(params)} candidates, from 0."
             )
-        self.chosen = _valid_candidate(chosen, len(params))
+        self.chosen = chosen
 
     @classmethod
     def from_estimator(cls, search: Any, *, ax: Sequence[Axes] | None = None) -> Self:
@@ -131,8 +141,8 @@ class SelectionDisplay:
         ----------
         search : estimator
             Fitted `GridSearchCV`, `RandomizedSearchCV`, halving search or another with
-            ``cv_results_``, or a pipeline that ends in one. Its ``refit`` says which score decided,
-            and an `AccuracyGuard` there which accuracy may be lost.
+            ``cv_results_``, or a pipeline that ends in one. Its ``refit`` says which score decided;
+            if that is an `AccuracyGuard`, it says which accuracy may be lost, too.
         ax : array-like of matplotlib.axes.Axes, default=None
             Axes to draw on, one for each panel; None makes a figure.
 
@@ -144,25 +154,23 @@ class SelectionDisplay:
         Raises
         ------
         TypeError
-            If `search` is no search.
+            If `search` is not a search.
         NotFittedError
             If it is not fitted.
         ValueError
             If it did not search over ``sparsity_weight``, or lacks a score.
-        ImportError
-            If matplotlib is not installed.
         """
         if isinstance(search, Pipeline):
             return cls.from_estimator(search[-1], ax=ax)
         if not hasattr(search, "cv_results_"):
             if hasattr(search, "refit"):
                 raise NotFittedError(
-                    f"This {type(search).__name__} is not fitted, so that there is nothing to "
-                    "draw: call fit first."
+                    f"This {type(search).__name__} is not fitted, so there is nothing to draw. "
+                    "Call fit first."
                 )
             raise TypeError(
                 f"search={search!r} has no cv_results_; expected a fitted search such as "
-                "GridSearchCV. Draw results that you have with from_cv_results."
+                "GridSearchCV. If you have results, draw them with from_cv_results."
             )
         results, metric = _named_results(search)
         return cls.from_cv_results(
@@ -191,10 +199,10 @@ class SelectionDisplay:
             The ``cv_results_`` of a search over ``sparsity_weight``, alone or of a step of a
             pipeline.
         metric : str, default=None
-            Score that decided. It is drawn beside "neg_fpr_at_tpr", which is drawn where it is
-            there; None draws that alone, or else the first detection score.
+            Score that decided. It is drawn together with "neg_fpr_at_tpr", if that was computed.
+            None draws "neg_fpr_at_tpr" alone, or else the first detection score.
         tolerance : float, default=None
-            Accuracy that may be lost, as in `AccuracyGuard`: the grey region of its panel.
+            Accuracy that may be lost, as in `AccuracyGuard`. Its panel is grey as far as that.
             Candidates that lose more have white markers. None excludes none.
         chosen : int, default=None
             Index of the candidate that was chosen; a line and a ring mark it.
@@ -205,14 +213,6 @@ class SelectionDisplay:
         -------
         SelectionDisplay
             The display, drawn.
-
-        Raises
-        ------
-        TypeError, ValueError
-            If `cv_results` lacks the weights or a score, a weight is no number of at least 0, or
-            another argument is of the wrong type or out of range.
-        ImportError
-            If matplotlib is not installed.
         """
         display = cls(cv_results=cv_results, metric=metric, tolerance=tolerance, chosen=chosen)
         return display.plot(ax)
@@ -233,9 +233,7 @@ class SelectionDisplay:
         Raises
         ------
         ValueError
-            If there are not as many axes as panels.
-        ImportError
-            If matplotlib is not installed.
+            If there is not one axes for each panel.
         """
         axes = new_axes(len(self.scores)) if ax is None else np.asarray(ax).ravel()
         if len(axes) != len(self.scores):
@@ -251,7 +249,7 @@ class SelectionDisplay:
             self._scale_weights(panel)
         axes[-1].set_xlabel(WEIGHT)
         if axes[0].get_legend_handles_labels()[1]:
-            # Above the panel, which is too low to hold it.
+            # Above the panel, which is not high enough to hold it.
             axes[0].legend(
                 loc="lower left",
                 bbox_to_anchor=(0, 1),
@@ -310,7 +308,7 @@ class SelectionDisplay:
             )
 
     def _scale_weights(self, ax: Axes) -> None:
-        """Axis that shows both 0 and orders of magnitude, with ticks at weights that were tried."""
+        """Show both 0 and orders of magnitude, with ticks at weights that were tried."""
         smallest = min(self.weights[self.weights > 0], default=1.0)
         ax.set_xscale("symlog", linthresh=smallest, linscale=0.5)
         tried = np.unique(self.weights)
@@ -325,7 +323,7 @@ class SelectionDisplay:
 
 
 def _named_results(search: Any) -> tuple[dict[str, Any], str | None]:
-    """Results of a search in which each score has its name, and the one that decided."""
+    """Results of a search, in which each score has its name, and the score that decided."""
     results, refit, scoring = search.cv_results_, search.refit, search.scoring
     if isinstance(refit, AccuracyGuard):
         return results, refit.metric
@@ -343,7 +341,7 @@ def _named_results(search: Any) -> tuple[dict[str, Any], str | None]:
 
 
 def _panels(cv_results: Mapping[str, Any], metric: str | None) -> list[str]:
-    """Scores to draw, from above."""
+    """Scores to draw, from top to bottom."""
     found = _score_names(cv_results)
     detection = [name for name in found if name not in (ACCURACY_CHANGE, MEAN_L1)]
     if metric is None and FPR95 not in detection:
@@ -379,14 +377,14 @@ def _mean_and_std(
     mean, std = (np.asarray(cv_results[column], dtype=np.float64) for column in columns)
     if np.isnan(mean).all():
         raise ValueError(
-            f"All {len(mean)} candidates have NaN as {metric}, as fitting or scoring failed: "
+            f"All {len(mean)} candidates have NaN as {metric}, because fitting or scoring failed. "
             "error_score='raise' stops the search at the first failure and shows it."
         )
     return mean, std
 
 
 def _weight_name(params: list[Any]) -> str:
-    """Name under which the sparsity weight was searched."""
+    """Name of the sparsity weight in the search."""
     names = sorted(
         {name for each in params for name in each if f"__{name}".endswith(f"__{WEIGHT}")}
     )
@@ -394,8 +392,8 @@ def _weight_name(params: list[Any]) -> str:
         searched = sorted({name for each in params for name in each})
         raise ValueError(
             f"cv_results['params'] has {names or 'no parameter'} named {WEIGHT}, alone or of a "
-            f"step (<step>__{WEIGHT}), among {searched}; expected one. Draw a search over "
-            f"{{'{WEIGHT}': [0, 0.01, 0.02, 0.05]}}, for instance."
+            f"step (<step>__{WEIGHT}), among {searched}; expected one. Draw a search over, for "
+            f"instance, {{'{WEIGHT}': [0, 0.01, 0.02, 0.05]}}."
         )
     return names[0]
 
@@ -403,11 +401,7 @@ def _weight_name(params: list[Any]) -> str:
 def _valid_weights(params: list[Any], name: str) -> NDArray[np.float64]:
     for i, each in enumerate(params):
         weight = each.get(name)
-        if (
-            isinstance(weight, bool)
-            or not isinstance(weight, Real)
-            or not 0 <= float(weight) < np.inf
-        ):
+        if not WEIGHTS.is_satisfied_by(weight):
             raise ValueError(
                 f"Candidate {i}, {each}, has {name}={weight!r}; expected a number of at least 0 "
                 "for each candidate. Name the weight in every grid of the search."
@@ -416,7 +410,7 @@ def _valid_weights(params: list[Any], name: str) -> NDArray[np.float64]:
 
 
 class _Line(NamedTuple):
-    """Candidates that differ in the weight alone, by weight; or, not joined, in anything."""
+    """Candidates that differ only in the weight, ordered by it; any candidates if not joined."""
 
     label: str
     candidates: NDArray[np.intp]
@@ -444,7 +438,7 @@ def _lines(
 
 
 def _other_columns(cv_results: Mapping[str, Any], weight_name: str) -> dict[str, list[Any]]:
-    """What varies beside the weight, by name: a value, or UNSET, for each candidate."""
+    """Parameters that vary beside the weight: for each candidate a value, or UNSET."""
     params = list(cv_results["params"])
     names = sorted({name for each in params for name in each} - {weight_name})
     columns = {name: [each.get(name, UNSET) for each in params] for name in names}
@@ -456,7 +450,7 @@ def _other_columns(cv_results: Mapping[str, Any], weight_name: str) -> dict[str,
 
 
 def _identity(value: Any) -> Any:
-    """What tells values apart: searches repeat the objects of their grids."""
+    """What tells values apart. Searches repeat the objects of their grids, so identity does."""
     return value if isinstance(value, str | Real) else id(value)
 
 
@@ -468,20 +462,8 @@ def _shown(value: Any) -> str:
     return str(getattr(value, "__name__", type(value).__name__))
 
 
-def _valid_candidate(chosen: Any, n_candidates: int) -> int | None:
-    if chosen is None:
-        return None
-    if isinstance(chosen, bool) or not isinstance(chosen, Integral):
-        raise TypeError(f"chosen={chosen!r}; expected the index of a candidate, or None.")
-    if not 0 <= int(chosen) < n_candidates:
-        raise ValueError(
-            f"chosen={chosen}; expected the index of one of {n_candidates} candidates, from 0."
-        )
-    return int(chosen)
-
-
 def _axis_label(metric: str) -> str:
-    """Name of a score as it is drawn; <metric>_<set> for one set."""
+    """Label of a score, which is named <metric>, or <metric>_<set> for one set."""
     for name, label in AXIS_LABELS.items():
         if metric == name:
             return label
@@ -491,7 +473,7 @@ def _axis_label(metric: str) -> str:
 
 
 def _shade_from(ax: Axes, bottom: float) -> None:
-    """The region from a value upwards."""
+    """Grey from a value upwards."""
     ax.axhline(bottom, color="0.5", linewidth=1, zorder=0)
     top = max(ax.get_ylim()[1], 0)
     ax.axhspan(bottom, top, color="0.92", zorder=0)

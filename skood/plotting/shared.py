@@ -1,35 +1,40 @@
-"""What the displays share: looks, new axes, sets by name, scores and the threshold."""
+"""What the displays share: where they draw, their looks, and the scores that several draw."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from itertools import cycle
 from numbers import Real
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from sklearn.utils._param_validation import validate_parameter_constraints
 
-from ..metrics import _valid_scores, _valid_sets
-from ..model_selection.scorers import _last_step
+from ..model_selection.steps import last_step
+from ..validation import Number, valid_scores
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure, SubFigure
 
 __all__ = [
     "COLOURS",
     "MARKERS",
     "STYLES",
+    "Display",
     "Look",
+    "ScoresDisplay",
     "looks",
     "markers_at",
     "new_axes",
     "scores_of",
     "sets_by_name",
-    "valid_scores",
-    "valid_threshold",
 ]
 
-# Okabe & Ito's palette, which colour-blind readers tell apart; its yellow is too pale for a line.
+# Okabe & Ito's palette for colour-blind readers, without its yellow, which is too pale for a line.
 COLOURS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-# In grey, styles and markers remain. Seven markers, so that 42 sets pass before a pair recurs.
+# In grey, styles and markers remain. With seven markers, 42 sets pass before a pair recurs.
 STYLES = ("-", "--", ":", "-.", (0, (8, 2)), (0, (4, 1, 1, 1, 1, 1)))
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 
@@ -40,6 +45,23 @@ class Look(NamedTuple):
     colour: str
     style: Any
     marker: str
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The look of a line with hollow markers.
+
+        Returns
+        -------
+        dict
+            Options of matplotlib's ``plot``.
+        """
+        return {
+            "color": self.colour,
+            "linestyle": self.style,
+            "marker": self.marker,
+            "markerfacecolor": "white",
+            "markersize": 4,
+        }
 
 
 def looks() -> Iterator[Look]:
@@ -54,17 +76,17 @@ def looks() -> Iterator[Look]:
 
 
 def markers_at(i: int) -> tuple[float, float]:
-    """Where the i-th curve has markers, as ``markevery=`` takes it: seldom where others have them.
+    """Where the i-th curve has markers, as ``markevery=``: rarely where other curves have them.
 
     Parameters
     ----------
     i : int
-        Place of the curve among the curves.
+        Number of the curve, from 0.
 
     Returns
     -------
     tuple of two floats
-        The first, and the distance of the others, in units of the diagonal of the axes.
+        Place of the first marker and distance between markers, in diagonals of the axes.
     """
     return 0.03 + 0.02 * (i % len(COLOURS)), 0.14
 
@@ -77,12 +99,12 @@ def new_axes(n_panels: int = 1, *, size: tuple[float, float] | None = None) -> N
     n_panels : int, default=1
         Number of axes.
     size : tuple of two floats, default=None
-        Width and height of the figure in inches; None takes matplotlib's, higher for several axes.
+        Width and height of the figure in inches. None takes matplotlib's, higher for several axes.
 
     Returns
     -------
     ndarray of shape (n_panels,)
-        The axes, from above.
+        The axes, from top to bottom.
 
     Raises
     ------
@@ -109,14 +131,14 @@ def new_axes(n_panels: int = 1, *, size: tuple[float, float] | None = None) -> N
 
 
 def sets_by_name(sets: Any, name: str) -> dict[str, Any]:
-    """Out-of-distribution (OOD) sets by name; one that comes alone is "OOD".
+    """Out-of-distribution (OOD) sets by name; a single set is named "OOD".
 
     Parameters
     ----------
     sets : array-like, or dict of str to array-like
         One set, or several.
     name : str
-        What the user calls `sets`.
+        What the user calls them.
 
     Returns
     -------
@@ -135,76 +157,15 @@ def sets_by_name(sets: Any, name: str) -> dict[str, Any]:
     return dict(sets)
 
 
-def valid_scores(
-    score_id: ArrayLike, score_ood: ArrayLike | Mapping[str, ArrayLike]
-) -> tuple[NDArray[np.float64], dict[str, NDArray[np.float64]]]:
-    """Scores as arrays.
-
-    Parameters
-    ----------
-    score_id : array-like of shape (n_id,)
-        Scores of ID rows.
-    score_ood : array-like of shape (n_ood,), or dict of str to array-like
-        Scores of one OOD set, or of several by name.
-
-    Returns
-    -------
-    score_id : ndarray of shape (n_id,), float64
-        Scores of ID rows.
-    score_ood : dict of str to ndarray of float64
-        Scores of OOD sets.
-
-    Raises
-    ------
-    TypeError
-        If scores are not real numbers.
-    ValueError
-        If scores are empty, not 1-D, masked, NaN or infinite.
-    """
-    sets = _valid_sets(sets_by_name(score_ood, "score_ood"))
-    return _finite(_valid_scores(score_id, "score_id"), "score_id"), {
-        name: _finite(scores, f"score_ood[{name!r}]") for name, scores in sets.items()
-    }
-
-
-def valid_threshold(threshold: Any) -> float | None:
-    """The threshold, or None for none.
-
-    Parameters
-    ----------
-    threshold : float or None
-        What the user passed.
-
-    Returns
-    -------
-    float or None
-        A finite number, or None.
-
-    Raises
-    ------
-    TypeError
-        If it is not a number.
-    ValueError
-        If it is not finite.
-    """
-    if threshold is None:
-        return None
-    if isinstance(threshold, bool) or not isinstance(threshold, Real):
-        raise TypeError(f"threshold={threshold!r}; expected a number on the scale of the scores.")
-    if not np.isfinite(float(threshold)):
-        raise ValueError(f"threshold={threshold!r}; expected a finite number, or None for none.")
-    return float(threshold)
-
-
 def scores_of(
     estimator: Any, X_id: Any, X_ood: Any
-) -> tuple[NDArray[Any], dict[str, NDArray[Any]], float | None]:
-    """Scores that a fitted detector gives rows, and its threshold.
+) -> tuple[NDArray[Any], dict[str, NDArray[Any]]]:
+    """Scores that a fitted detector gives rows.
 
     Parameters
     ----------
     estimator : estimator
-        Fitted, with ``score_samples``: a detector, or a pipeline or a search around one.
+        A fitted detector with ``score_samples``, or a pipeline or a search around one.
     X_id : array-like of shape (n_id, ...)
         ID rows.
     X_ood : array-like of shape (n_ood, ...), or dict of str to array-like
@@ -216,8 +177,6 @@ def scores_of(
         Scores of ID rows.
     score_ood : dict of str to ndarray
         Scores of each OOD set.
-    threshold : float or None
-        The detector's ``offset_``; None where it has none.
 
     Raises
     ------
@@ -228,24 +187,145 @@ def scores_of(
     """
     if not hasattr(estimator, "score_samples"):
         raise TypeError(
-            f"estimator={estimator!r} has no score_samples; expected a fitted detector such "
-            "as SparseEnergyOODDetector, or a pipeline that ends in one. Draw scores that "
-            "you have with from_predictions."
+            f"estimator={estimator!r} has no score_samples; expected a fitted detector such as "
+            "SparseEnergyOODDetector, or a pipeline that ends in one. If you have scores, draw "
+            "them with from_predictions."
         )
     sets = sets_by_name(X_ood, "X_ood")
     score = estimator.score_samples
-    return (
-        score(X_id),
-        {name: score(rows) for name, rows in sets.items()},
-        getattr(_last_step(estimator), "offset_", None),
-    )
+    return score(X_id), {name: score(rows) for name, rows in sets.items()}
 
 
-def _finite(scores: NDArray[Any], name: str) -> NDArray[np.float64]:
-    n_infinite = np.count_nonzero(np.isinf(scores))
-    if n_infinite:
-        raise ValueError(
-            f"{name} has {n_infinite} infinite values in {scores.size} scores; expected finite "
-            "ones. Drop or clip the others."
+class Display:
+    """A picture on one axes, by the method ``_draw``."""
+
+    def plot(self, ax: Axes | None = None) -> Self:
+        """Draw the picture.
+
+        Parameters
+        ----------
+        ax : matplotlib.axes.Axes, default=None
+            Axes to draw on; None makes a figure.
+
+        Returns
+        -------
+        Self
+            The display itself.
+        """
+        ax = new_axes(size=self._size())[0] if ax is None else ax
+        self._draw(ax)
+        self.ax_: Axes = ax
+        self.figure_: Figure | SubFigure = ax.figure
+        return self
+
+    def _draw(self, ax: Axes) -> None:
+        raise NotImplementedError
+
+    def _size(self) -> tuple[float, float] | None:
+        """Size of a new figure in inches; None is matplotlib's."""
+        return None
+
+
+class ScoresDisplay(Display):
+    """A picture of scores and a threshold.
+
+    Parameters
+    ----------
+    score_id : array-like of shape (n_id,)
+        Scores of ID rows, finite, higher is more in-distribution.
+    score_ood : array-like of shape (n_ood,), or dict of str to array-like
+        Scores of one OOD set, or of several by name.
+    threshold : float, default=None
+        Rows with at least this score are kept. None draws no threshold.
+    """
+
+    def __init__(
+        self,
+        *,
+        score_id: ArrayLike,
+        score_ood: ArrayLike | Mapping[str, ArrayLike],
+        threshold: float | None = None,
+    ) -> None:
+        validate_parameter_constraints(
+            {"threshold": [Number(Real, None, None, closed="neither"), None]},
+            {"threshold": threshold},
+            caller_name=type(self).__name__,
         )
-    return scores.astype(np.float64)
+        self.threshold = None if threshold is None else float(threshold)
+        sets = sets_by_name(score_ood, "score_ood")
+        self.score_id = valid_scores(score_id, "score_id", finite=True).astype(np.float64)
+        self.score_ood = {
+            name: valid_scores(scores, f"score_ood[{name!r}]", finite=True).astype(np.float64)
+            for name, scores in sets.items()
+        }
+
+    @classmethod
+    def from_estimator(
+        cls, estimator: Any, X_id: Any, X_ood: Any, *, ax: Axes | None = None
+    ) -> Self:
+        """Score rows with a fitted detector, and draw.
+
+        Parameters
+        ----------
+        estimator : estimator
+            A fitted detector with ``score_samples``, or a pipeline or a search around one. The
+            threshold is its ``offset_``, if it has one.
+        X_id : array-like of shape (n_id, ...)
+            ID rows that the detector was not trained on.
+        X_ood : array-like of shape (n_ood, ...), or dict of str to array-like
+            OOD rows of one set, or of several by name.
+        ax : matplotlib.axes.Axes, default=None
+            Axes to draw on; None makes a figure.
+
+        Returns
+        -------
+        Self
+            The display, drawn.
+
+        Raises
+        ------
+        TypeError
+            If `estimator` has no ``score_samples``.
+        ValueError
+            If `X_ood` is an empty dict, or the scores cannot be drawn.
+        """
+        score_id, score_ood = scores_of(estimator, X_id, X_ood)
+        detector = last_step(estimator)
+        threshold = getattr(detector, "offset_", None)
+        return cls(
+            score_id=score_id, score_ood=score_ood, threshold=threshold, **cls._options(detector)
+        ).plot(ax)
+
+    @classmethod
+    def from_predictions(
+        cls,
+        score_id: ArrayLike,
+        score_ood: ArrayLike | Mapping[str, ArrayLike],
+        *,
+        ax: Axes | None = None,
+        **options: Any,
+    ) -> Self:
+        """Draw scores.
+
+        Parameters
+        ----------
+        score_id : array-like of shape (n_id,)
+            Scores of ID rows, finite, higher is more in-distribution.
+        score_ood : array-like of shape (n_ood,), or dict of str to array-like
+            Scores of one OOD set, or of several by name.
+        ax : matplotlib.axes.Axes, default=None
+            Axes to draw on; None makes a figure.
+        **options : object
+            Other parameters of the display, such as ``threshold=``.
+
+        Returns
+        -------
+        Self
+            The display, drawn.
+        """
+        return cls(score_id=score_id, score_ood=score_ood, **options).plot(ax)
+
+    @classmethod
+    def _options(cls, detector: Any) -> dict[str, Any]:
+        """Further parameters of the display of a detector."""
+        return {}

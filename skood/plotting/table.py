@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from sklearn.utils._param_validation import StrOptions
 
-from ..metrics import _valid_scores, aupr, auroc, fpr_at_tpr
-from .shared import new_axes, scores_of, sets_by_name
+from ..metrics import METRICS
+from ..validation import valid_array, valid_scores, validated
+from .shared import Display, scores_of, sets_by_name
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure, SubFigure
 
 __all__ = ["DetectionTableDisplay"]
 
-Metric = Literal["fpr95", "auroc", "aupr"]
-METRICS = {"fpr95": fpr_at_tpr, "auroc": auroc, "aupr": aupr}
-LOWER_IS_BETTER = {"fpr95"}
+METRICS_BY_NAME = {metric.name_at(0.95): metric for metric in METRICS}
+METRIC = [StrOptions(set(METRICS_BY_NAME))]
 
 CELL_HEIGHT = 0.32  # inches
 CHARACTER_WIDTH = 0.085
@@ -27,26 +27,26 @@ CHARACTER_WIDTH = 0.085
 BLACK_FROM = 0.179
 
 
-class DetectionTableDisplay:
+class DetectionTableDisplay(Display):
     """Heat table of methods (rows) by out-of-distribution sets and their mean (columns).
 
     Make it with `from_estimator` or `from_predictions`, or from values that you have. Each value is
-    printed in its cell, the best of each column in bold; the lighter a cell, the better.
+    printed in its cell, the best of each column in bold. The lighter a cell, the better.
 
     Parameters
     ----------
     values : array-like of shape (n_methods, n_columns)
-        Values as they are printed, such as percent; finite.
+        Values to print, such as percent; finite.
     methods : sequence of str of length n_methods
         Names of the rows.
     columns : sequence of str of length n_columns
         Names of the columns, such as the sets and "mean".
     spread : array-like of shape (n_methods, n_columns), default=None
-        Standard deviations, or another spread, printed after "±"; None prints none.
+        Standard deviations, or another spread, to print after "±". None prints none.
     lower_is_better : bool, default=False
-        Whether the least value of a column is its best.
+        Whether the smallest value of a column is the best.
     label : str, default=None
-        What the values are, such as "FPR95, %"; None writes the direction alone.
+        What the values are, such as "FPR95, %". None says only whether lower or higher is better.
 
     Attributes
     ----------
@@ -60,13 +60,13 @@ class DetectionTableDisplay:
     TypeError
         If values are not real numbers.
     ValueError
-        If values are empty, not 2-D, NaN or infinite, a spread is negative or of another shape,
-        or names are not as many as rows or columns, or not distinct.
+        If values are empty, not 2-D, masked, NaN or infinite, if a spread is negative or of another
+        shape, or if there is not one name for each row and column, all distinct.
 
     Notes
     -----
-    Values that are printed like the best one are in bold as well. The colours are those of the
-    cividis map [1]_, whose lightness grows evenly, and alike for most colour-blind readers.
+    If other values are printed like the best one, they are in bold, too. The colours are those of
+    the cividis map [1]_. Its lightness grows evenly, for most colour-blind readers as well.
 
     References
     ----------
@@ -98,7 +98,7 @@ class DetectionTableDisplay:
         lower_is_better: bool = False,
         label: str | None = None,
     ) -> None:
-        self.values = _valid_table(values, "values")
+        self.values = _table(values, "values")
         self.methods = _valid_names(methods, "methods", self.values.shape[0])
         self.columns = _valid_names(columns, "columns", self.values.shape[1])
         self.spread = None if spread is None else _valid_spread(spread, self.values.shape)
@@ -106,13 +106,14 @@ class DetectionTableDisplay:
         self.label = label
 
     @classmethod
+    @validated(metric=METRIC)
     def from_estimator(
         cls,
         estimators: Mapping[str, Any] | Iterable[tuple[str, Any]],
         X_id: Any,
         X_ood: Any,
         *,
-        metric: Metric = "fpr95",
+        metric: str = "fpr95",
         ax: Axes | None = None,
     ) -> Self:
         """Score rows with fitted detectors, and draw.
@@ -120,13 +121,14 @@ class DetectionTableDisplay:
         Parameters
         ----------
         estimators : dict of str to estimator, or sequence of (str, estimator)
-            Fitted, with ``score_samples``: detectors, or pipelines or searches around them.
+            Fitted detectors with ``score_samples``, or pipelines or searches around them.
         X_id : array-like of shape (n_id, ...)
             ID rows that the detectors were not trained on.
         X_ood : dict of str to array-like, or array-like of shape (n_ood, ...)
             OOD rows of several sets by name, or of one.
-        metric : {"fpr95", "auroc", "aupr"}, default="fpr95"
-            What to compute of the scores, with ID as the positive class.
+        metric : str, default="fpr95"
+            What to compute from the scores: "fpr95", "auroc", "aupr" or "detection_error", with ID
+            as the positive class.
         ax : matplotlib.axes.Axes, default=None
             Axes to draw on; None makes a figure.
 
@@ -140,27 +142,27 @@ class DetectionTableDisplay:
         TypeError
             If an estimator has no ``score_samples``.
         ValueError
-            If there is no estimator or no set, a name comes twice, or scores cannot be used.
-        ImportError
-            If matplotlib is not installed.
+            If there is no estimator or no set, a name comes twice, scores cannot be used, or
+            `metric` is unknown.
         """
         pairs = list(estimators.items() if isinstance(estimators, Mapping) else estimators)
         _valid_names([name for name, _ in pairs], "estimators", len(pairs))
         scores = {name: scores_of(estimator, X_id, X_ood) for name, estimator in pairs}
         return cls.from_predictions(
-            {name: score_id for name, (score_id, _, _) in scores.items()},
-            {name: score_ood for name, (_, score_ood, _) in scores.items()},
+            {name: score_id for name, (score_id, _) in scores.items()},
+            {name: score_ood for name, (_, score_ood) in scores.items()},
             metric=metric,
             ax=ax,
         )
 
     @classmethod
+    @validated(metric=METRIC)
     def from_predictions(
         cls,
         score_id: Mapping[str, ArrayLike],
         score_ood: Mapping[str, Mapping[str, ArrayLike] | ArrayLike],
         *,
-        metric: Metric = "fpr95",
+        metric: str = "fpr95",
         ax: Axes | None = None,
     ) -> Self:
         """Draw a metric of scores, in percent, and its mean over the sets.
@@ -171,8 +173,9 @@ class DetectionTableDisplay:
             Scores of ID rows by method, higher is more in-distribution.
         score_ood : dict of str to dict of str to array-like of shape (n_ood,)
             Scores of OOD rows by method and set; the sets are the same for each method.
-        metric : {"fpr95", "auroc", "aupr"}, default="fpr95"
-            What to compute of the scores, with ID as the positive class.
+        metric : str, default="fpr95"
+            What to compute from the scores: "fpr95", "auroc", "aupr" or "detection_error", with ID
+            as the positive class.
         ax : matplotlib.axes.Axes, default=None
             Axes to draw on; None makes a figure.
 
@@ -186,19 +189,18 @@ class DetectionTableDisplay:
         TypeError
             If scores are not real numbers, or not named by method.
         ValueError
-            If there are no scores, they are not 1-D, masked or NaN, methods or sets differ, a set
-            is named "mean", or `metric` is unknown.
-        ImportError
-            If matplotlib is not installed.
+            If there are no scores, if they are not 1-D, masked or NaN, if methods or sets differ,
+            if a set is named "mean", or if `metric` is unknown.
         """
-        if metric not in METRICS:
-            raise ValueError(f"metric={metric!r}; expected one of {list(METRICS)}.")
+        computed = METRICS_BY_NAME[metric]
         sets = _sets_by_method(score_id, score_ood)
         values = []
         for method, of_id in score_id.items():
-            valid_id = _valid_scores(of_id, f"score_id[{method!r}]")
+            valid_id = valid_scores(of_id, f"score_id[{method!r}]")
             row = [
-                METRICS[metric](valid_id, _valid_scores(scores, f"score_ood[{method!r}][{name!r}]"))
+                computed.function(
+                    valid_id, valid_scores(scores, f"score_ood[{method!r}][{name!r}]")
+                )
                 for name, scores in sets[method].items()
             ]
             values.append([*row, np.mean(row)])
@@ -206,31 +208,13 @@ class DetectionTableDisplay:
             100 * np.array(values),
             methods=list(score_id),
             columns=[*next(iter(sets.values())), "mean"],
-            lower_is_better=metric in LOWER_IS_BETTER,
-            label=f"{metric.upper()}, %",
+            lower_is_better=computed.is_error,
+            label=f"{computed.title}, %",
         )
         return display.plot(ax)
 
-    def plot(self, ax: Axes | None = None) -> Self:
-        """Draw the table.
-
-        Parameters
-        ----------
-        ax : matplotlib.axes.Axes, default=None
-            Axes to draw on; None makes a figure whose size fits the table.
-
-        Returns
-        -------
-        DetectionTableDisplay
-            The display itself.
-
-        Raises
-        ------
-        ImportError
-            If matplotlib is not installed.
-        """
+    def _draw(self, ax: Axes) -> None:
         cells = self._cells()
-        ax = new_axes(size=self._size(cells))[0] if ax is None else ax
         mesh = ax.pcolormesh(
             self.values,
             cmap="cividis_r" if self.lower_is_better else "cividis",
@@ -258,9 +242,6 @@ class DetectionTableDisplay:
         ax.spines[:].set_visible(False)
         direction = f"{'lower' if self.lower_is_better else 'higher'} is better, best in bold"
         ax.set_xlabel(direction if self.label is None else f"{self.label} ({direction})")
-        self.ax_: Axes = ax
-        self.figure_: Figure | SubFigure = ax.figure
-        return self
 
     def _cells(self) -> list[list[str]]:
         if self.spread is None:
@@ -275,9 +256,9 @@ class DetectionTableDisplay:
         best = (np.min if self.lower_is_better else np.max)(self.values, axis=0)
         return np.vectorize(_shown)(self.values) == np.vectorize(_shown)(best)
 
-    def _size(self, cells: list[list[str]]) -> tuple[float, float]:
+    def _size(self) -> tuple[float, float]:
         """Size of a figure in which the texts fit, in inches."""
-        widest = max(len(cell) for row in cells for cell in row)
+        widest = max(len(cell) for row in self._cells() for cell in row)
         names = max(map(len, self.methods)), max(map(len, self.columns))
         n_methods, n_columns = self.values.shape
         return (
@@ -291,13 +272,13 @@ def _shown(value: float) -> str:
 
 
 def _text_colour(srgb: NDArray[np.float64]) -> str:
-    """Black or white, whichever stands out from a colour."""
+    """Black or white, whichever is easier to read on a colour."""
     linear = np.where(srgb <= 0.04045, srgb / 12.92, ((srgb + 0.055) / 1.055) ** 2.4)
     return "black" if linear @ [0.2126, 0.7152, 0.0722] > BLACK_FROM else "white"
 
 
 def _sets_by_method(score_id: Any, score_ood: Any) -> dict[str, dict[str, Any]]:
-    """OOD scores by method and set, for the methods of `score_id`, their sets in one order."""
+    """OOD scores by method and set; the sets of all methods are in one order."""
     for name, scores in (("score_id", score_id), ("score_ood", score_ood)):
         if not isinstance(scores, Mapping):
             raise TypeError(
@@ -322,28 +303,12 @@ def _sets_by_method(score_id: Any, score_ood: Any) -> dict[str, dict[str, Any]]:
     return {method: {name: sets[method][name] for name in sets[first]} for method in sets}
 
 
-def _valid_table(values: ArrayLike, name: str) -> NDArray[np.float64]:
-    try:
-        table = np.asarray(values)
-    except ValueError as error:  # ragged
-        raise ValueError(f"{name} does not form a table ({error}).") from error
-    if table.dtype.kind not in "iuf":
-        raise TypeError(f"{name} has dtype {table.dtype}; expected real numbers.")
-    if table.ndim != 2 or not table.size:
-        raise ValueError(
-            f"{name} has shape {table.shape}; expected (n_methods, n_columns), one cell at least."
-        )
-    n_bad = np.count_nonzero(~np.isfinite(table))
-    if n_bad:
-        raise ValueError(
-            f"{name} has {n_bad} NaN or infinite values in {table.size} cells; expected finite "
-            "ones. Leave out methods or sets that have none."
-        )
-    return table.astype(np.float64)
+def _table(values: ArrayLike, name: str) -> NDArray[np.float64]:
+    return valid_array(values, name, ("n_methods", "n_columns")).astype(np.float64)
 
 
 def _valid_spread(spread: ArrayLike, shape: tuple[int, ...]) -> NDArray[np.float64]:
-    table = _valid_table(spread, "spread")
+    table = _table(spread, "spread")
     if table.shape != shape:
         raise ValueError(f"spread has shape {table.shape}; expected that of values, {shape}.")
     if (table < 0).any():

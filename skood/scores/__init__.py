@@ -1,34 +1,26 @@
 """Scores of a batch from its features and logits: higher means more in-distribution.
 
-A score is called as ``score(features, logits)`` with float64 logits of shape (n, K) and features of
-shape (n, d), and returns one value per row, shape (n,). Those here are scikit-learn estimators, so
-that a search can set their parameters (``score_function__temperature``). A score with statistics
-has a method ``fit(outputs, head)`` as well, which reads the training rows once, piece by piece;
-one with ``uses_gradient`` is handed the logits of inputs moved along the network's gradient. To add
-one, write the class under the decorator that names it.
+A score is called as ``score(features, logits)``, with float64 features of shape (n, d) and logits
+of shape (n, K), and returns one value per row, shape (n,). The scores here are scikit-learn
+estimators, so a search can set their parameters (``score_function__temperature``). A score with
+statistics also has a method ``fit(outputs, head)``, which reads the training rows once, piece by
+piece. A score with ``uses_gradient`` gets the logits of inputs that were moved along the gradient
+of the network.
+
+To add a score, write its class under the decorator that names it, and list it in the ``__all__`` of
+its module.
 """
 
-from .activations import Dice, ReAct, Scale
-from .distances import Knn, Mahalanobis, Vim
-from .logits import Energy, MaxLogit, MaxSoftmax, Odin
-from .protocol import SCORES, Head, Outputs, apply_score, fit_score, get_score, list_scores
+# ruff: noqa: F403 (the names that each module lists in __all__)
+from . import activations, distances, logits, protocol
+from .activations import *
+from .distances import *
+from .logits import *
+from .protocol import *
 
 __all__ = [
-    "SCORES",
-    "Dice",
-    "Energy",
-    "Head",
-    "Knn",
-    "Mahalanobis",
-    "MaxLogit",
-    "MaxSoftmax",
-    "Odin",
-    "Outputs",
-    "ReAct",
-    "Scale",
-    "Vim",
-    "apply_score",
-    "fit_score",
-    "get_score",
-    "list_scores",
+    *activations.__all__,
+    *distances.__all__,
+    *logits.__all__,
+    *protocol.__all__,
 ]

@@ -1,36 +1,43 @@
-"""Scores that change the features, or what the head makes of them, and take the energy."""
+"""Scores that change the features or the head, and take the energy."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from itertools import islice
+from numbers import Real
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from .protocol import FittedScore, Head, Outputs, Sample, between, energy, named
+from ..validation import Number
+from .protocol import FittedScore, Head, Outputs, Sample, energy, named
+
+__all__ = ["Dice", "ReAct", "Scale"]
 
 SAMPLED_VALUES = 10_000_000
-"""Activations from which a percentile is taken, at most; 40 MB."""
+"""Most activations from which a percentile is taken; 40 MB."""
+
+PERCENTILE = [Number(Real, 0, 100, closed="neither")]
 
 
 @named("dice")
 class Dice(FittedScore):
-    """Energy through the weights of the head that contribute most in-distribution.
+    """Energy through the weights of the head that contribute most on in-distribution rows.
 
-    Each weight contributes ``w_kj mean(h_j)``; the share `sparsity` of them with the smallest
-    contributions is set to zero.
+    The contribution of a weight is ``w_kj mean(h_j)``. The share `sparsity` of the weights, those
+    with the smallest contributions, is set to zero.
 
     Parameters
     ----------
     sparsity : float, default=0.9
-        Share p of the weights to drop, between 0 and 1.
+        Share of the weights to set to zero, between 0 and 1, both excluded.
 
     Attributes
     ----------
     head_ : Head
-        The head, all but its largest contributions set to zero.
+        The head with the remaining weights.
 
     References
     ----------
@@ -50,12 +57,15 @@ class Dice(FittedScore):
     """
 
     uses_head = True
+    _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
+        "sparsity": [Number(Real, 0, 1, closed="neither")]
+    }
 
     def __init__(self, sparsity: float = 0.9) -> None:
         self.sparsity = sparsity
 
     def fit(self, outputs: Iterable[Outputs], head: Head) -> Dice:
-        """Take the mean features, and drop weights.
+        """Find the weights to set to zero.
 
         Parameters
         ----------
@@ -74,31 +84,18 @@ class Dice(FittedScore):
         ValueError
             If `sparsity` is out of range.
         """
-        sparsity = between(self.sparsity, 0, 1, "Dice.sparsity")
+        self._validate_params()
         total, n_rows = torch.zeros_like(head.weight[0]), 0
         for features, _, _ in outputs:
             total += features.sum(dim=0)
             n_rows += len(features)
         contributions = total / n_rows * head.weight
-        bound = float(np.quantile(contributions.cpu().numpy(), sparsity))
+        bound = float(np.quantile(contributions.cpu().numpy(), float(self.sparsity)))
         self.head_ = Head(torch.where(contributions > bound, head.weight, 0), head.bias)
         return self
 
     def __call__(self, features: Tensor, logits: Tensor) -> Tensor:
-        """Score a batch.
-
-        Parameters
-        ----------
-        features : Tensor of shape (n, d)
-            Features.
-        logits : Tensor of shape (n, K)
-            Not used.
-
-        Returns
-        -------
-        Tensor of shape (n,)
-            The negative energy of the sparse head's logits.
-        """
+        """The negative energy of the logits of the sparse head, shape (n,)."""
         features = self._ready(features)
         return energy(self.head_(features))
 
@@ -110,8 +107,8 @@ class ReAct(FittedScore):
     Parameters
     ----------
     percentile : float, default=90.0
-        Features are clipped at this percentile of all activations of in-distribution rows, between
-        0 and 100.
+        Percentile of all activations of in-distribution rows at which features are clipped, between
+        0 and 100, both excluded.
 
     Attributes
     ----------
@@ -122,8 +119,8 @@ class ReAct(FittedScore):
 
     Notes
     -----
-    The percentile is that of all activations up to 10 million of them, else that of evenly spaced
-    rows with 5 to 10 million.
+    If there are more than 10 million activations, the percentile is that of evenly spaced rows with
+    5 to 10 million.
 
     References
     ----------
@@ -142,6 +139,7 @@ class ReAct(FittedScore):
     """
 
     uses_head = True
+    _parameter_constraints: ClassVar[dict[str, list[Any]]] = {"percentile": PERCENTILE}
 
     def __init__(self, percentile: float = 90.0) -> None:
         self.percentile = percentile
@@ -166,44 +164,32 @@ class ReAct(FittedScore):
         ValueError
             If `percentile` is out of range.
         """
-        percentile = between(self.percentile, 0, 100, "ReAct.percentile")
+        self._validate_params()
         sample = Sample(max(SAMPLED_VALUES // head.weight.shape[1], 1))
         for features, _, _ in outputs:
             sample.add(features)
         activations = sample.rows().cpu().numpy()
         self.head_ = head
-        self.threshold_ = float(np.percentile(activations, percentile))
+        self.threshold_ = float(np.percentile(activations, float(self.percentile)))
         return self
 
     def __call__(self, features: Tensor, logits: Tensor) -> Tensor:
-        """Score a batch.
-
-        Parameters
-        ----------
-        features : Tensor of shape (n, d)
-            Features.
-        logits : Tensor of shape (n, K)
-            Not used.
-
-        Returns
-        -------
-        Tensor of shape (n,)
-            The negative energy of the logits of the clipped features.
-        """
+        """The negative energy of the logits of the clipped features, shape (n,)."""
         features = self._ready(features)
         return energy(self.head_(features.clamp_max(self.threshold_)))
 
 
 @named("scale")
 class Scale(FittedScore):
-    """Energy of features scaled by how little of their sum the largest of them hold.
+    """Energy of scaled features: the less the largest ones dominate a row, the larger the scale.
 
-    Features are multiplied by ``exp(r)``, with r the sum of all over the sum of the largest.
+    Features are multiplied by ``exp(r)``, with r the sum of all features over that of the largest.
 
     Parameters
     ----------
     percentile : float, default=85.0
-        The largest are those above this percentile of the row, between 0 and 100.
+        Percentile of the features of a row above which they count as the largest, between 0 and
+        100, both excluded.
 
     Attributes
     ----------
@@ -227,17 +213,18 @@ class Scale(FittedScore):
     """
 
     uses_head = True
+    _parameter_constraints: ClassVar[dict[str, list[Any]]] = {"percentile": PERCENTILE}
 
     def __init__(self, percentile: float = 85.0) -> None:
         self.percentile = percentile
 
     def fit(self, outputs: Iterable[Outputs], head: Head) -> Scale:
-        """Keep the head, and look whether the features are activations after a ReLU.
+        """Keep the head, and check that no feature is negative.
 
         Parameters
         ----------
         outputs : iterable of Outputs
-            In-distribution rows, of which the first piece is read.
+            In-distribution rows. Only the first piece is read.
         head : Head
             The head.
 
@@ -251,33 +238,20 @@ class Scale(FittedScore):
         ValueError
             If `percentile` is out of range, or features are negative.
         """
-        between(self.percentile, 0, 100, "Scale.percentile")
+        self._validate_params()
         for features, _, _ in islice(outputs, 1):
             _check_not_negative(features)
         self.head_ = head
         return self
 
     def __call__(self, features: Tensor, logits: Tensor) -> Tensor:
-        """Score a batch.
-
-        Parameters
-        ----------
-        features : Tensor of shape (n, d)
-            Features.
-        logits : Tensor of shape (n, K)
-            Not used.
-
-        Returns
-        -------
-        Tensor of shape (n,)
-            The negative energy of the logits of the scaled features.
-        """
+        """The negative energy of the logits of the scaled features, shape (n,)."""
         features = self._ready(features)
         _check_not_negative(features)
         width = features.shape[1]
         n_largest = max(width - round(width * self.percentile / 100), 1)
         largest = features.topk(n_largest, dim=1).values.sum(dim=1, keepdim=True)
-        # A row of zeros stays one, whatever its scale.
+        # A row of zeros stays so, whatever its scale.
         ratio = features.sum(dim=1, keepdim=True) / torch.where(largest > 0, largest, 1)
         return energy(self.head_(features * ratio.exp()))
 
@@ -285,6 +259,6 @@ class Scale(FittedScore):
 def _check_not_negative(features: Tensor) -> None:
     if features.min() < 0:
         raise ValueError(
-            'score_function="scale" divides sums of features, which must be at least 0, as after a '
-            f"ReLU; these go down to {float(features.min()):.3g}. Pass another score."
+            'score_function="scale" needs features of at least 0, such as after a ReLU; these go '
+            f"down to {float(features.min()):.3g}. Pass another score."
         )

@@ -5,16 +5,23 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterable
 from itertools import chain
+from numbers import Integral
+from typing import Any, ClassVar
 
 import torch
+from sklearn.utils._param_validation import StrOptions
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..exceptions import FewTrainingRowsWarning
+from ..validation import Number
 from .activations import SAMPLED_VALUES
-from .protocol import FittedScore, Head, Outputs, Sample, count, energy, named
+from .protocol import FittedScore, Head, Outputs, Sample, energy, named
+
+__all__ = ["Knn", "Mahalanobis", "Vim"]
 
 QUERY_ROWS = 256
-"""Rows whose distances to a bank are held at a time."""
+"""Rows whose distances to a bank are in memory at a time."""
 
 NO_VARIANCE = 1e-10
 """Share of the variance of features below which a direction counts as having none."""
@@ -29,10 +36,10 @@ class Knn(FittedScore):
     Parameters
     ----------
     n_neighbors : int, default=50
-        The k, from 1 to 1000.
+        Which neighbour, k, from 1 to 1000.
     bank_size : int, default=50000
-        The most rows to keep, at least twice the neighbours; of more rows, evenly spaced ones, half
-        as many or more.
+        The most rows to keep, at least twice the neighbours. If there are more rows, evenly spaced
+        ones are kept, at least half as many as `bank_size`.
 
     Attributes
     ----------
@@ -53,6 +60,11 @@ class Knn(FittedScore):
     >>> score(torch.tensor([[5.0, 0.0]]).double(), features[:1])
     tensor([-1.4142], dtype=torch.float64)
     """
+
+    _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
+        "n_neighbors": [Number(Integral, 1, MOST_NEIGHBOURS, closed="both")],
+        "bank_size": [Number(Integral, 1, None, closed="left")],
+    }
 
     def __init__(self, n_neighbors: int = 50, bank_size: int = 50_000) -> None:
         self.n_neighbors = n_neighbors
@@ -78,45 +90,31 @@ class Knn(FittedScore):
         ValueError
             If a parameter is out of range, or there are fewer rows than neighbours.
         """
-        n_neighbors = count(self.n_neighbors, "Knn.n_neighbors", MOST_NEIGHBOURS)
-        bank_size = count(self.bank_size, "Knn.bank_size")
-        if bank_size < 2 * n_neighbors:
+        self._validate_params()
+        if self.bank_size < 2 * self.n_neighbors:
             raise ValueError(
-                f"Knn.bank_size={bank_size} may leave fewer rows than "
-                f"n_neighbors={n_neighbors}; pass at least {2 * n_neighbors}."
+                "The 'bank_size' parameter of Knn must be at least twice n_neighbors, "
+                f"{2 * self.n_neighbors}. Got {self.bank_size} instead."
             )
-        sample = Sample(bank_size)
+        sample = Sample(self.bank_size)
         for features, _, _ in outputs:
             sample.add(F.normalize(features))
         bank = sample.rows().double()
-        if len(bank) < n_neighbors:
+        if len(bank) < self.n_neighbors:
             raise ValueError(
-                f"Knn.n_neighbors={n_neighbors} exceeds the {len(bank)} in-distribution rows that "
-                "it was fitted to. Pass fewer neighbours, or more rows."
+                "The 'n_neighbors' parameter of Knn must be at most the number of training rows, "
+                f"{len(bank)}. Got {self.n_neighbors} instead. Pass fewer neighbours, or more rows."
             )
         self.bank_ = bank
         return self
 
     def __call__(self, features: Tensor, logits: Tensor) -> Tensor:
-        """Score a batch.
-
-        Parameters
-        ----------
-        features : Tensor of shape (n, d)
-            Features.
-        logits : Tensor of shape (n, K)
-            Not used.
-
-        Returns
-        -------
-        Tensor of shape (n,)
-            Minus the Euclidean distance to the k-th nearest row of the bank.
-        """
+        """Minus the Euclidean distance to the k-th nearest row of the bank, shape (n,)."""
         queries = F.normalize(self._ready(features))
         return -torch.cat([self._distances(piece) for piece in queries.split(QUERY_ROWS)])
 
     def _distances(self, queries: Tensor) -> Tensor:
-        # By matrix products, which lose half of the digits of small distances.
+        # Matrix products are fast, and lose half of the digits of small distances.
         distances = torch.cdist(queries, self.bank_, compute_mode="use_mm_for_euclid_dist")
         return distances.topk(self.n_neighbors, dim=1, largest=False).values[:, -1]
 
@@ -125,8 +123,8 @@ class Knn(FittedScore):
 class Mahalanobis(FittedScore):
     """Negative squared Mahalanobis distance to the nearest class mean.
 
-    All classes share one covariance, that of the features around the means of their classes. A
-    direction in which training rows do not vary counts for nothing.
+    All classes share one covariance, that of the features around the means of their classes.
+    Directions in which training rows do not vary are ignored.
 
     Attributes
     ----------
@@ -170,6 +168,11 @@ class Mahalanobis(FittedScore):
         ------
         ValueError
             If no feature varies within the classes.
+
+        Warns
+        -----
+        FewTrainingRowsWarning
+            If there are fewer rows, beyond one per class, than features.
         """
         pieces = iter(outputs)
         first = next(pieces)
@@ -191,19 +194,19 @@ class Mahalanobis(FittedScore):
         )
         if not scale.isfinite().any():
             raise ValueError(
-                'score_function="mahalanobis" needs features that vary within their classes; these '
+                'score_function="mahalanobis" needs features that vary within the classes; these '
                 "are the same for all training rows of a class. Check X and the network."
             )
         if counts.sum() - len(means) < scale.isfinite().sum():
             warnings.warn(
                 f'score_function="mahalanobis" has {int(counts.sum())} training rows of '
                 f"{len(means)} classes for {int(scale.isfinite().sum())} features, too few for "
-                "their covariance: training rows all lie at about one distance from their means. "
-                "Pass more rows, or another score.",
-                UserWarning,
+                "their covariance: all training rows have about the same distance from their "
+                "means. Pass more rows, or another score.",
+                FewTrainingRowsWarning,
                 stacklevel=2,
             )
-        # Features on one scale, so that small ones keep their digits beside large ones.
+        # On one scale, small features keep their digits beside large ones.
         variances, directions = torch.linalg.eigh(covariance / scale / scale[:, None])
         varying = variances > NO_VARIANCE * variances[-1]
         self.whitening_ = directions[:, varying] / variances[varying].sqrt() / scale[:, None]
@@ -211,20 +214,7 @@ class Mahalanobis(FittedScore):
         return self
 
     def __call__(self, features: Tensor, logits: Tensor) -> Tensor:
-        """Score a batch.
-
-        Parameters
-        ----------
-        features : Tensor of shape (n, d)
-            Features.
-        logits : Tensor of shape (n, K)
-            Not used.
-
-        Returns
-        -------
-        Tensor of shape (n,)
-            Minus the smallest ``(h - mu_k)^T Sigma^-1 (h - mu_k)``.
-        """
+        """The largest ``-(h - mu_k)^T Sigma^-1 (h - mu_k)`` of the classes k, shape (n,)."""
         whitened = self._ready(features) @ self.whitening_
         exact = "donot_use_mm_for_euclid_dist"
         return -torch.cdist(whitened, self.means_, compute_mode=exact).amin(dim=1).square()
@@ -239,21 +229,21 @@ def _resolved_deviations(within: Tensor, total: Tensor, centre: Tensor) -> Tenso
 
 @named("vim")
 class Vim(FittedScore):
-    """Energy less a virtual logit: how far the features lie from the principal space.
+    """Energy minus a virtual logit, which says how far features are from the principal space.
 
-    The virtual logit is the norm of what the features have outside the principal space of
-    in-distribution rows, scaled to the mean of their largest logits.
+    The virtual logit is the norm of the part of the features outside the principal space of
+    in-distribution rows. It is scaled to the mean of their largest logits.
 
     Parameters
     ----------
     n_components : "auto" or int, default="auto"
-        Dimension of the principal space. "auto" is 1000 of 2048 features or more, 512 of 768 or
-        more, else half of them.
+        Dimension of the principal space, less than the number of features. "auto" is 1000 from 2048
+        features on, 512 from 768 on, and else half of them.
 
     Attributes
     ----------
     origin_ : Tensor of shape (d,), float64
-        The features that the head maps nearest to zero.
+        The features that the head maps closest to zero.
     residual_space_ : Tensor of shape (d, d - n_components), float64
         Orthonormal directions outside the principal space.
     alpha_ : float
@@ -261,8 +251,8 @@ class Vim(FittedScore):
 
     Notes
     -----
-    The scale comes from all training rows up to 10 million activations, else from evenly spaced
-    ones with 5 to 10 million.
+    If training rows have more than 10 million activations, the scale comes from evenly spaced ones
+    with 5 to 10 million.
 
     References
     ----------
@@ -281,12 +271,15 @@ class Vim(FittedScore):
     """
 
     uses_head = True
+    _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
+        "n_components": [StrOptions({"auto"}), Number(Integral, 1, None, closed="left")]
+    }
 
     def __init__(self, n_components: str | int = "auto") -> None:
         self.n_components = n_components
 
     def fit(self, outputs: Iterable[Outputs], head: Head) -> Vim:
-        """Take the principal space and the scale of what lies outside.
+        """Find the principal space and the scale of the virtual logit.
 
         Parameters
         ----------
@@ -306,6 +299,7 @@ class Vim(FittedScore):
             If `n_components` is not "auto" or an integer below the number of features, or nothing
             lies outside the principal space.
         """
+        self._validate_params()
         width = head.weight.shape[1]
         n_components = self._resolved(width)
         origin = -torch.linalg.pinv(head.weight) @ head.bias
@@ -323,7 +317,7 @@ class Vim(FittedScore):
         if not residuals > torch.finfo(torch.float32).eps * lengths:
             raise ValueError(
                 f'score_function="vim" finds nothing outside the principal space: {n_components} '
-                f"directions hold all of the {width} features of the training rows. Pass a "
+                f"directions explain all of the {width} features of the training rows. Pass a "
                 "smaller Vim(n_components=...)."
             )
         self.origin_, self.residual_space_ = origin, residual_space
@@ -335,23 +329,16 @@ class Vim(FittedScore):
             raise ValueError('score_function="vim" needs at least 2 features; the network has 1.')
         if self.n_components == "auto":
             return 1000 if width >= 2048 else 512 if width >= 768 else width // 2
-        return count(self.n_components, "Vim.n_components", width - 1)  # type: ignore[arg-type]
+        n_components = int(self.n_components)
+        if n_components >= width:
+            raise ValueError(
+                "The 'n_components' parameter of Vim must be less than the number of features, "
+                f"{width}. Got {n_components} instead."
+            )
+        return n_components
 
     def __call__(self, features: Tensor, logits: Tensor) -> Tensor:
-        """Score a batch.
-
-        Parameters
-        ----------
-        features : Tensor of shape (n, d)
-            Features.
-        logits : Tensor of shape (n, K)
-            Logits.
-
-        Returns
-        -------
-        Tensor of shape (n,)
-            ``logsumexp(z) - alpha ||residual||``.
-        """
+        """``logsumexp(z) - alpha ||residual||`` of each row, shape (n,)."""
         shifted = self._ready(features) - self.origin_
         residuals = torch.linalg.vector_norm(shifted @ self.residual_space_, dim=1)
         return energy(logits) - self.alpha_ * residuals

@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+from numbers import Real
+from typing import Any, ClassVar
+
 import torch
 from sklearn.base import BaseEstimator
+from sklearn.utils._param_validation import validate_parameter_constraints
 from torch import Tensor
 
-from .protocol import named, positive
+from ..validation import Number
+from .protocol import named
+
+__all__ = ["Energy", "MaxLogit", "MaxSoftmax", "Odin"]
+
+POSITIVE = [Number(Real, 0, None, closed="neither")]
 
 
 @named("energy")
@@ -31,31 +40,14 @@ class Energy(BaseEstimator):
     """
 
     uses_features = False
+    _parameter_constraints: ClassVar[dict[str, list[Any]]] = {"temperature": POSITIVE}
 
     def __init__(self, temperature: float = 1.0) -> None:
         self.temperature = temperature
 
     def __call__(self, features: Tensor | None, logits: Tensor) -> Tensor:
-        """Score a batch.
-
-        Parameters
-        ----------
-        features : Tensor of shape (n, d) or None
-            Not used.
-        logits : Tensor of shape (n, K)
-            Logits.
-
-        Returns
-        -------
-        Tensor of shape (n,)
-            The negative energy.
-
-        Raises
-        ------
-        ValueError
-            If the temperature is not a positive number.
-        """
-        temperature = positive(self.temperature, "Energy.temperature")
+        """The negative energy of each row, shape (n,)."""
+        temperature = _checked(self, "temperature")
         return temperature * torch.logsumexp(logits / temperature, dim=1)
 
 
@@ -79,20 +71,7 @@ class MaxSoftmax(BaseEstimator):
     uses_features = False
 
     def __call__(self, features: Tensor | None, logits: Tensor) -> Tensor:
-        """Score a batch.
-
-        Parameters
-        ----------
-        features : Tensor of shape (n, d) or None
-            Not used.
-        logits : Tensor of shape (n, K)
-            Logits.
-
-        Returns
-        -------
-        Tensor of shape (n,)
-            The largest softmax probability.
-        """
+        """The largest softmax probability of each row, shape (n,)."""
         return torch.softmax(logits, dim=1).amax(dim=1)
 
 
@@ -115,20 +94,7 @@ class MaxLogit(BaseEstimator):
     uses_features = False
 
     def __call__(self, features: Tensor | None, logits: Tensor) -> Tensor:
-        """Score a batch.
-
-        Parameters
-        ----------
-        features : Tensor of shape (n, d) or None
-            Not used.
-        logits : Tensor of shape (n, K)
-            Logits.
-
-        Returns
-        -------
-        Tensor of shape (n,)
-            The largest logit.
-        """
+        """The largest logit of each row, shape (n,)."""
         return logits.amax(dim=1)
 
 
@@ -136,9 +102,9 @@ class MaxLogit(BaseEstimator):
 class Odin(BaseEstimator):
     """Largest softmax probability at a high temperature, of inputs moved to raise it.
 
-    Each input of the network goes one step along the sign of the gradient of its largest
-    log-probability, which in-distribution rows gain more from: ``x + magnitude
-    sign(grad_x log max softmax(z / T))``. That takes a backward pass and a second forward.
+    Each input of the network moves one step along the sign of the gradient of its largest
+    log-probability: ``x + magnitude sign(grad_x log max softmax(z / T))``. This helps
+    in-distribution rows more than others. It takes a backward pass and a second forward pass.
 
     Parameters
     ----------
@@ -164,33 +130,37 @@ class Odin(BaseEstimator):
     uses_gradient = True
     """The logits to score are those of perturbed inputs."""
 
+    _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
+        "temperature": POSITIVE,
+        "magnitude": POSITIVE,
+    }
+
     def __init__(self, temperature: float = 1000.0, magnitude: float = 0.0014) -> None:
         self.temperature = temperature
         self.magnitude = magnitude
 
     def perturbation(self, logits: Tensor, batch: Tensor) -> Tensor:
-        """The step to take from a batch before it is scored.
+        """What to add to a batch before it is scored.
 
         Parameters
         ----------
         logits : Tensor of shape (n, K)
-            Logits of the batch, with the graph that leads to it.
+            Logits of the batch, with the graph of their gradient.
         batch : Tensor of shape (n, ...)
             Input of the network.
 
         Returns
         -------
         Tensor of shape (n, ...)
-            What to add to the batch.
+            The step.
 
         Raises
         ------
         ValueError
-            If the logits carry no gradient to the batch, the batch is of 16 bits, or a parameter
-            is out of range.
+            If the logits have no gradient with respect to the batch, the batch has 16 bits, or a
+            parameter is not a positive number.
         """
-        magnitude = positive(self.magnitude, "Odin.magnitude")
-        temperature = positive(self.temperature, "Odin.temperature")
+        magnitude, temperature = _checked(self, "magnitude"), _checked(self, "temperature")
         if batch.dtype.itemsize < 4:
             raise ValueError(
                 f'score_function="odin" takes steps of {magnitude:g}, which inputs of '
@@ -203,25 +173,20 @@ class Odin(BaseEstimator):
         if gradient is None:
             raise ValueError(
                 'score_function="odin" needs the gradient of the logits with respect to the '
-                "network's input, and there is none: a part of forward runs under torch.no_grad(), "
+                "network's input, but there is none: a part of forward runs under torch.no_grad(), "
                 "detaches, rounds or is quantized. Pass another score."
             )
         return magnitude * gradient.sign()
 
     def __call__(self, features: Tensor | None, logits: Tensor) -> Tensor:
-        """Score a batch.
+        """The largest softmax probability of each perturbed input, shape (n,)."""
+        return torch.softmax(logits / _checked(self, "temperature"), dim=1).amax(dim=1)
 
-        Parameters
-        ----------
-        features : Tensor of shape (n, d) or None
-            Not used.
-        logits : Tensor of shape (n, K)
-            Logits of the perturbed inputs.
 
-        Returns
-        -------
-        Tensor of shape (n,)
-            The largest softmax probability at the temperature.
-        """
-        temperature = positive(self.temperature, "Odin.temperature")
-        return torch.softmax(logits / temperature, dim=1).amax(dim=1)
+def _checked(score: BaseEstimator, name: str) -> float:
+    # Not all of `_validate_params`, which takes five times as long, for each batch.
+    value = getattr(score, name)
+    validate_parameter_constraints(
+        score._parameter_constraints, {name: value}, caller_name=type(score).__name__
+    )
+    return float(value)

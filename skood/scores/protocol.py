@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from numbers import Integral, Real
 from typing import Any, NamedTuple, TypeVar
 
 import torch
@@ -14,6 +13,8 @@ from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
 from ..engine.outputs import all_finite
+
+__all__ = ["SCORES", "Head", "Outputs", "apply_score", "fit_score", "get_score", "list_scores"]
 
 ScoreFunction = Callable[[Tensor | None, Tensor], Tensor]
 Score = TypeVar("Score", bound=type[BaseEstimator])
@@ -46,23 +47,12 @@ class Head:
     bias: Tensor
 
     def __call__(self, features: Tensor) -> Tensor:
-        """Logits of features.
-
-        Parameters
-        ----------
-        features : Tensor of shape (n, d), float64
-            Features.
-
-        Returns
-        -------
-        Tensor of shape (n, K), float64
-            ``features @ weight.T + bias``.
-        """
+        """Logits (n, K) of features (n, d), ``features @ weight.T + bias``, in float64."""
         return features @ self.weight.T + self.bias
 
 
 class Outputs(NamedTuple):
-    """Some in-distribution rows as a score sees them when it is fitted.
+    """Some in-distribution rows, as a score sees them when it is fitted.
 
     Parameters
     ----------
@@ -71,7 +61,7 @@ class Outputs(NamedTuple):
     logits : Tensor of shape (p, K), float64
         Logits.
     labels : Tensor of shape (p,), int64
-        Logit indices of their classes.
+        Class of each row, as the index of its logit.
     """
 
     features: Tensor
@@ -82,13 +72,13 @@ class Outputs(NamedTuple):
 class FittedScore(BaseEstimator):
     """A score with statistics of in-distribution rows.
 
-    Its fitted attributes end in an underscore. Tensors among them lie where the rows did, are moved
-    to where they are used, and pickled on the CPU.
+    Its fitted attributes end in an underscore. Tensors among them are on the device of the rows,
+    are moved to where they are used, and are pickled on the CPU.
     """
 
     uses_features = True
     uses_head = False
-    """Whether `fit` needs the head, which must be affine then."""
+    """Whether `fit` needs the head. If so, the head must be affine."""
 
     def _ready(self, features: Tensor) -> Tensor:
         """Features in float64; the statistics follow them to their device."""
@@ -114,7 +104,7 @@ def named(name: str) -> Callable[[Score], Score]:
 
 
 def list_scores() -> list[str]:
-    """Names that ``score_function`` takes.
+    """Names that ``score_function=`` takes.
 
     Returns
     -------
@@ -131,17 +121,18 @@ def list_scores() -> list[str]:
 
 
 def get_score(score: str | ScoreFunction) -> ScoreFunction:
-    """Look a score up by name; an object is cloned or copied, a function taken as it is.
+    """Look up a score by name. An object is cloned or copied, a function is taken as it is.
 
     Parameters
     ----------
     score : str or callable
-        A key of `SCORES`, one of its objects, or a function of (features, logits).
+        A name from `list_scores`, an object from `skood.scores`, or a function of (features,
+        logits).
 
     Returns
     -------
     callable
-        The score, not fitted yet.
+        The score, not fitted.
 
     Raises
     ------
@@ -180,9 +171,9 @@ def fit_score(
     score : callable
         The score, changed in place.
     outputs : iterable of Outputs
-        In-distribution rows, piece by piece; read once at most.
+        In-distribution rows, piece by piece. Read at most once.
     head : callable
-        Gives the head; only asked where the score declares ``uses_head``.
+        Returns the head. Called only if the score has ``uses_head = True``.
 
     Returns
     -------
@@ -195,7 +186,7 @@ def fit_score(
 
 
 def apply_score(score: ScoreFunction, features: Tensor | None, logits: Tensor) -> Tensor:
-    """Score a batch, and check what comes out: one finite value a row.
+    """Score a batch, and check that there is one finite value per row.
 
     Parameters
     ----------
@@ -215,25 +206,27 @@ def apply_score(score: ScoreFunction, features: Tensor | None, logits: Tensor) -
     ------
     ValueError
         If the score returns another shape, NaN or infinity.
+    TypeError
+        If it returns complex numbers.
     """
     values = score(features, logits)
     if not isinstance(values, Tensor) or values.shape != logits.shape[:1]:
         got = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__
         raise ValueError(
             f"score_function={score!r} returned {got} for logits of shape {tuple(logits.shape)}; "
-            f"it must return one value per row, a tensor of shape ({len(logits)},)."
+            f"expected one value per row, a tensor of shape ({len(logits)},)."
         )
     if values.is_complex():
-        raise TypeError(f"score_function={score!r} returned complex values; scores must be real.")
+        raise TypeError(f"score_function={score!r} returned complex values; expected real ones.")
     if not all_finite(values):
         raise ValueError(
-            f"score_function={score!r} returned NaN or infinity; scores must be finite."
+            f"score_function={score!r} returned NaN or infinity; expected finite values."
         )
     return values
 
 
 class Sample:
-    """Rows kept of a stream, evenly spaced over it, at most `size` of them and at least half.
+    """Evenly spaced rows of a stream: at most `size` of them, at least half as many.
 
     Parameters
     ----------
@@ -248,7 +241,7 @@ class Sample:
         self._n_seen = 0
 
     def add(self, rows: Tensor) -> None:
-        """Take in the next rows of the stream."""
+        """Take the next rows of the stream."""
         first = -self._n_seen % self._stride
         self._n_seen += len(rows)
         self._rows.append(rows[first :: self._stride].float())
@@ -264,33 +257,6 @@ class Sample:
 def energy(logits: Tensor) -> Tensor:
     """Negative energy of logits at temperature 1, ``logsumexp(z)``."""
     return torch.logsumexp(logits, dim=1)
-
-
-def positive(value: float, name: str) -> float:
-    """A parameter that must be a positive number."""
-    if not isinstance(value, Real) or not 0 < value < float("inf"):
-        raise ValueError(f"{name}={value!r}; pass a positive number.")
-    return float(value)
-
-
-def between(value: float, low: float, high: float, name: str) -> float:
-    """A parameter that must lie between two numbers, both excluded."""
-    if not isinstance(value, Real) or not low < value < high:
-        raise ValueError(f"{name}={value!r}; pass a number between {low:g} and {high:g}.")
-    return float(value)
-
-
-def count(value: int, name: str, high: int | None = None) -> int:
-    """A parameter that must be an integer of at least 1, and at most `high`."""
-    if (
-        not isinstance(value, Integral)
-        or isinstance(value, bool)
-        or value < 1
-        or (high is not None and value > high)
-    ):
-        expected = "of at least 1" if high is None else f"from 1 to {high}"
-        raise ValueError(f"{name}={value!r}; pass an integer {expected}.")
-    return int(value)
 
 
 def _device(value: Any) -> torch.device | None:

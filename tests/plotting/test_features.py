@@ -112,8 +112,8 @@ def test_from_a_detector_a_pipeline_and_a_search():
         ({"features_id": [[1, np.nan]]}, ValueError, "features_id has 1 NaN or infinite values in"),
         ({"features_id": [[np.inf, 1]]}, ValueError, "features_id has 1 NaN or infinite values in"),
         ({"features_id": [1, 2]}, ValueError, r"features_id has shape \(2,\); expected \(n, d\)"),
-        ({"features_id": np.ones((0, 2))}, ValueError, r"features_id has shape \(0, 2\)"),
-        ({"features_id": np.ones((2, 0))}, ValueError, r"features_id has shape \(2, 0\)"),
+        ({"features_id": np.ones((0, 2))}, ValueError, r"empty, of shape \(0, 2\)"),
+        ({"features_id": np.ones((2, 0))}, ValueError, r"empty, of shape \(2, 0\)"),
         ({"features_id": [["a", "b"]]}, TypeError, "features_id has dtype <U1; expected real"),
         ({"features_id": [[1], [1, 2]]}, ValueError, "features_id does not form an array"),
         (
@@ -125,7 +125,7 @@ def test_from_a_detector_a_pipeline_and_a_search():
         (
             {"features_ood": {"far": [[1, 2, 3]]}},
             ValueError,
-            r"features_ood\['far'\] has 3 features a row, features_id 2; expected features of one",
+            r"features_ood\['far'\] has 3 features per row, features_id 2; expected features",
         ),
         ({"features_ood": [[1, np.nan]]}, ValueError, r"features_ood\['OOD'\] has 1 NaN"),
     ],

@@ -105,15 +105,21 @@ def test_refuses_an_empty_dict_before_anything_is_computed(from_estimator):
     ("arguments", "error", "message"),
     [
         ({"score_id": [1, np.nan]}, ValueError, "score_id has 1 NaN"),
-        ({"score_id": [1, np.inf, -np.inf]}, ValueError, "score_id has 2 infinite values in 3"),
+        (
+            {"score_id": [1, np.inf, -np.inf]},
+            ValueError,
+            "score_id has 2 NaN or infinite values in 3",
+        ),
         ({"score_id": ["a"]}, TypeError, "score_id has dtype"),
-        ({"score_ood": {"far": [-np.inf]}}, ValueError, r"score_ood\['far'\] has 1 infinite"),
+        ({"score_ood": {"far": [-np.inf]}}, ValueError, r"score_ood\['far'\] has 1 NaN or inf"),
         ({"score_ood": {"far": [[1]]}}, ValueError, r"score_ood\['far'\] has shape \(1, 1\)"),
         ({"score_ood": []}, ValueError, r"score_ood\['OOD'\] is empty"),
         ({"score_ood": {}}, ValueError, "score_ood is an empty dict"),
-        ({"threshold": np.nan}, ValueError, "threshold=nan; expected a finite number"),
-        ({"threshold": "0.95"}, TypeError, "threshold='0.95'; expected a number"),
-        ({"threshold": True}, TypeError, "threshold=True; expected a number"),
+        ({"threshold": np.nan}, ValueError, "'threshold' parameter of .*Display .* Got nan"),
+        ({"threshold": np.inf}, ValueError, "'threshold' .* float .* None. Got inf"),
+        ({"threshold": -np.inf}, ValueError, "'threshold' .* float .* None. Got -inf"),
+        ({"threshold": "0.95"}, TypeError, "'threshold' .* Got '0.95'"),
+        ({"threshold": True}, TypeError, "'threshold' .* Got True"),
     ],
 )
 def test_refuses_scores_that_cannot_be_drawn(display, arguments, error, message):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import NamedTuple
 
 import numpy as np
@@ -131,6 +132,11 @@ def fitted(score, case, size=None):
 def scores_of(score, case, size=None):
     """Scores of the new rows of a case by a score fitted to its other rows."""
     return fitted(score, case, size)(case.new.features, case.new.logits).numpy()
+
+
+def refusal(score, parameter, value):
+    """What is said of a value that a parameter cannot have, as a regular expression."""
+    return f"The '{parameter}' parameter of {score} must be .* Got {re.escape(repr(value))} instead"
 
 
 def statistics(score):

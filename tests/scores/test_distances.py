@@ -7,6 +7,7 @@ from made import AWKWARD, fitted, in_tight_clusters, made, relu_features, scores
 from scipy.spatial.distance import cdist
 from scipy.special import logsumexp
 
+from skood.exceptions import FewTrainingRowsWarning
 from skood.scores import Knn, Mahalanobis, Outputs, Vim
 
 
@@ -50,9 +51,9 @@ def test_the_bank_of_knn_is_evenly_spaced():
 
 
 def test_knn_wants_as_many_rows_as_neighbours():
-    with pytest.raises(ValueError, match=r"n_neighbors=301 exceeds the 300 .* Pass fewer"):
+    with pytest.raises(ValueError, match=r"'n_neighbors' .* rows, 300\. Got 301 .* Pass fewer"):
         fitted(Knn(301), usual())
-    with pytest.raises(ValueError, match=r"bank_size=99 may leave .* pass at least 100"):
+    with pytest.raises(ValueError, match=r"'bank_size' .* twice n_neighbors, 100\. Got 99 "):
         fitted(Knn(50, bank_size=99), usual())
 
 
@@ -71,7 +72,7 @@ def test_mahalanobis_does_not_depend_on_the_scale_of_single_features():
 def test_mahalanobis_warns_of_fewer_rows_than_features():
     fit, new, weight, bias, labels = relu_features()
     with pytest.warns(
-        UserWarning, match=r"20 training rows of \d classes for 2\d features, too few"
+        FewTrainingRowsWarning, match=r"20 training rows of \d classes for 2\d features, too few"
     ):
         fitted("mahalanobis", made(fit[:20], new, weight, bias, labels[:20]))
 
@@ -162,7 +163,7 @@ def test_vim_refuses_a_principal_space_that_holds_all():
     fit[:, 12:] = 0
     case = made(fit, new, np.where(np.arange(24) < 12, weight, 0), bias, labels)
     fitted(Vim(10), case)
-    with pytest.raises(ValueError, match=r"13 directions hold all of the 24 .* smaller Vim"):
+    with pytest.raises(ValueError, match=r"13 directions explain all of the 24 .* smaller Vim"):
         fitted(Vim(13), case)
 
 

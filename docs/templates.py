@@ -1,0 +1,15 @@
+"""Pages whose text is written by hand, in `_templates`, and whose tables are not."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from string import Template
+
+TEMPLATES = Path(__file__).parent / "_templates"
+
+
+def write_page(folder: Path, template: str, **parts: str) -> None:
+    """Write a page into a folder: a template with its ``$names`` replaced."""
+    text = Template((TEMPLATES / f"{template}.rst").read_text(encoding="utf-8")).substitute(parts)
+    folder.mkdir(exist_ok=True)
+    (folder / "index.rst").write_text(text, encoding="utf-8")

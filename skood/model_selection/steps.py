@@ -1,0 +1,57 @@
+"""What lies inside searches, frozen estimators and pipelines."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sklearn.frozen import FrozenEstimator
+from sklearn.pipeline import Pipeline
+
+__all__ = ["last_step", "seen_by_last_step"]
+
+
+def last_step(estimator: Any) -> Any:
+    """The detector in a fitted search, a `FrozenEstimator` or a `Pipeline`.
+
+    Parameters
+    ----------
+    estimator : estimator
+        A detector, or what is built around one.
+
+    Returns
+    -------
+    estimator
+        The detector.
+    """
+    estimator = _unwrapped(estimator)
+    return last_step(estimator[-1]) if isinstance(estimator, Pipeline) else estimator
+
+
+def seen_by_last_step(estimator: Any, X: Any) -> Any:
+    """X after all steps of a pipeline but the last.
+
+    Parameters
+    ----------
+    estimator : estimator
+        A fitted detector, or what is built around one.
+    X : array-like of shape (n, ...)
+        Rows as `estimator` takes them.
+
+    Returns
+    -------
+    array-like of shape (n, ...)
+        Rows as the detector takes them.
+    """
+    estimator = _unwrapped(estimator)
+    if not isinstance(estimator, Pipeline):
+        return X
+    steps = estimator[:-1]
+    return seen_by_last_step(estimator[-1], steps.transform(X) if len(steps) else X)
+
+
+def _unwrapped(estimator: Any) -> Any:
+    if isinstance(estimator, FrozenEstimator):
+        return _unwrapped(estimator.estimator)
+    if hasattr(estimator, "best_estimator_"):
+        return _unwrapped(estimator.best_estimator_)
+    return estimator
