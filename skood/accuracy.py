@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import warnings
-
 import numpy as np
 from numpy.typing import NDArray
 
-from .exceptions import AccuracyDropWarning, NearChanceWarning, ThresholdWarning
+from .exceptions import AccuracyDropWarning, NearChanceWarning, ThresholdWarning, warn
 
 __all__ = ["seen_before", "warn_if_accuracy_dropped", "warn_if_near_chance"]
 
@@ -37,14 +35,13 @@ def warn_if_near_chance(targets: NDArray[np.int64], predictions: NDArray[np.int6
         return
     kappa = cohen_kappa_score(targets, predictions)
     if kappa < NEAR_CHANCE:
-        warnings.warn(
+        warn(
             f"The module given classifies {np.mean(targets == predictions):.1%} of {len(targets)} "
             f"held-out rows as y labels them, hardly better than chance (kappa {kappa:.2f}). "
             "Either the labels are in another order than the logits, or X needs the "
             "preprocessing that the network was trained with (preprocess=), or the network is "
             "not trained (pretrain_epochs=).",
             NearChanceWarning,
-            stacklevel=4,
         )
 
 
@@ -82,11 +79,10 @@ def warn_if_accuracy_dropped(
     drop = changes.mean()
     error = changes.std(ddof=1) / np.sqrt(len(changes)) if len(changes) > 1 else np.inf
     if drop > max(TOLERATED_DROP, 2 * error):
-        warnings.warn(
+        warn(
             f"Fine-tuning took the accuracy on {len(changes)} held-out rows from {was.mean():.1%} "
             f"to {now.mean():.1%} (a drop of {100 * drop:.1f} points, standard error "
             f"{100 * error:.1f}). Lower sparsity_weight (now {sparsity_weight:g}), learning_rate "
             "or max_epochs.",
             AccuracyDropWarning,
-            stacklevel=4,
         )

@@ -11,7 +11,6 @@ import sys
 import sysconfig
 import tempfile
 import types
-import warnings
 from collections.abc import Sequence
 from functools import cache
 from os import PathLike
@@ -26,7 +25,7 @@ from torch import Tensor
 from .engine.network import Network
 from .engine.objective import Term
 from .engine.training import Progress, Recipe, TrainingData
-from .exceptions import MemoryEntryWarning
+from .exceptions import MemoryEntryWarning, warn
 
 __all__ = ["TrainingStore", "fingerprint", "training_key"]
 
@@ -68,10 +67,9 @@ class TrainingStore:
         content = self.path.read_bytes()
         digest, payload = content[:DIGEST_BYTES], content[DIGEST_BYTES:]
         if hashlib.sha256(payload).digest() != digest:
-            warnings.warn(
+            warn(
                 f"{self.path} is damaged, so what it kept is computed again.",
                 MemoryEntryWarning,
-                stacklevel=2,
             )
             return None
         # What was trained on a GPU goes on anywhere. The bytes are our own, so they may hold code.

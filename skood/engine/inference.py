@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
@@ -12,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..exceptions import NonFiniteLogitsError, SlowScoringWarning
+from ..exceptions import NonFiniteLogitsError, SlowScoringWarning, warn
 from .hardware import autocast, keep_freed_memory
 from .loading import Index
 from .network import Network
@@ -171,12 +170,11 @@ def _batches(network: Network, rows: Rows, start: int) -> Iterator[tuple[slice, 
 def _shrink(network: Network, shape: int) -> None:
     """Go on without forwards of so many rows, for which there is no memory."""
     network.without_shape(shape)
-    warnings.warn(
+    warn(
         f"{network.device} has no memory for a forward of {shape} rows: from here on, scores are "
         f"computed {network.shapes.ladder[-1]} at a time, and may differ from earlier ones by "
         "rounding.",
         SlowScoringWarning,
-        stacklevel=6,
     )
 
 

@@ -16,6 +16,7 @@ from ..exceptions import (
     HeadNotFoundError,
     PenaltyWithoutEffectWarning,
     SlowScoringWarning,
+    warn,
 )
 from .advice import explained
 from .batches import Batcher
@@ -205,12 +206,11 @@ def _must_run_alone(module: nn.Module) -> bool:
     dynamic = "torch.ao.nn.quantized.dynamic"
     if not any(type(part).__module__.startswith(dynamic) for part in module.modules()):
         return False
-    warnings.warn(
+    warn(
         "The network has dynamically quantized layers, which round the rows of a batch on one "
         "scale: rows are scored one by one, so that a score depends on its row alone. The network "
         "before quantization scores much faster.",
         SlowScoringWarning,
-        stacklevel=3,
     )
     return True
 
@@ -278,12 +278,11 @@ def check_trainable(network: Network, rows: Rows, *, penalized: bool = True) -> 
                 "same in both modes."
             )
     if penalized and not penalty_trained:
-        warnings.warn(
+        warn(
             f"Only the head, {head!r}, can be trained: its features carry no gradient, so "
             "the sparsity penalty can change nothing. Unfreeze the body, or remove the "
             "torch.no_grad or .detach() before the head; or pass sparsity_weight=0.",
             PenaltyWithoutEffectWarning,
-            stacklevel=3,
         )
 
 
