@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from .exceptions import AccuracyDropWarning, NearChanceWarning, ThresholdWarning
 from .notices import warn_user
 
-__all__ = ["seen_before", "warn_if_accuracy_dropped", "warn_if_near_chance"]
+__all__ = ["warn_if_accuracy_dropped", "warn_if_near_chance", "warn_if_seen_before"]
 
 NEAR_CHANCE = 0.1
 """Agreement beyond chance (Cohen's kappa) under which a trained classifier is hardly one."""
@@ -46,22 +46,20 @@ def warn_if_near_chance(targets: NDArray[np.int64], predictions: NDArray[np.int6
         )
 
 
-def seen_before(
-    targets: NDArray[np.int64], predictions: NDArray[np.int64]
-) -> ThresholdWarning | None:
-    """Why a threshold is doubtful whose calibration rows a given network classifies too well.
+def warn_if_seen_before(targets: NDArray[np.int64], predictions: NDArray[np.int64]) -> None:
+    """Warn if a given network is implausibly accurate on its calibration rows.
 
     If it is right on 99 %, it was probably trained on them, and the threshold breaks its promise.
     """
     correct = targets == predictions
-    if correct.mean() < IMPLAUSIBLE_ACCURACY:
-        return None
-    return ThresholdWarning(
-        f"The module given classifies {correct.mean():.1%} of its {len(correct)} calibration rows "
-        "correctly, so it was probably trained on them. The threshold then keeps fewer fresh rows "
-        "than tpr promises. Follow fit with calibrate(X_fresh), on rows that the network has never "
-        "seen."
-    )
+    if correct.mean() >= IMPLAUSIBLE_ACCURACY:
+        warn_user(
+            f"The module given classifies {correct.mean():.1%} of its {len(correct)} calibration "
+            "rows correctly, so it was probably trained on them. The threshold then keeps fewer "
+            "fresh rows than tpr promises. Follow fit with calibrate(X_fresh), on rows that the "
+            "network has never seen.",
+            ThresholdWarning,
+        )
 
 
 def warn_if_accuracy_dropped(

@@ -8,7 +8,6 @@ conformal prediction). So the threshold is the score of rank ``floor((1 - tpr) (
 from __future__ import annotations
 
 import math
-import warnings
 from numbers import Integral, Real
 
 import numpy as np
@@ -16,6 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 from sklearn.utils._param_validation import validate_parameter_constraints
 
 from .exceptions import FewCalibrationRowsWarning
+from .notices import warn_user
 from .validation import Number, valid_scores
 
 __all__ = [
@@ -134,13 +134,12 @@ def place_threshold(calibration_scores: ArrayLike, tpr: float) -> float:
     scores = valid_scores(calibration_scores, "calibration_scores").astype(np.float64)
     rank = calibration_rank(scores.size, tpr)
     if rank == 0:
-        warnings.warn(
+        warn_user(
             f"{scores.size} calibration rows are too few to keep {tpr:.4g} of fresh "
             f"in-distribution rows: that needs at least {minimum_rows(1, tpr)}. The threshold is "
             f"the smallest score, which keeps {scores.size / (scores.size + 1):.4g} on average. "
             "Pass more rows to calibrate(X), or lower tpr.",
             FewCalibrationRowsWarning,
-            stacklevel=4,
         )
         rank = 1
     return float(np.partition(scores, rank - 1)[rank - 1])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import warnings
 from collections.abc import Callable
 from numbers import Integral, Real
 from os import PathLike
@@ -20,14 +19,13 @@ from sklearn.utils.validation import check_is_fitted
 from torch import Tensor, nn
 
 from .calibration import conformal_p_values, place_threshold
-from .doubts import Doubts
 from .engine.augmentation import AUGMENTATIONS
 from .engine.copying import copy_module, on_cpu
 from .engine.distributed import joined_ranks
 from .engine.inference import forward_rows
 from .engine.rows import Rows, as_array
 from .engine.training import reproducible
-from .exceptions import SelectionWarning
+from .exceptions import SelectionWarning, ThresholdWarning
 from .fitting import (
     Fit,
     given_network,
@@ -38,6 +36,7 @@ from .fitting import (
     winners_of,
 )
 from .labels import as_labels, is_outlier
+from .notices import Doubts, held_back, warn_user
 from .penalties import PENALTIES, Penalty
 from .rows import rows_like_fit
 from .scores.protocol import ScoreFunction
@@ -345,10 +344,12 @@ class SparseEnergyOODDetector(OutlierMixin, BaseEstimator):
                 self.history_ += run.fine_tune(network, training)
                 self.score_function_ = run.fitted_score(network, training)
             scores, after = run.scored(network, held_out, self.score_function_)
-            self.id_accuracy_, self._doubts = run.judged(held_out, before, after)
             self.classes_, self._seed_of_network = run.classes, run.seeds.network
             self._network = network
-            self._place_threshold(scores, self.tpr)
+            with held_back(ThresholdWarning) as notices:  # calibrate may move it right afterwards
+                self.id_accuracy_ = run.judged(held_out, before, after)
+                self._place_threshold(scores, self.tpr)
+            self._doubts = Doubts(notices)
         return self
 
     def id_accuracy(self, X: Any, y: ArrayLike | None = None) -> dict[str, float]:
@@ -427,7 +428,7 @@ class SparseEnergyOODDetector(OutlierMixin, BaseEstimator):
         constraint = {"tpr": self._parameter_constraints["tpr"]}
         validate_parameter_constraints(constraint, {"tpr": tpr}, caller_name="calibrate")
         self._place_threshold(self.score_samples(X), tpr)
-        self._doubts = Doubts()
+        self._doubts = Doubts([])
         return self
 
     def score_samples(self, X: Any) -> ScoreArray:
@@ -630,12 +631,11 @@ class SparseEnergyOODDetector(OutlierMixin, BaseEstimator):
         label = self.ood_label
         known = y is not None and is_outlier(as_labels(y, len(rows)), label).any()
         if y is not None and label is not None and not known:
-            warnings.warn(
+            warn_user(
                 f"No row of y carries ood_label={label!r}, so score makes outliers from X: compare "
                 "it with no score on known outliers. In a search, give every test fold some of "
                 f"them: cv=InDistributionKFold(ood_label={label!r}).",
                 SelectionWarning,
-                stacklevel=2,
             )
             label = None
         score = make_ood_scorer("auroc", ood_label=None if y is None else label)

@@ -20,10 +20,9 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from tqdm.auto import tqdm
 
-from .accuracy import seen_before, warn_if_accuracy_dropped, warn_if_near_chance
+from .accuracy import warn_if_accuracy_dropped, warn_if_near_chance, warn_if_seen_before
 from .caching import TrainingStore, training_key
 from .calibration import calibration_split
-from .doubts import Doubts
 from .engine.affine import affine_head
 from .engine.augmentation import get_augment
 from .engine.batches import Batcher, channels_first, moments
@@ -47,6 +46,7 @@ from .engine.training import (
 from .exceptions import MemoryEntryWarning, ThresholdWarning
 from .labels import as_labels, cluster_labels, encode_labels, is_outlier
 from .networks import default_network
+from .notices import warn_user
 from .penalties import fit_penalty, get_penalty
 from .randomness import random_generator
 from .rows import rows_like_fit, warn_if_unscaled
@@ -205,30 +205,26 @@ class Fit:
         scores, winners = outputs_of(network, self._share(held_out.rows), score)
         return self.ranks.joined(scores), self.ranks.joined(winners)
 
-    def judged(
-        self, held_out: HeldOut, before: Winners | None, after: Winners
-    ) -> tuple[dict[str, float], Doubts]:
-        """Accuracy on the rows held out, and why a threshold placed on them is doubtful."""
+    def judged(self, held_out: HeldOut, before: Winners | None, after: Winners) -> dict[str, float]:
+        """Accuracy on the rows held out before and after, with a warning if it is suspicious."""
         truth = held_out.targets
         if before is None:
             before = after
             self._warn_if_near_chance(held_out, before)
         warn_if_accuracy_dropped(truth, before, after, self.detector.sparsity_weight)
-        accuracy = {
+        if self.detector.calibration_size is None:
+            warn_user(
+                "The threshold was placed on the training rows (calibration_size=None), whose "
+                "scores flatter the detector, so it keeps fewer fresh rows than tpr promises. "
+                "Follow fit with calibrate(X_fresh), on rows that the network has never seen.",
+                ThresholdWarning,
+            )
+        elif self._is_given:
+            warn_if_seen_before(truth, before)
+        return {
             "before": float(np.mean(truth == before)),
             "after": float(np.mean(truth == after)),
         }
-        return accuracy, Doubts(*self._reasons(held_out, before))
-
-    def _reasons(self, held_out: HeldOut, before: Winners) -> Iterator[ThresholdWarning]:
-        if self.detector.calibration_size is None:
-            yield ThresholdWarning(
-                "The threshold was placed on the training rows (calibration_size=None), whose "
-                "scores flatter the detector, so it keeps fewer fresh rows than tpr promises. "
-                "Follow fit with calibrate(X_fresh), on rows that the network has never seen."
-            )
-        elif self._is_given and (seen := seen_before(held_out.targets, before)):
-            yield seen
 
     def _warn_if_near_chance(self, held_out: HeldOut, before: Winners) -> None:
         if self._is_given:
@@ -288,11 +284,10 @@ class Fit:
     def _usable_memory(self) -> str | PathLike[str] | Memory | None:
         detector = self.detector
         if detector.memory is not None and detector.random_state is None:
-            warnings.warn(
+            warn_user(
                 "memory= keeps nothing while random_state=None, as no two fits are alike "
                 "then. Pass an int as random_state.",
                 MemoryEntryWarning,
-                stacklevel=4,
             )
             return None
         return detector.memory

@@ -1,18 +1,74 @@
-"""Warnings that name the line of the user's code which called skood, however deep they arise."""
+"""Warnings that name the user's line, however deep they arise, or that wait until they matter."""
 
 from __future__ import annotations
 
 import sys
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any
 
-__all__ = ["warn_user"]
+__all__ = ["Doubts", "held_back", "warn_user"]
 
-PACKAGE = __name__.partition(".")[0]
+NOT_THE_USERS = {__name__.partition(".")[0], "contextlib", "sklearn", "torch"}
+"""Packages that may lie between a warning and the user's line."""
+
+Notice = tuple[str, type[Warning]]
+
+_held: ContextVar[tuple[type[Warning], list[Notice]] | None] = ContextVar("held", default=None)
 
 
 def warn_user(message: str, category: type[Warning]) -> None:
-    """Warn at the innermost line outside skood."""
+    """Warn at the innermost line of the user's, or later, inside `held_back`."""
+    waiting = _held.get()
+    if waiting is not None and issubclass(category, waiting[0]):
+        waiting[1].append((message, category))
+        return
     level, frame = 1, sys._getframe()
-    while frame.f_back and frame.f_globals.get("__name__", "").partition(".")[0] == PACKAGE:
+    while frame.f_back and frame.f_globals.get("__name__", "").partition(".")[0] in NOT_THE_USERS:
         level, frame = level + 1, frame.f_back
     warnings.warn(message, category, stacklevel=level)
+
+
+@contextmanager
+def held_back(category: type[Warning]) -> Iterator[list[Notice]]:
+    """Collect warnings of a kind that arise inside, instead of showing them."""
+    notices: list[Notice] = []
+    token = _held.set((category, notices))
+    try:
+        yield notices
+    finally:
+        _held.reset(token)
+
+
+class Doubts:
+    """Warnings about a threshold that are shown when it is first used, once in each process.
+
+    ``fit`` places a threshold that ``calibrate`` may move right afterwards. So what is wrong with
+    it matters only if it is used.
+
+    Examples
+    --------
+    >>> from skood.exceptions import ThresholdWarning
+    >>> from skood.notices import Doubts, held_back, warn_user
+    >>> with held_back(ThresholdWarning) as notices:
+    ...     warn_user("placed on seen rows", ThresholdWarning)
+    >>> Doubts(notices).warn()  # doctest: +SKIP
+    ThresholdWarning: placed on seen rows
+    """
+
+    def __init__(self, notices: list[Notice]) -> None:
+        self.notices = tuple(notices)
+        self._said = False
+
+    def warn(self) -> None:
+        """Say what is wrong with the threshold, unless that was said before."""
+        if self._said:
+            return
+        self._said = True
+        for message, category in self.notices:
+            warn_user(message, category)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"notices": self.notices, "_said": False}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from numbers import Integral
 from typing import Any, ClassVar, Self
 
@@ -16,6 +15,7 @@ from sklearn.utils.validation import check_is_fitted
 
 from .detector import SparseEnergyOODDetector
 from .labels import as_labels, is_outlier
+from .notices import warn_user
 from .rows import as_rows
 
 __all__ = ["RejectingClassifier"]
@@ -206,10 +206,9 @@ class RejectingClassifier(ClassifierMixin, MetaEstimatorMixin, BaseEstimator):
                 "label a row, also for a data set. Without labels, use the detector alone."
             )
         if getattr(y, "ndim", 1) > 1:
-            warnings.warn(
+            warn_user(
                 "A column-vector y was passed when a 1d array was expected. Pass y.ravel().",
                 DataConversionWarning,
-                stacklevel=3,
             )
         return as_labels(y, n_rows)
 

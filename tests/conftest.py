@@ -20,6 +20,7 @@ from skood.engine.batches import Batcher
 from skood.engine.copying import copy_module
 from skood.engine.network import floating_dtype
 from skood.engine.opening import open_network
+from skood.engine.rows import Rows
 from skood.rows import as_rows
 
 try:
@@ -42,7 +43,7 @@ def opened():
         batcher = Batcher(torch.device("cpu"), floating_dtype(module), preprocess)
         return open_network(
             copy_module(module),
-            as_rows(X, preprocess),
+            X if isinstance(X, Rows) else as_rows(X, preprocess),
             head=head,
             batcher=batcher,
             precision=precision,

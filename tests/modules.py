@@ -101,3 +101,13 @@ def assert_head_gives_the_logits(network, rows):
     assert features.ndim == 2
     assert logits.shape == (len(rows), network.n_logits)
     return features
+
+
+def hooks_of(module):
+    """All hooks on a module and its parts."""
+    return [
+        hook
+        for part in module.modules()
+        for hooks in (part._forward_hooks, part._forward_pre_hooks, part._backward_hooks)
+        for hook in hooks
+    ]

@@ -16,6 +16,8 @@ from torch.nn.utils import parametrizations
 
 from skood.engine.inference import forward_rows
 from skood.engine.outputs import logits_of
+from skood.exceptions import SlowScoringWarning
+from skood.rows import as_rows
 
 N_CLASSES = 7
 
@@ -41,7 +43,7 @@ def images(size, n=4):
 
 def assert_head(network, module, X, head, width):
     """The head is where it should be, and its layer turns the features into the module's logits."""
-    batch = network.batcher(X, slice(0, len(X)))
+    batch = network.batcher(as_rows(X))
     with torch.no_grad():
         features, logits = network.features_and_logits(batch)
         layer = network.module.get_submodule(network.head)
@@ -104,7 +106,7 @@ def test_of_a_network_without_a_linear_head_the_module_to_pass_is_named(opened):
     with pytest.raises(ValueError, match=message):
         opened(module, X)
     network = opened(module, X, head="classifier")
-    batch = network.batcher(X, slice(0, 8))
+    batch = network.batcher(as_rows(X))
     with torch.no_grad():
         features, logits = network.features_and_logits(batch)
         torch.testing.assert_close(logits, module.eval()(batch))
@@ -239,15 +241,6 @@ PICTURES = images(12, n=8)
         ),
         (lambda: nn.DataParallel(Small()), PICTURES, "fc", 12),
         (lambda: distributed(Small()), PICTURES, "fc", 12),
-        (lambda: torch.jit.script(Small()), PICTURES, "head", 12),
-        (lambda: torch.jit.trace(Small().eval(), torch.rand(2, 3, 9, 9)), PICTURES, "head", 12),
-        (lambda: torch.jit.script(perceptron(bias=False)), TABLE, "head", 8),
-        (
-            lambda: nn.Sequential(nn.BatchNorm2d(3), torch.jit.script(Small())),
-            PICTURES,
-            "1.head",
-            12,
-        ),
         (LightningLike, PICTURES, "network.fc", 12),
         (partial(adapted, trained=False), TABLE, "2", 8),
         (partial(adapted, trained=True), TABLE, "2", 8),
@@ -277,10 +270,6 @@ PICTURES = images(12, n=8)
         "compiled part",
         "DataParallel",
         "DistributedDataParallel",
-        "scripted",
-        "traced",
-        "scripted without bias",
-        "scripted part",
         "Lightning",
         "new adapter",
         "trained adapter",
@@ -299,14 +288,36 @@ def test_the_head_of_a_network_however_made(opened, make, X, head, width):
     assert_head(network, module, X, head, width)
 
 
+@pytest.mark.parametrize(
+    ("make", "X"),
+    [
+        (lambda: torch.jit.script(Small()), PICTURES),
+        (lambda: torch.jit.trace(Small().eval(), torch.rand(2, 3, 9, 9)), PICTURES),
+        (lambda: torch.jit.script(perceptron(bias=False)), TABLE),
+        (lambda: nn.Sequential(nn.BatchNorm2d(3), torch.jit.script(Small())), PICTURES),
+    ],
+    ids=["scripted", "traced", "scripted without bias", "scripted part"],
+)
+def test_torchscript_gives_its_logits_alone(opened, make, X):
+    module = make()
+    network = opened(module, X)
+    assert network.head is None
+    logits = torch.cat([logits for _, _, logits in forward_rows(network, as_rows(X))])
+    with torch.no_grad():
+        expected = module.eval()(network.batcher(as_rows(X))).double()
+    torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-4)
+
+
 def test_a_dynamically_quantized_network_scores_row_by_row(opened):
     module = quantized(perceptron())
-    with pytest.warns(UserWarning, match="dynamically quantized layers.*one by one"):
+    with pytest.warns(SlowScoringWarning, match="dynamically quantized layers.*one by one"):
         network = opened(module, TABLE)
     assert_head(network, module, TABLE, "2", 8)
-    together = np.concatenate([logits.numpy() for _, _, logits in forward_rows(network, TABLE)])
+    together = np.concatenate(
+        [logits.numpy() for _, _, logits in forward_rows(network, as_rows(TABLE))]
+    )
     for row, expected in zip(TABLE, together, strict=True):
-        ((_, _, alone),) = forward_rows(network, np.stack([row]))
+        ((_, _, alone),) = forward_rows(network, as_rows(row[None]))
         np.testing.assert_array_equal(alone[0].numpy(), expected)
 
 

@@ -1,4 +1,4 @@
-"""A fit on two processes ends on both with the detector of one process."""
+"""A fit on two processes: both end with one network, without batch-norm that of one process."""
 
 from __future__ import annotations
 
@@ -16,16 +16,23 @@ from sklearn.datasets import load_digits
 from torch import distributed, nn
 
 from skood import SparseEnergyOODDetector
-from skood.engine.distributed import LostRankError
+from skood.exceptions import LostRankError
 
 N_ROWS = 301
 
 
 class Convolutions(nn.Module):
-    """A classifier of digits with batch-norm, a frozen layer, and one that nothing uses."""
+    """A classifier of digits with batch-norm, a frozen layer, and one that nothing uses.
 
-    def __init__(self):
+    Parameters
+    ----------
+    normalised : bool
+        Whether batch-norm trains; else it keeps the statistics that it has.
+    """
+
+    def __init__(self, normalised=False):
         super().__init__()
+        self.normalised = normalised
         with torch.random.fork_rng():
             torch.manual_seed(0)
             self.body = nn.Sequential(
@@ -40,6 +47,13 @@ class Convolutions(nn.Module):
             self.unused = nn.Linear(3, 3)
             self.head = nn.Linear(128, 10)
         self.body[0].weight.requires_grad_(False)
+
+    def train(self, mode=True):
+        super().train(mode)
+        for part in self.modules():
+            if isinstance(part, nn.BatchNorm2d) and not self.normalised:
+                part.eval()
+        return self
 
     def forward(self, x):
         # A view of the shape of its rows, which a batch without any could not take.
@@ -82,7 +96,7 @@ CASES = {
     "no batch-norm, odd batches": lambda: outcome(
         perceptron().double(), *data(images=False), batch_size=33
     ),
-    "batch-norm, odd batches, crops": lambda: outcome(
+    "batch-norm in evaluation mode, odd batches, crops": lambda: outcome(
         Convolutions().double(), *data(), batch_size=33, augment="flip-crop", learning_rate=0.02
     ),
     "outliers": lambda: outcome(
@@ -115,8 +129,37 @@ CASES = {
 }
 
 
+OF_EACH_RANK = {
+    "batch-norm, odd batches, crops": lambda: outcome(
+        Convolutions(normalised=True).double(),
+        *data(),
+        batch_size=33,
+        augment="flip-crop",
+        learning_rate=0.02,
+    ),
+    "batch-norm of built networks": lambda: outcome(None, *data(), pretrain_epochs=2),
+    "batch-norm, outliers, distillation": lambda: outcome(
+        Convolutions(normalised=True),
+        *data(dtype="float32"),
+        ood_label=9,
+        outlier_weight=0.5,
+        distillation_weight=1.0,
+        batch_size=35,
+    ),
+    # The smallest step: two rows on each rank.
+    "batch-norm, steps of four rows": lambda: outcome(
+        Convolutions(normalised=True).double(),
+        *data(),
+        batch_size=4,
+        max_epochs=1,
+        learning_rate=1e-3,
+    ),
+}
+"""Fits in which each rank normalises by its own rows: the ranks agree, and not with one process."""
+
+
 def run(case):
-    return CASES[case]()
+    return (CASES | OF_EACH_RANK)[case]()
 
 
 def assert_close(found, expected, tolerance):
@@ -142,6 +185,19 @@ def test_two_processes_give_what_one_gives(group, case):
     assert_same(first, second)
     in_float32 = case in ("float32", "a path without labels or module")
     assert_close(first, run(case), 1e-5 if in_float32 else 1e-9)
+
+
+@pytest.mark.parametrize("case", OF_EACH_RANK)
+def test_two_processes_with_batch_norm_end_with_the_same_network(group, case):
+    first, second = group(run, case)
+    assert_same(first, second)
+    alone = run(case)
+    moved = [name for name in alone["weights"] if "running_mean" in name]
+    assert moved
+    for name in moved:
+        assert not np.allclose(first["weights"][name], alone["weights"][name], rtol=1e-9)
+    # Another network, and as good a one.
+    assert first["accuracy"][1] == pytest.approx(alone["accuracy"][1], abs=0.3)
 
 
 def rows_read(batch_size):
@@ -251,6 +307,10 @@ def fit_with_one_outlier():
     return outcome(perceptron(), X, y, ood_label=-1, outlier_weight=0.5)
 
 
+def fit_with_three_rows_for_batch_norm():
+    return outcome(Convolutions(), *data(), batch_size=3)
+
+
 def fit_compiled():
     return fit_of(compile=True)
 
@@ -258,8 +318,12 @@ def fit_compiled():
 @pytest.mark.parametrize(
     ("function", "message"),
     [
-        (fit_with_one_row_a_step, "batch_size=1 on .* leaves some of 2 processes without rows"),
-        (fit_with_one_outlier, "1 outliers leaves some of 2 processes without rows"),
+        (
+            fit_with_one_row_a_step,
+            "batch_size=1 on .* leaves some of 2 processes without enough rows",
+        ),
+        (fit_with_one_outlier, "1 outliers leaves some of 2 processes without enough rows"),
+        (fit_with_three_rows_for_batch_norm, "batch_size=3 on .* a step needs 4, .* 2 on each"),
         (fit_compiled, "Pass compile=False"),
     ],
 )

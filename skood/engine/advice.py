@@ -30,7 +30,7 @@ def _hints(
     module: nn.Module, batch: Tensor, rows: Rows, batcher: Batcher, error: str
 ) -> Iterator[str]:
     parts = list(module.modules())
-    integers = "int" in rows.dtype and batcher.preprocess is None
+    integers = rows.dtype.startswith(("int", "uint")) and batcher.preprocess is None
     if (integers and batch.ndim < 4) or any(isinstance(part, nn.Embedding) for part in parts):
         yield (
             "Without preprocess=, integers are cast to "

@@ -70,12 +70,13 @@ class Batcher:
         """The same on the GPU; a batch travels there while that before it is in use."""
         transfers, waiting = _transfers(self.device), None
         for index, batch in read:
-            with torch.cuda.stream(transfers):
-                if batch.device.type == "cpu":
+            if batch.device.type == "cpu":
+                with torch.cuda.stream(transfers):
                     batch = batch.pin_memory().to(self.device, non_blocking=True)
-                else:
-                    batch = batch.clone()
-                arrived = transfers.record_event()
+                    arrived = transfers.record_event()
+            else:  # on the stream that reads it: another would not wait until it is there
+                batch = batch.clone()
+                arrived = torch.cuda.current_stream(batch.device).record_event()
             if waiting is not None:
                 yield self._arrived(*waiting)
             waiting = arrived, index, batch

@@ -4,7 +4,7 @@ Every rank holds the same network and takes its share of the rows of each batch.
 `DistributedDataParallel` wraps the objective and averages the gradients. So a step is the step of
 one process on the whole batch, except for batch-norm on CPUs: there each rank normalises its own
 rows, and the running statistics of rank 0 are kept. On GPUs `torch.nn.SyncBatchNorm` takes the
-statistics of all rows.
+statistics of all rows; a subclass of batch-norm does more than that, so it stays as it is.
 """
 
 from __future__ import annotations
@@ -28,6 +28,8 @@ from torch.nn.parallel import DistributedDataParallel
 from ..exceptions import LostRankError
 
 T = TypeVar("T")
+
+BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 
 @dataclass(frozen=True)
@@ -99,17 +101,25 @@ class Ranks:
 
     @contextmanager
     def batch_norm(self, module: nn.Module) -> Iterator[None]:
-        """Inside, batch-norm on GPUs takes its statistics from the rows of all ranks."""
-        if self.size == 1 or not all(p.is_cuda for p in module.parameters()):
-            yield
-            return
-        children = {part: dict(part._modules) for part in module.modules()}
-        nn.SyncBatchNorm.convert_sync_batchnorm(module)  # on the same tensors
+        """Inside, batch-norm on GPUs takes its statistics from the rows of all ranks.
+
+        Each layer is in the mode, training or evaluation, that it had before.
+        """
+        places = []
+        if self.size > 1 and _is_on_gpu(module):
+            places = [
+                (part, name, child)
+                for part in module.modules()
+                for name, child in part._modules.items()
+                if type(child) in BATCH_NORMS
+            ]
+        for part, name, child in places:  # on the same tensors
+            part._modules[name] = nn.SyncBatchNorm.convert_sync_batchnorm(child)
         try:
             yield
         finally:
-            for part, own in children.items():
-                part._modules.update(own)
+            for part, name, child in places:
+                part._modules[name] = child
 
     def share_buffers(self, module: nn.Module) -> None:
         """Give every rank the buffers of rank 0, in place."""
@@ -206,6 +216,10 @@ def _on_own_gpu(ranks: Ranks) -> AbstractContextManager[Any]:
     if ranks.size == 1 or not torch.cuda.is_available():
         return nullcontext()
     return torch.cuda.device(_local_gpu(ranks.rank))
+
+
+def _is_on_gpu(module: nn.Module) -> bool:
+    return all(p.is_cuda for p in module.parameters())
 
 
 def _local_gpu(rank: int) -> int:

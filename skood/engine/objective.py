@@ -157,7 +157,8 @@ class Distillation(Term):
         """One value a row."""
         precision = self._teacher.precision.training
         with torch.no_grad(), autocast(batch.inputs.device, precision):
-            taught = self._teacher.logits(batch.inputs).to(batch.logits.dtype)
+            # A copy, as the network may write into it, and other terms may look at it.
+            taught = self._teacher.logits(batch.inputs.clone()).to(batch.logits.dtype)
         before, now = (
             F.log_softmax(z / DISTILLATION_TEMPERATURE, dim=1) for z in (taught, batch.logits)
         )

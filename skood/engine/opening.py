@@ -24,7 +24,7 @@ from .copying import copy_module
 from .hardware import autocast, few_rows, resolve_precision, rows_at_once
 from .heads import Trial, close, find_head
 from .network import TRIAL_ROWS, Network, features_and_logits, trainable
-from .outputs import check_usable, logits_of, run
+from .outputs import check_usable, describe, is_plain_tuple, logits_of, run
 from .rows import Rows, slices
 from .scripted import scripted_parts
 from .shapes import Results, Shapes, same_bits
@@ -97,7 +97,7 @@ def open_network(
         _check_rows_alone(module, batcher, few.pick(np.arange(1)) if alone else few)
     widest = _widest(module, batch)
     most = 1 if alone else rows_at_once(widest, batcher.device)
-    head = _head_of(module, batch, head)
+    head = _head_of(module, batch, output, head)
     dtypes = resolve_precision(precision, module, batcher.device)
     shapes = Shapes((most,))
     if not compiled:  # each shape would be compiled on its own, which takes long
@@ -215,14 +215,28 @@ def _must_run_alone(module: nn.Module) -> bool:
     return True
 
 
-def _head_of(module: nn.Module, batch: Tensor, name: str | None) -> str | None:
+def _head_of(module: nn.Module, batch: Tensor, output: Any, name: str | None) -> str | None:
     """Name of the head; None if TorchScript hides it."""
     try:
         return find_head(module, batch, name)
-    except HeadNotFoundError:
-        if name is None and scripted_parts(module):
-            return None
-        raise
+    except HeadNotFoundError as error:
+        if not scripted_parts(module):
+            raise
+        if name is not None:
+            if _head_of(module, batch, output, None) is not None:
+                raise
+            raise HeadNotFoundError(
+                f"head={name!r} cannot be found: TorchScript hides its layers. Pass the nn.Module "
+                "from which it was made; or pass head=None and max_epochs=0 to score it by its "
+                "logits alone."
+            ) from error
+    if is_plain_tuple(output) and len(output) > 1:
+        raise HeadNotFoundError(
+            f"The module returns {describe(output)}. As TorchScript hides its last layer, which of "
+            "them are the logits cannot be told. Wrap the module in one that returns its logits "
+            "alone, or pass the nn.Module from which it was made."
+        )
+    return None
 
 
 def check_trainable(network: Network, rows: Rows, *, penalized: bool = True) -> None:

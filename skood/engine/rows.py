@@ -85,7 +85,7 @@ class Rows(ABC):
         return self
 
     def labels(self, workers: int | None) -> Any:
-        """The labels that X brings along; None if it brings none."""
+        """The labels that X brings along for these rows; None if it brings none."""
         return None
 
     def values(self, index: NDArray[np.intp]) -> list[Tensor]:
@@ -110,15 +110,28 @@ class InMemory(Rows):
     ----------
     values : ndarray or Tensor of shape (n, ...)
         Numbers.
-    labels : array-like of shape (n,), optional
+    labels : ndarray or Tensor of shape (n,), optional
         Labels that came with them.
+    numbers : ndarray of int of shape (n,), optional
+        Their numbers in X; None if they are all of X.
     """
 
-    def __init__(self, values: NDArray[Any] | Tensor, labels: Any = None) -> None:
+    def __init__(
+        self,
+        values: NDArray[Any] | Tensor,
+        labels: Any = None,
+        numbers: NDArray[np.intp] | None = None,
+    ) -> None:
         self._values = values.detach() if isinstance(values, Tensor) else values
         self._labels = labels
+        self._numbers = numbers
         self.shape = tuple(values.shape[1:])
         self.dtype = str(values.dtype).removeprefix("torch.")
+
+    def number(self, position: int) -> int:
+        """Number in X of the row at a position, for messages."""
+        place = super().number(position)
+        return place if self._numbers is None else int(self._numbers[place])
 
     def on(self, device: torch.device, dtype: torch.dtype | None) -> Rows:
         """These rows on a device, to be read many times, if there is room; else themselves."""
@@ -130,11 +143,16 @@ class InMemory(Rows):
         there = torch.empty((len(self), *row.shape[1:]), dtype=row.dtype, device=device)
         for piece in slices(len(self), STREAM_ROWS):
             there[piece] = self.read(piece)
-        return InMemory(there, self._labels)
+        numbers = self.index
+        if self._numbers is not None:
+            numbers = self._numbers if numbers is None else self._numbers[numbers]
+        return InMemory(there, self.labels(None), numbers)
 
     def labels(self, workers: int | None) -> Any:
-        """The labels that X brings along; None if it brings none."""
-        return self._labels
+        """The labels that came with these rows; None if there are none."""
+        if self._labels is None or self.index is None:
+            return self._labels
+        return self._labels[np.ascontiguousarray(self.index)]
 
     def values(self, index: NDArray[np.intp]) -> list[Tensor]:
         """Values by which two processes compare their X."""
@@ -156,7 +174,8 @@ class InMemory(Rows):
             return as_tensor(self._values[index])
         if isinstance(index, slice):
             return self._values[index]
-        return self._values[sent(torch.from_numpy(index), self._values.device)]
+        picks = torch.from_numpy(np.ascontiguousarray(index))
+        return self._values[sent(picks, self._values.device)]
 
 
 class Loaded(Rows):
@@ -192,14 +211,17 @@ class Loaded(Rows):
 
     def labels(self, workers: int | None) -> Any:
         """Labels of a data set of pairs, of which every item is read once."""
-        if not isinstance(self._source, Dataset) or label_of(self._source[0]) is None:
+        if not isinstance(self._source, Dataset):
+            return None
+        if label_of(items(self._source, np.arange(1))[0]) is None:
             return None
         indices = (np.arange(piece.start, piece.stop) for piece in slices(len(self), STREAM_ROWS))
         pieces = load(self._labels_at, indices, len(self), workers)
         return [label for _, labels in pieces for label in labels]
 
     def _labels_at(self, index: Index) -> list[Any]:
-        labels = [label_of(item) for item in items(self._source, index)]
+        numbers = index if self.index is None else self.index[index]
+        labels = [label_of(item) for item in items(self._source, numbers)]
         return [x.item() if isinstance(x, Tensor) and x.numel() == 1 else x for x in labels]
 
     def _n_rows(self) -> int:

@@ -174,14 +174,13 @@ class Training:
         means: list[tuple[float, dict[str, Tensor]]] = []
         sums: list[Tensor] = []
         # Dropout is drawn by each process, for its own rows.
-        with (
-            reproducible(orders[3] + ranks.rank, network.device),
-            ranks.batch_norm(network.module),
-        ):
+        with reproducible(orders[3] + ranks.rank, network.device):
+            # First, as a network may keep some of its layers in evaluation mode, by their class.
             network.train(True)
-            for step in self._steps(epoch, order, outlier_order):
-                sums.append(step.batch.sum())
-                means.append(self._step(step, draws))
+            with ranks.batch_norm(network.module):
+                for step in self._steps(epoch, order, outlier_order):
+                    sums.append(step.batch.sum())
+                    means.append(self._step(step, draws))
             network.train(False)
         ranks.share_buffers(network.module)
         record = {"epoch": epoch, **_means(means, start, ranks)}

@@ -15,6 +15,7 @@ from sklearn.utils.validation import _num_samples
 
 from ..exceptions import SelectionWarning
 from ..labels import as_labels, is_outlier
+from ..notices import warn_user
 from ..randomness import random_generator
 from ..validation import Number
 
@@ -146,10 +147,9 @@ class InDistributionKFold(BaseCrossValidator):
             If `groups` is given.
         """
         if groups is not None:
-            warnings.warn(
+            warn_user(
                 f"The groups parameter is ignored by {type(self).__name__}.",
                 SelectionWarning,
-                stacklevel=2,
             )
         fold, outlying = self._folds(_num_samples(X), y)
         for i in range(self.n_splits):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping
 from numbers import Real
 from typing import Any
@@ -12,6 +11,7 @@ from numpy.typing import NDArray
 from sklearn.utils._param_validation import validate_parameter_constraints
 
 from ..exceptions import SelectionWarning
+from ..notices import warn_user
 from ..validation import Number
 
 __all__ = ["AccuracyGuard", "accurate_enough"]
@@ -123,13 +123,12 @@ class AccuracyGuard:
         if accurate.any():
             return int(np.argmax(np.where(accurate, score, -np.inf)))
         least = int(np.argmax(np.where(scored, change, -np.inf)))
-        warnings.warn(
+        warn_user(
             f"Every candidate loses more than tolerance={self.tolerance:g} of the accuracy on "
             f"in-distribution rows. The one that loses least, {-change[least]:.4f}, is taken. "
             "Search smaller values of sparsity_weight, learning_rate or max_epochs, or raise the "
             "tolerance.",
             SelectionWarning,
-            stacklevel=2,
         )
         return least
 

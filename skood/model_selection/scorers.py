@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import reprlib
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from numbers import Integral, Real
@@ -16,6 +15,7 @@ from sklearn.utils.validation import _num_samples
 from ..exceptions import SelectionWarning
 from ..labels import as_labels, is_outlier
 from ..metrics import METRICS, POSITIVE, Positive
+from ..notices import warn_user
 from ..rows import as_numbers, in_frame, take
 from ..validation import validated
 from .steps import last_step, seen_by_last_step
@@ -249,12 +249,11 @@ class _OODScorer:
         if X_labelled is None or not hasattr(detector, "ood_label"):
             return
         if detector.ood_label != self.ood_label:
-            warnings.warn(
+            warn_user(
                 f"{type(detector).__name__} has ood_label={detector.ood_label!r}, the scorer "
                 f"{self.ood_label!r}. A search that refits would train it on the outliers, as a "
                 f"class of their own. Pass ood_label={self.ood_label!r} to both.",
                 SelectionWarning,
-                stacklevel=3,
             )
 
     def _check_names(self) -> None:

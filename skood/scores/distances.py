@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterable
 from itertools import chain
 from numbers import Integral
@@ -14,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..exceptions import FewTrainingRowsWarning
+from ..notices import warn_user
 from ..validation import Number
 from .activations import SAMPLED_VALUES
 from .protocol import FittedScore, Head, Outputs, Sample, energy, named
@@ -198,13 +198,12 @@ class Mahalanobis(FittedScore):
                 "are the same for all training rows of a class. Check X and the network."
             )
         if counts.sum() - len(means) < scale.isfinite().sum():
-            warnings.warn(
+            warn_user(
                 f'score_function="mahalanobis" has {int(counts.sum())} training rows of '
                 f"{len(means)} classes for {int(scale.isfinite().sum())} features, too few for "
                 "their covariance: all training rows have about the same distance from their "
                 "means. Pass more rows, or another score.",
                 FewTrainingRowsWarning,
-                stacklevel=2,
             )
         # On one scale, small features keep their digits beside large ones.
         variances, directions = torch.linalg.eigh(covariance / scale / scale[:, None])

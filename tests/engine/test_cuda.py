@@ -15,7 +15,9 @@ from torch import nn
 from skood import SparseEnergyOODDetector
 from skood.engine import graphs
 from skood.engine.batches import Batcher
+from skood.exceptions import SlowScoringWarning
 from skood.networks import CifarResNet, NormalizeImages
+from skood.rows import as_rows
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 
@@ -55,8 +57,9 @@ def test_training_is_in_bfloat16_and_scoring_in_float32():
     assert fitted().precision_ == {"training": "bfloat16", "scoring": "float32"}
 
 
+@pytest.mark.parametrize("where", ["in memory", "on the GPU"])
 @pytest.mark.parametrize("kind", ["array", "memory map", "tensor"])
-def test_batches_that_travel_ahead_are_those_asked_for(kind, tmp_path):
+def test_batches_that_travel_ahead_are_those_asked_for(kind, where, tmp_path):
     X = RANDOM.randn(5000, 7).astype(np.float32)
     rows = X
     if kind == "memory map":
@@ -66,6 +69,9 @@ def test_batches_that_travel_ahead_are_those_asked_for(kind, tmp_path):
         rows = torch.from_numpy(X)
     indices = [RANDOM.randint(5000, size=300) for _ in range(50)]
     batcher = Batcher(torch.device("cuda"), torch.float32, None)
+    rows = as_rows(rows)
+    if where == "on the GPU":
+        rows = batcher.resident(rows)
     for index, batch in zip(indices, batcher.stream(rows, indices, 15_000), strict=True):
         # Work that is still under way when the next batch arrives.
         product = batch @ torch.ones(7, 2000, device="cuda")
@@ -74,10 +80,37 @@ def test_batches_that_travel_ahead_are_those_asked_for(kind, tmp_path):
 
 def test_rows_that_fit_stay_on_the_gpu():
     batcher = Batcher(torch.device("cuda"), torch.float32, None)
-    there = batcher.resident(IMAGES)
-    assert there.device.type == "cuda"
-    assert np.array_equal(there.cpu().numpy(), IMAGES.astype(np.float32))
+    there = batcher.resident(as_rows(IMAGES))
+    found = there.read(slice(0, len(IMAGES)))
+    assert found.device.type == "cuda"
+    assert np.array_equal(found.cpu().numpy(), IMAGES.astype(np.float32))
     assert batcher.resident(there) is there
+
+
+def test_rows_on_the_gpu_are_gathered_before_they_are_used():
+    # The kernel that gathers waits behind long work, and must be waited for.
+    rows = as_rows(torch.arange(4000.0)[:, None].expand(4000, 64).contiguous())
+    batcher = Batcher(torch.device("cuda"), torch.float32, None)
+    there = batcher.resident(rows)
+    matrix = torch.randn(4000, 4000, device="cuda")
+    indices = [RANDOM.randint(4000, size=256) for _ in range(30)]
+
+    def busy():
+        for index in indices:
+            for _ in range(10):
+                matrix @ matrix
+            yield index
+
+    for index, batch in zip(indices, batcher.stream(there, busy()), strict=True):
+        assert np.array_equal(batch[:, 0].cpu().numpy(), index)
+
+
+def test_what_is_done_to_a_batch_does_not_reach_rows_on_the_gpu():
+    batcher = Batcher(torch.device("cuda"), torch.float32, None)
+    there = batcher.resident(as_rows(IMAGES))
+    for batch in (batcher(there), *batcher.stream(there)):
+        batch.zero_()
+    assert there.read(slice(0, len(IMAGES))).sum().item() > 0
 
 
 def test_few_rows_and_many_agree():
@@ -96,7 +129,7 @@ def test_scoring_goes_on_in_smaller_batches_where_memory_runs_out():
     free, _ = torch.cuda.mem_get_info()
     ballast = torch.empty(free - 2**28, dtype=torch.uint8, device="cuda")
     many = np.concatenate([IMAGES] * 20)
-    with pytest.warns(UserWarning, match="has no memory for a forward of"):
+    with pytest.warns(SlowScoringWarning, match="has no memory for a forward of"):
         scores = detector.score_samples(many)
     del ballast
     np.testing.assert_allclose(scores[:600], whole, rtol=1e-3)
@@ -217,7 +250,7 @@ def test_graphs_hold_no_memory_after_fit():
 def test_memory_comes_back_after_a_recording_that_failed():
     trained(wait_for_the_gpu)
     batcher = Batcher(torch.device("cuda"), torch.float32, None)
-    rows = np.zeros((64 * 100, 2**16), dtype=np.float32)
+    rows = as_rows(np.zeros((64 * 100, 2**16), dtype=np.float32))
     torch.cuda.synchronize()
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()

@@ -6,9 +6,20 @@ import numpy as np
 import pytest
 import torch
 from torch import distributed, nn
-from torch.nn import functional as F
 
+from skood.engine.batches import Batcher
 from skood.engine.distributed import ALONE, Ranks, digest, joined_ranks
+from skood.engine.objective import (
+    Counts,
+    Objective,
+    Term,
+    fine_tuning_terms,
+    pretraining_terms,
+)
+from skood.engine.opening import open_network
+from skood.engine.training import Recipe, Training, TrainingData
+from skood.penalties import l1_over_l2
+from skood.rows import as_rows
 
 N_ROWS = 7
 
@@ -131,67 +142,181 @@ def test_both_ranks_refuse_what_differs(group):
         )
 
 
-def batch_norm_of(shape, affine, ranks, momentum=0.1):
-    """Output, gradients and statistics of this rank's rows, through a subclass of batch-norm."""
-
-    class Scaled(nn.BatchNorm2d):
-        def _check_input_dim(self, batch):
-            pass
-
-        def forward(self, batch):
-            return 2 * super().forward(batch)
-
-    module = Scaled(shape[1], affine=affine, momentum=momentum).double()
-    own = ranks.share(np.arange(len(rows_of(shape))))
-    batch = rows_of(shape)[own].requires_grad_()
-    with ranks.batch_norm():
-        output = module(batch)
-        again = module.eval()(batch.detach())  # the statistics, which do not change any more
-        (output * rows_of(shape, seed=1)[own]).sum().backward()
-    gradients = [p.grad for p in module.parameters()]
-    return [
-        [x.detach().numpy() for x in (output, again, batch.grad)],
-        [x.numpy() for x in gradients],
-        [x.numpy() for x in module.buffers()],
-    ]
+# Batch-norm over ranks. That of torch runs on GPUs alone; here it is put in and taken out.
 
 
-def batch_norm_on_a_rank(*args):
-    return batch_norm_of(*args[:2], ranks_here(), *args[2:])
+class Activated(nn.BatchNorm2d):
+    """Batch-norm with an activation, as timm has it."""
+
+    def forward(self, batch):
+        return torch.relu(super().forward(batch))
 
 
-@pytest.mark.parametrize(
-    ("shape", "affine", "momentum"),
-    [((N_ROWS, 3), True, 0.1), ((N_ROWS, 3, 4, 2), False, None), ((2, 3, 5), True, 0.1)],
-)
-def test_batch_norm_is_that_of_all_rows(group, shape, affine, momentum):
-    first, second = group(batch_norm_on_a_rank, shape, affine, momentum)
-    rows, sums, statistics = batch_norm_of(shape, affine, ALONE, momentum)
-    for own, other, expected in zip(first[0], second[0], rows, strict=True):
-        np.testing.assert_allclose(np.concatenate([own, other]), expected, rtol=1e-11, atol=1e-12)
-    for own, other, expected in zip(first[1], second[1], sums, strict=True):
-        np.testing.assert_allclose(own + other, expected, rtol=1e-11, atol=1e-12)
-    for own, other, expected in zip(first[2], second[2], statistics, strict=True):
-        assert np.array_equal(own, other)
-        np.testing.assert_allclose(own, expected, rtol=1e-12)
+class Normalised(nn.Module):
+    """A network with batch-norm at several places, one of them twice, and one kept as it is."""
+
+    def __init__(self):
+        super().__init__()
+        norm = nn.BatchNorm2d(4, eps=1e-3, momentum=0.2)
+        self.body = nn.Sequential(nn.Conv2d(3, 4, 1), norm, nn.Sequential(norm), Activated(4))
+        self.head = nn.Sequential(nn.Flatten(), nn.LazyBatchNorm1d(), nn.LazyLinear(2))
+        self.frozen = nn.BatchNorm3d(2, affine=False, track_running_stats=True)
+        self(torch.randn(5, 3, 2, 2))
+
+    def train(self, mode=True):
+        super().train(mode)
+        for part in self.modules():
+            if isinstance(part, nn.BatchNorm3d):
+                part.eval()
+        return self
+
+    def forward(self, x):
+        return self.head(self.body(x))
 
 
-def batch_norm_in_bfloat16():
-    """Output and gradient of the input in half precision, with weights in single."""
-    ranks = ranks_here()
-    batch = rows_of((N_ROWS, 3)).bfloat16()[ranks.share(np.arange(N_ROWS))].requires_grad_()
-    with ranks.batch_norm():
-        output = F.batch_norm(batch, None, None, torch.ones(3), torch.zeros(3), training=True)
-        output.float().pow(3).sum().backward()
-    assert output.dtype == batch.grad.dtype == torch.bfloat16
-    return output.detach().float().numpy(), batch.grad.float().numpy()
+@pytest.fixture
+def on_gpus(monkeypatch):
+    """Two ranks, for which a module counts as one on their GPUs."""
+    monkeypatch.setattr("skood.engine.distributed._is_on_gpu", lambda module: True)
+    return Ranks(0, 2)
 
 
-def test_batch_norm_keeps_half_precision(group):
-    batch = rows_of((N_ROWS, 3)).bfloat16().double().requires_grad_()
-    output = F.batch_norm(batch, None, None, training=True)
-    output.pow(3).sum().backward()
-    found = [np.concatenate(parts) for parts in zip(*group(batch_norm_in_bfloat16), strict=True)]
-    for values, expected in zip(found, (output.detach(), batch.grad), strict=True):
-        tolerance = 2**-6 * expected.abs().max().item()
-        np.testing.assert_allclose(values, expected.numpy(), rtol=0, atol=tolerance)
+def test_batch_norm_is_that_of_all_ranks_inside_and_as_before_outside(on_gpus):
+    module = Normalised().train()
+    before = dict(module.named_modules(remove_duplicate=False))
+    tensors = {id(x) for x in (*module.parameters(), *module.buffers())}
+    with on_gpus.batch_norm(module):
+        inside = dict(module.named_modules(remove_duplicate=False))
+        synchronised = {name for name, part in inside.items() if isinstance(part, nn.SyncBatchNorm)}
+        assert synchronised == {"body.1", "body.2.0", "head.1", "frozen"}
+        assert {id(x) for x in (*module.parameters(), *module.buffers())} == tensors
+        for name in synchronised:
+            for setting in ("eps", "momentum", "affine", "track_running_stats", "training"):
+                assert getattr(inside[name], setting) == getattr(before[name], setting)
+        assert [inside[name].training for name in ("body.1", "frozen")] == [True, False]
+        assert type(inside["body.3"]) is Activated
+    assert dict(module.named_modules(remove_duplicate=False)) == before
+
+
+def test_batch_norm_is_as_before_after_an_error(on_gpus):
+    module = Normalised()
+    before = dict(module.named_modules())
+    with pytest.raises(ZeroDivisionError), on_gpus.batch_norm(module):
+        raise ZeroDivisionError
+    assert dict(module.named_modules()) == before
+
+
+@pytest.mark.parametrize("ranks", [ALONE, Ranks(0, 2)])
+def test_alone_or_on_cpus_batch_norm_stays_as_it_is(ranks):
+    module = Normalised()
+    with ranks.batch_norm(module):
+        assert not any(isinstance(part, nn.SyncBatchNorm) for part in module.modules())
+
+
+def test_statistics_that_move_inside_are_those_of_the_network(on_gpus):
+    module = Normalised().train()
+    with on_gpus.batch_norm(module):
+        module.body[1].running_mean.add_(7)
+        module.body[1].num_batches_tracked.add_(1)
+    assert (module.body[1].running_mean > 6).all()
+    assert module.body[1].num_batches_tracked == 3  # it is called twice in a forward
+
+
+class Modes(nn.Module):
+    """Notes in which mode its layers train."""
+
+    def __init__(self):
+        super().__init__()
+        self.body, self.norm, self.kept = nn.Linear(4, 8), nn.BatchNorm1d(8), nn.BatchNorm1d(8)
+        self.head = nn.Linear(8, 3)
+        self.seen = set()
+
+    def train(self, mode=True):
+        super().train(mode)
+        for part in self.modules():
+            if isinstance(part, nn.BatchNorm1d) and part is not self.norm:
+                part.eval()
+        return self
+
+    def forward(self, x):
+        if self.training:
+            self.seen.add((self.norm.training, self.kept.training, type(self.norm)))
+        return self.head(torch.relu(self.kept(self.norm(self.body(x)))))
+
+
+def test_batch_norm_that_a_network_keeps_in_evaluation_mode_is_kept_so(opened, monkeypatch):
+    rows = as_rows(np.random.RandomState(0).randn(20, 4))
+    network = opened(Modes(), rows)
+    # One rank alone, whose batch-norm is put in as if there were others.
+    monkeypatch.setattr("skood.engine.distributed._is_on_gpu", lambda module: True)
+    monkeypatch.setattr(Ranks, "batch_norm", _as_of_two(Ranks.batch_norm))
+    data = TrainingData(rows, np.arange(20) % 3, rows.pick(np.arange(0)))
+    terms, recipe = pretraining_terms(), Recipe(2, 8, 0.1, 0.9, 0)
+    Training(network, data, terms, recipe, seed=0).run()
+    assert network.module.seen == {(True, False, nn.SyncBatchNorm)}
+    assert type(network.module.kept) is nn.BatchNorm1d
+    assert network.module.norm.num_batches_tracked > network.module.kept.num_batches_tracked == 0
+    assert not network.module.norm.training
+
+
+def _as_of_two(batch_norm):
+    return lambda ranks, module: batch_norm(Ranks(0, 2), module)
+
+
+# Gradients over ranks
+
+
+class Weighted(Term):
+    """A term of the test's, beside those that there are."""
+
+    name = "weighted"
+
+    def __call__(self, batch):
+        return batch.logits.square().sum(dim=1)
+
+
+def gradients_of(ranks):
+    """Loss, gradients and record of a batch of seven rows and three outliers, shared by ranks."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        module = nn.Sequential(nn.Linear(5, 6), nn.ReLU(), nn.Linear(6, 3)).double()
+    rows, outliers = rows_of((N_ROWS, 5)), rows_of((3, 5), seed=1)
+    labels = torch.arange(N_ROWS) % 3
+    network = open_network(
+        module,
+        as_rows(rows),
+        head=None,
+        batcher=Batcher(torch.device("cpu"), torch.float64, None),
+        precision="float32",
+        compiled=False,
+        few_rows_apart=False,
+    )
+    weights = {"sparsity_weight": 0.3, "outlier_weight": 0.5, "distillation_weight": 0.7}
+    terms = [*fine_tuning_terms(l1_over_l2, weights), Weighted(0.2)]
+    for term in terms:
+        term.start(network)
+    with torch.no_grad():
+        module[2].weight.mul_(-1)
+    loss = ranks.parallel(Objective(network, terms), module)
+    own, others = ranks.share(np.arange(N_ROWS)), ranks.share(np.arange(3))
+    counts = Counts(N_ROWS / ranks.size, 3 / ranks.size)
+    for _ in range(2):  # the second step finds the buckets of gradients rebuilt
+        module.zero_grad()
+        value, record = loss(torch.cat([rows[own], outliers[others]]), labels[own], counts)
+        value.backward()
+    record = {name: x.item() for name, x in record.items()}
+    return [p.grad.numpy() for p in module.parameters()], record
+
+
+def gradients_on_a_rank():
+    return gradients_of(ranks_here())
+
+
+def test_gradients_over_two_ranks_are_those_of_the_whole_batch(group):
+    (first, record), (second, other) = group(gradients_on_a_rank)
+    expected, whole = gradients_of(ALONE)
+    for own, same, gradient in zip(first, second, expected, strict=True):
+        assert np.array_equal(own, same)
+        np.testing.assert_allclose(own, gradient, rtol=1e-11, atol=1e-13)
+    assert {name: (record[name] + other[name]) / 2 for name in whole} == pytest.approx(whole)
+    assert record["outlier"] != pytest.approx(other["outlier"])

@@ -13,6 +13,7 @@ from torch import nn
 
 from skood.engine import heads
 from skood.exceptions import HeadNotFoundError
+from skood.rows import as_rows
 
 X = np.random.RandomState(0).randn(10, 6)
 IMAGES = np.random.RandomState(0).rand(8, 3, 32, 32).astype(np.float32)
@@ -191,7 +192,7 @@ def test_a_convolutional_head_can_be_named_and_its_features_are_flat(opened):
             return self.head(self.body(x)).flatten(1)
 
     network = opened(Convolutional(), IMAGES, head="head")
-    batch = network.batcher(IMAGES, slice(0, 8))
+    batch = network.batcher(as_rows(IMAGES))
     with torch.no_grad():
         features, logits = network.features_and_logits(batch)
         torch.testing.assert_close(features, network.module.body(batch).flatten(1))

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -8,16 +10,13 @@ from torch import nn
 from skood.engine.hardware import Precision
 from skood.engine.inference import forward_rows, score_rows
 from skood.engine.outputs import as_float64
+from skood.engine.rows import InMemory, Rows
+from skood.engine.shapes import Shapes
+from skood.exceptions import NonFiniteLogitsError, SlowScoringWarning
+from skood.rows import as_rows
 
 TABLE = np.random.RandomState(0).randn(600, 8)
 IMAGES = np.random.RandomState(0).rand(600, 3, 8, 8)
-
-
-@pytest.fixture(autouse=True)
-def _same_weights():
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        yield
 
 
 def mlp(width=32):
@@ -54,11 +53,14 @@ PRECISIONS = {
 }
 
 
-def outputs(network, X, rows=None):
+def rows_of(X):
+    return X if isinstance(X, Rows) else as_rows(X)
+
+
+def outputs(network, X):
     """Features and logits of all rows, in one piece."""
-    pieces = list(forward_rows(network, X, rows=rows, features=True))
-    n_rows = len(X) if rows is None else len(rows)
-    assert [i for piece, *_ in pieces for i in range(n_rows)[piece]] == list(range(n_rows))
+    pieces = list(forward_rows(network, rows_of(X), features=True))
+    assert [i for piece, *_ in pieces for i in range(len(X))[piece]] == list(range(len(X)))
     return torch.cat([hidden for _, hidden, _ in pieces]), torch.cat([z for *_, z in pieces])
 
 
@@ -95,7 +97,7 @@ def test_outputs_are_those_of_one_plain_forward(opened, name, n_rows):
 
 def test_features_are_given_where_asked_for(opened):
     network = opened(mlp(), TABLE)
-    assert {hidden for _, hidden, _ in forward_rows(network, TABLE)} == {None}
+    assert {hidden for _, hidden, _ in forward_rows(network, as_rows(TABLE))} == {None}
 
 
 def test_bfloat16_scores_in_bfloat16(opened):
@@ -122,7 +124,7 @@ def test_order_does_not_matter(padded):
     network, X = padded
     order = np.random.RandomState(1).permutation(len(X))
     assert_equal(outputs(network, X[order]), outputs(network, X), order)
-    assert_equal(outputs(network, X, rows=order), outputs(network, X), order)
+    assert_equal(outputs(network, as_rows(X).pick(order)), outputs(network, X), order)
 
 
 def test_neighbours_do_not_matter(padded):
@@ -148,7 +150,7 @@ def test_the_size_of_the_request_does_not_matter(padded, size):
 def test_rows_may_be_asked_for_repeatedly_and_in_any_order(padded):
     network, X = padded
     rows = np.array([5, 599, 5, 0, *range(300, 0, -1)])
-    assert_equal(outputs(network, X, rows=rows), outputs(network, X), rows)
+    assert_equal(outputs(network, as_rows(X).pick(rows)), outputs(network, X), rows)
 
 
 def test_autocast_around_the_call_does_not_matter(padded):
@@ -178,9 +180,9 @@ def test_where_the_rows_lie_in_memory_does_not_matter(opened, dtype):
 @pytest.mark.parametrize("n_rows", [1, 2, 3, 5, 16, 17, 100, 300])
 def test_smaller_forwards_do_not_matter(padded, n_rows):
     network, X = padded
-    assert network.few_rows == 0
+    assert network.shapes.small == 0
     found = outputs(network, X[:n_rows])
-    network.shapes = network.shapes[-1:]
+    network.shapes = Shapes(network.shapes.ladder[-1:])
     assert_equal(found, outputs(network, X[:n_rows]))
 
 
@@ -188,7 +190,7 @@ def test_smaller_forwards_do_not_matter(padded, n_rows):
 def test_an_image_alone_agrees_with_many(opened, dtype):
     own, precision = PRECISIONS[dtype]
     network = opened(convolutional().to(own), IMAGES, few_rows_apart=True, precision=precision)
-    network.shapes, network.few_rows = network.shapes[-1:], 1
+    network.shapes = Shapes(network.shapes.ladder[-1:], small=1)
     whole = outputs(network, IMAGES)
     for found, expected in zip(outputs(network, IMAGES[:1]), whole, strict=True):
         torch.testing.assert_close(found, expected[:1], rtol=1e-5, atol=1e-7)
@@ -215,12 +217,14 @@ class Crowded(nn.Module):
 def test_batches_are_halved_until_there_is_memory(opened):
     network = opened(Crowded(mlp(), 10**6), TABLE)
     whole = outputs(network, TABLE)
-    network.shapes, network.module.most = (512,), 200
+    network.shapes, network.module.most = Shapes((512,)), 200
     network.module.seen.clear()
-    with pytest.warns(UserWarning, match=r"cpu has no memory for a forward of (512|256) rows"):
+    with pytest.warns(
+        SlowScoringWarning, match=r"cpu has no memory for a forward of (512|256) rows"
+    ):
         found = outputs(network, TABLE)
     assert network.module.seen == [512, 256, 128, 128, 128, 128, 128]
-    assert network.shapes == (128,)
+    assert network.shapes == Shapes((128,))
     for own, other in zip(found, whole, strict=True):
         torch.testing.assert_close(own, other, rtol=1e-5, atol=1e-6)
 
@@ -229,24 +233,25 @@ def test_smaller_shapes_that_are_known_are_taken_where_there_is_no_memory(opened
     network = opened(Crowded(mlp(), 10**6), TABLE)
     whole = outputs(network, TABLE)
     network.module.most = 100
-    with pytest.warns(UserWarning, match=r"scores are computed (256|64) at a time"):
+    with pytest.warns(SlowScoringWarning, match=r"scores are computed (256|64) at a time"):
         assert_equal(outputs(network, TABLE), whole)
-    assert network.shapes == (4, 16, 64)
+    assert network.shapes == Shapes((4, 16, 64))
 
 
 def test_few_rows_without_memory_run_in_other_shapes(opened):
     network = opened(Crowded(mlp(), 10**6), TABLE)
-    network.few_rows, network.module.most = 16, 8
-    with pytest.warns(UserWarning, match="no memory for a forward of 16 rows"):
+    network.shapes = dataclasses.replace(network.shapes, small=16)
+    network.module.most = 8
+    with pytest.warns(SlowScoringWarning, match="no memory for a forward of 16 rows"):
         found = outputs(network, TABLE[:3])
     assert_equal(found, outputs(network, TABLE[:3]))
-    assert network.few_rows == 0
+    assert network.shapes == Shapes((4,))
 
 
 def test_memory_may_run_out_in_the_middle(opened):
     network = opened(Crowded(mlp(), 10**6), TABLE)
     expected = scored(network, TABLE, product)
-    network.shapes = (128,)
+    network.shapes = Shapes((128,))
 
     def score(hidden, logits):
         if network.module.seen.count(128) == 3:
@@ -254,7 +259,7 @@ def test_memory_may_run_out_in_the_middle(opened):
         return product(hidden, logits)
 
     network.module.seen.clear()
-    with pytest.warns(UserWarning, match="forward of 128 rows: .* 64 at a time"):
+    with pytest.warns(SlowScoringWarning, match="forward of 128 rows: .* 64 at a time"):
         found = scored(network, TABLE, score)
     for own, other in zip(found, expected, strict=True):
         torch.testing.assert_close(own, other, rtol=1e-5, atol=1e-6)
@@ -262,9 +267,9 @@ def test_memory_may_run_out_in_the_middle(opened):
 
 def test_a_row_for_which_there_is_no_memory_is_an_error(opened):
     network = opened(Crowded(mlp(), 10**6), TABLE)
-    network.shapes, network.module.most = (4,), 0
+    network.shapes, network.module.most = Shapes((4,)), 0
     with (
-        pytest.warns(UserWarning, match="no memory"),
+        pytest.warns(SlowScoringWarning, match="no memory"),
         pytest.raises(torch.OutOfMemoryError, match="out of memory"),
     ):
         outputs(network, TABLE)
@@ -318,10 +323,10 @@ def test_a_large_read_only_memmap_is_read_slice_by_slice(opened, tmp_path):
     X.asked = []
     network = opened(nn.Linear(3, 2).double(), np.array(written[:8]))
     scores = np.empty((n_rows, 2))
-    for piece, _, logits in forward_rows(network, X):
+    for piece, _, logits in forward_rows(network, InMemory(X)):
         scores[piece] = logits.numpy()
-    assert max(X.asked) <= network.shapes[-1] < n_rows
-    assert sum(X.asked) <= n_rows + network.shapes[-1]
+    assert max(X.asked) <= network.shapes.ladder[-1] < n_rows
+    assert sum(X.asked) <= n_rows + network.shapes.ladder[-1]
     weight, bias = (p.detach().numpy() for p in network.module.parameters())
     np.testing.assert_allclose(scores, written @ weight.T + bias, rtol=1e-9, atol=1e-12)
 
@@ -337,15 +342,19 @@ def test_non_finite_logits_are_refused_with_their_row(opened, value, row, picked
     X = np.full((599, 2), 0.5, dtype=np.float32)
     network = opened(module, X)
     X[row] = value
-    rows = np.random.RandomState(0).permutation(599) if picked else None
-    with pytest.raises(ValueError, match=rf"NaN or infinite logits for row {row} of X.*scale of X"):
-        list(forward_rows(network, X, rows=rows))
+    rows = as_rows(X)
+    if picked:
+        rows = rows.pick(np.random.RandomState(0).permutation(599))
+    with pytest.raises(
+        NonFiniteLogitsError, match=rf"NaN or infinite logits for row {row} of X.*scale of X"
+    ):
+        list(forward_rows(network, rows))
 
 
 def test_padding_is_never_blamed(opened):
     network = opened(nn.Linear(2, 3), TABLE[:, :2])
     with pytest.raises(ValueError, match=r"first in row 2\."):
-        list(forward_rows(network, np.array([[0.0, 0.0], [1.0, 1.0], [np.nan, 0.0]])))
+        list(forward_rows(network, as_rows([[0.0, 0.0], [1.0, 1.0], [np.nan, 0.0]])))
 
 
 # Scores of rows
@@ -353,9 +362,8 @@ def test_padding_is_never_blamed(opened):
 
 def scored(network, X, score, **options):
     """Scores and logits of all rows, in one piece."""
-    pieces = list(score_rows(network, X, score, **options))
-    n_rows = len(X) if options.get("rows") is None else len(options["rows"])
-    assert [i for piece, *_ in pieces for i in range(n_rows)[piece]] == list(range(n_rows))
+    pieces = list(score_rows(network, rows_of(X), score, **options))
+    assert [i for piece, *_ in pieces for i in range(len(X))[piece]] == list(range(len(X)))
     return torch.cat([some for _, some, _ in pieces]), torch.cat([z for *_, z in pieces])
 
 
@@ -371,7 +379,7 @@ def test_a_score_sees_features_and_logits_in_float64(padded, n_rows):
     def score(hidden, logits):
         seen.append((hidden.dtype, logits.dtype))
         assert len(hidden) == len(logits)
-        assert len(hidden) in network.shapes
+        assert len(hidden) in network.shapes.ladder
         return product(hidden, logits)
 
     scores, logits = scored(network, X[:n_rows], score)
@@ -397,7 +405,7 @@ def test_a_row_is_scored_alone_and_in_any_order(padded):
     network, X = padded
     whole = scored(network, X, product)
     order = np.random.RandomState(1).permutation(len(X))[:300]
-    assert_equal(scored(network, X, product, rows=order), whole, order)
+    assert_equal(scored(network, as_rows(X).pick(order), product), whole, order)
     assert_equal(scored(network, X[order], product), whole, order)
 
 
@@ -426,7 +434,9 @@ def test_perturbed_rows_are_scored_alone_and_in_any_order(padded):
     network, X = padded
     whole = scored(network, X, product, perturbation=uphill)
     order = np.random.RandomState(1).permutation(len(X))[:300]
-    assert_equal(scored(network, X, product, rows=order, perturbation=uphill), whole, order)
+    assert_equal(
+        scored(network, as_rows(X).pick(order), product, perturbation=uphill), whole, order
+    )
 
 
 @pytest.mark.parametrize("surrounding", [torch.no_grad, torch.inference_mode])
@@ -461,7 +471,7 @@ def test_non_finite_logits_are_refused_before_they_are_scored(opened, perturbati
     X = np.full((300, 2), 0.5, dtype=np.float32)
     network = opened(module, X)
     X[270] = 1e3
-    with pytest.raises(ValueError, match="NaN or infinite logits for row 270 of X"):
+    with pytest.raises(NonFiniteLogitsError, match="NaN or infinite logits for row 270 of X"):
         scored(network, X, lambda _, z: z[:, 0], features=False, perturbation=perturbation)
 
 

@@ -9,44 +9,65 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 import torch
+from formulas import (
+    N_CLASSES,
+    numpy_divergence,
+    numpy_forward,
+    numpy_log_softmax,
+    numpy_loss,
+    numpy_penalty,
+    numpy_training,
+    numpy_uniformity,
+)
 from torch import nn
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from skood.engine.augmentation import get_augment
+from skood.engine.distributed import Ranks
 from skood.engine.hardware import Precision
+from skood.engine.objective import Distillation, fine_tuning_terms
 from skood.engine.training import (
     PRETRAINING_EPOCHS,
     PRETRAINING_STEPS,
-    DivergenceError,
-    Objective,
     Recipe,
+    Training,
     TrainingData,
-    loss_terms,
     pretraining_recipe,
     reproducible,
-    train,
 )
+from skood.exceptions import DivergenceError
 from skood.penalties import l1, l1_over_l2
+from skood.rows import as_rows
 
-N_CLASSES = 3
+
+def data_of(X, labels, outliers=()):
+    """Rows of X to train on, the first ones, and outliers among them by their numbers."""
+    rows = as_rows(X)
+    return TrainingData(
+        rows.pick(np.arange(len(labels))),
+        np.asarray(labels),
+        rows.pick(np.array(outliers, dtype=np.intp)),
+    )
 
 
-@pytest.fixture(autouse=True)
-def _same_weights():
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        yield
+def terms_of(penalty, weight=0.0, outlier_weight=0.0, distillation_weight=0.0):
+    return fine_tuning_terms(
+        penalty,
+        {
+            "sparsity_weight": weight,
+            "outlier_weight": outlier_weight,
+            "distillation_weight": distillation_weight,
+        },
+    )
+
+
+def train(network, data, terms, recipe, *, seed, augment=None, **options):
+    return Training(network, data, terms, recipe, seed, augment).run(**options)
 
 
 def rows_and_labels(n_rows=40, width=4, seed=0):
     random = np.random.RandomState(seed)
     return random.randn(n_rows, width), random.randint(N_CLASSES, size=n_rows)
-
-
-def data_of(X, labels, outliers=()):
-    return TrainingData(
-        X, np.arange(len(labels)), np.asarray(labels), np.array(outliers, dtype=np.intp)
-    )
 
 
 def small_network(width=4, hidden=6):
@@ -72,175 +93,7 @@ def assert_same_weights(module, other):
         assert torch.equal(own, expected)
 
 
-# An independent implementation, in numpy
-
-
-def numpy_forward(parameters, X):
-    weight1, bias1, weight2, bias2 = parameters
-    hidden = np.maximum(X @ weight1.T + bias1, 0)
-    return hidden, hidden @ weight2.T + bias2
-
-
-def numpy_log_softmax(logits):
-    return logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
-
-
-def numpy_penalty(name, hidden):
-    norm1 = np.abs(hidden).sum(axis=1)
-    return norm1 if name == "l1" else norm1 / np.sqrt((hidden**2).sum(axis=1))
-
-
-def numpy_loss(parameters, X, labels, outliers, name, weight, outlier_weight):
-    hidden, logits = numpy_forward(parameters, X)
-    cross_entropy = -numpy_log_softmax(logits)[np.arange(len(labels)), labels].mean()
-    loss = cross_entropy + weight * numpy_penalty(name, hidden).mean()
-    if outlier_weight > 0:
-        log_probabilities = numpy_log_softmax(numpy_forward(parameters, outliers)[1])
-        loss += outlier_weight * -(log_probabilities / N_CLASSES).sum(axis=1).mean()
-    return loss
-
-
-def numpy_gradient(parameters, *args):
-    """Central differences in float64."""
-    gradients = []
-    for parameter in parameters:
-        gradient = np.empty_like(parameter)
-        for position in np.ndindex(parameter.shape):
-            value, step = parameter[position], 1e-6
-            parameter[position] = value + step
-            above = numpy_loss(parameters, *args)
-            parameter[position] = value - step
-            below = numpy_loss(parameters, *args)
-            parameter[position] = value
-            gradient[position] = (above - below) / (2 * step)
-        gradients.append(gradient)
-    return gradients
-
-
 PENALTIES = {"l1": l1, "l1_over_l2": l1_over_l2}
-
-
-def numpy_divergence(parameters, X, taught, temperature=2.0):
-    """Kullback-Leibler divergence of softened predictions from those taught."""
-    before = numpy_log_softmax(taught / temperature)
-    now = numpy_log_softmax(numpy_forward(parameters, X)[1] / temperature)
-    return (np.exp(before) * (before - now)).sum(axis=1).mean()
-
-
-def test_distillation_adds_the_divergence_from_the_logits_taught(opened):
-    X, labels = rows_and_labels(12)
-    network = opened(small_network(), X)
-    taught = np.random.RandomState(2).randn(12, N_CLASSES) * 4
-    outputs = network.features_and_logits(torch.tensor(X))
-    objective = Objective(l1, 0.1, distillation_weight=0.7)
-    loss, _, _ = loss_terms(*outputs, torch.tensor(labels), objective, torch.tensor(taught))
-    parameters = parameters_of(network.module)
-    expected = numpy_loss(parameters, X, labels, None, "l1", 0.1, 0.0)
-    # Softened by T, gradients shrink by T squared, which the factor makes good.
-    expected += 0.7 * 4 * numpy_divergence(parameters, X, taught)
-    assert loss.item() == pytest.approx(expected, rel=1e-12)
-
-
-def test_the_network_before_training_teaches_in_evaluation_mode_on_the_same_batches(opened):
-    X, labels = rows_and_labels()
-    before = opened(regularized_network(), X)
-    network = copy.deepcopy(before)
-    seen = []
-
-    def augment(batch, generator, share):
-        seen.append(batch + torch.rand(batch.shape, generator=generator))
-        return seen[-1]
-
-    def spy(features, logits, labels, objective, taught):
-        assert torch.equal(taught, before.logits(seen[-1][: len(labels)]))
-        return loss_terms(features, logits, labels, objective, taught)
-
-    data = data_of(X[:32], labels[:32], outliers=range(32, 40))
-    data = dataclasses.replace(data, X=X)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("skood.engine.training.loss_terms", spy)
-        train(
-            network,
-            data,
-            Objective(l1, 0.1, 0.5, distillation_weight=1.0),
-            Recipe(3, 8, 0.1, 0.9, 0),
-            augment=augment,
-            seed=0,
-        )
-    assert len(seen) == 12
-
-
-class InPlace(nn.Module):
-    """Writes into its input, where the first layer is frozen so that it may."""
-
-    def __init__(self, layers, in_place):
-        super().__init__()
-        self.layers, self.in_place = layers, in_place
-        layers[0].requires_grad_(False)
-
-    def forward(self, x):
-        return self.layers(x.sub_(0.5) if self.in_place else x - 0.5)
-
-
-def test_networks_that_write_into_their_input_learn_what_others_learn(opened):
-    X, labels = rows_and_labels()
-    layers = small_network()
-    trained = []
-    for in_place in (False, True):
-        network = opened(InPlace(copy.deepcopy(layers), in_place), X)
-        objective = Objective(l1, 0.1, distillation_weight=5.0)
-        train(network, data_of(X, labels), objective, Recipe(2, 8, 0.1, 0.9, 0), seed=0)
-        trained.append(network.module)
-    assert_same_weights(*trained)
-
-
-@pytest.mark.parametrize("outlier_weight", [0.0, 0.5])
-@pytest.mark.parametrize("weight", [0.0, 0.02, 1.5])
-@pytest.mark.parametrize("name", PENALTIES)
-def test_loss_and_its_gradient_follow_the_formula(opened, name, weight, outlier_weight):
-    X, labels = rows_and_labels(12)
-    outliers = np.random.RandomState(1).randn(7, 4) * 3
-    network = opened(small_network(), X)
-    parameters = parameters_of(network.module)
-    assert (numpy_forward(parameters, X)[0].sum(axis=1) > 0.01).all()
-
-    batch = np.concatenate([X, outliers]) if outlier_weight > 0 else X
-    loss, cross_entropy, penalty = loss_terms(
-        *network.features_and_logits(torch.tensor(batch)),
-        torch.tensor(labels),
-        Objective(PENALTIES[name], weight, outlier_weight),
-    )
-    loss.backward()
-
-    args = (X, labels, outliers, name, weight, outlier_weight)
-    assert loss.item() == pytest.approx(numpy_loss(parameters, *args), rel=1e-12)
-    plain = (X, labels, outliers, name, 0.0, 0.0)
-    assert cross_entropy.item() == pytest.approx(numpy_loss(parameters, *plain), rel=1e-12)
-    hidden = numpy_forward(parameters, X)[0]
-    assert penalty.item() == pytest.approx(numpy_penalty(name, hidden).mean(), rel=1e-12)
-    for parameter, expected in zip(
-        network.module.parameters(), numpy_gradient(parameters, *args), strict=True
-    ):
-        np.testing.assert_allclose(parameter.grad, expected, rtol=0, atol=1e-7)
-
-
-@pytest.mark.parametrize(
-    ("penalty", "shown"),
-    [
-        (lambda features: features, r"\(5, 4\)"),
-        (lambda features: features.sum(), r"\(\)"),
-        (lambda features: l1(features)[:, None], r"\(5, 1\)"),
-        (lambda features: 0.0, "float"),
-    ],
-)
-def test_a_penalty_must_give_one_value_a_row(penalty, shown):
-    with pytest.raises(ValueError, match=rf"penalty returned {shown} for .*Sum over dim=1"):
-        loss_terms(
-            torch.ones(5, 4),
-            torch.ones(5, N_CLASSES),
-            torch.zeros(5, dtype=torch.int64),
-            Objective(penalty, 1.0),
-        )
 
 
 # Whole runs
@@ -257,28 +110,6 @@ def watching(X, batches):
     return augment
 
 
-def cosine(recipe, n_steps):
-    low, high = min(recipe.final_learning_rate, recipe.learning_rate), recipe.learning_rate
-    return [low + (high - low) * (1 + math.cos(math.pi * t / n_steps)) / 2 for t in range(n_steps)]
-
-
-def numpy_training(parameters, X, labels, batches, recipe, name, weight, outlier_weight):
-    """Nesterov momentum as in Sutskever et al. (2013), in the form that torch uses."""
-    velocities = [np.zeros_like(parameter) for parameter in parameters]
-    for rows, rate in zip(batches, cosine(recipe, len(batches)), strict=True):
-        inliers = [row for row in rows if row < len(labels)]
-        outliers = [row for row in rows if row >= len(labels)]
-        gradients = numpy_gradient(
-            parameters, X[inliers], labels[inliers], X[outliers], name, weight, outlier_weight
-        )
-        for parameter, gradient, velocity in zip(parameters, gradients, velocities, strict=True):
-            decayed = gradient + recipe.weight_decay * parameter
-            velocity *= recipe.momentum
-            velocity += decayed
-            parameter -= rate * (decayed + recipe.momentum * velocity)
-    return parameters
-
-
 @pytest.mark.parametrize("outlier_weight", [0.0, 0.5])
 @pytest.mark.parametrize("name", PENALTIES)
 @pytest.mark.parametrize("momentum", [0.9, 0.0])
@@ -289,7 +120,7 @@ def test_a_whole_run_agrees_with_numpy(opened, name, momentum, outlier_weight):
     network = opened(small_network(), X)
     parameters = parameters_of(network.module)
     data = data_of(X, labels, range(14, 20) if outlier_weight > 0 else ())
-    objective, batches = Objective(PENALTIES[name], 0.1, outlier_weight), []
+    objective, batches = terms_of(PENALTIES[name], 0.1, outlier_weight), []
     train(network, data, objective, recipe, augment=watching(X, batches), seed=0)
 
     assert len(batches) == 9
@@ -304,7 +135,7 @@ def test_every_epoch_is_one_pass_in_an_order_of_its_own(opened):
     train(
         network,
         data_of(X, labels[:16], outliers=range(16, 22)),
-        Objective(l1, 0.1, 0.5),
+        terms_of(l1, 0.1, 0.5),
         Recipe(4, 5, 0.1, 0.9, 0),
         augment=watching(X, batches),
         seed=0,
@@ -339,9 +170,7 @@ def test_learning_rate_falls_along_a_cosine_step_by_step(opened, n_rows, n_steps
     X, labels = rows_and_labels(n_rows)
     network = opened(small_network(), X)
     recipe = Recipe(3, 10, learning_rate, 0.9, 5e-4)
-    found = rates_of(
-        lambda: train(network, data_of(X, labels), Objective(l1, 0.02), recipe, seed=0)
-    )
+    found = rates_of(lambda: train(network, data_of(X, labels), terms_of(l1, 0.02), recipe, seed=0))
     expected = 1e-6 + (learning_rate - 1e-6) * 0.5 * (
         1 + np.cos(np.pi * np.arange(n_steps) / n_steps)
     )
@@ -353,7 +182,7 @@ def test_a_learning_rate_below_the_final_one_stays(opened):
     X, labels = rows_and_labels(20)
     network = opened(small_network(), X)
     data, recipe = data_of(X, labels), Recipe(2, 10, 1e-8, 0.9, 0)
-    assert rates_of(lambda: train(network, data, Objective(l1), recipe, seed=0)) == [1e-8] * 4
+    assert rates_of(lambda: train(network, data, terms_of(l1), recipe, seed=0)) == [1e-8] * 4
 
 
 # Records
@@ -365,7 +194,7 @@ def test_the_record_of_one_batch_is_what_numpy_computes_before_the_step(opened):
     parameters = parameters_of(network.module)
     recipe = Recipe(1, 64, 0.1, 0.9, 5e-4)
     data = data_of(X, labels[:24], outliers=range(24, 30))
-    (record,) = train(network, data, Objective(l1_over_l2, 0.3, 0.5), recipe, seed=0)
+    (record,) = train(network, data, terms_of(l1_over_l2, 0.3, 0.5, 2.0), recipe, seed=0)
 
     hidden, logits = numpy_forward(parameters, X[:24])
     ratio = numpy_penalty("l1_over_l2", hidden)
@@ -377,29 +206,34 @@ def test_the_record_of_one_batch_is_what_numpy_computes_before_the_step(opened):
             "loss": numpy_loss(parameters, *loss_args, 0.3, 0.5),
             "cross_entropy": numpy_loss(parameters, *loss_args, 0, 0),
             "penalty": ratio.mean(),
+            "outlier": numpy_uniformity(numpy_forward(parameters, X[24:])[1]).mean(),
+            "distillation": 0.0,
             "accuracy": np.mean(logits.argmax(axis=1) == labels[:24]),
             "mean_l1": np.abs(hidden).sum(axis=1).mean(),
             "hoyer_index": ((math.sqrt(6) - ratio) / (math.sqrt(6) - 1)).mean(),
             "id_energy": -np.log(np.exp(logits).sum(axis=1)).mean(),
         },
         rel=1e-6,
+        abs=1e-9,
     )
 
 
 def test_records_are_means_over_the_rows_of_an_epoch(opened):
-    X, labels = rows_and_labels(23)
+    X, labels = rows_and_labels(32)
     network = opened(small_network(), X)
-    hidden, logits = numpy_forward(parameters_of(network.module), X)
-    # Batches of 10, 10 and 3, and steps too small to matter.
-    history = train(
-        network, data_of(X, labels), Objective(l1, 0.5), Recipe(2, 10, 1e-30, 0.9, 0), seed=0
-    )
+    parameters = parameters_of(network.module)
+    hidden, logits = numpy_forward(parameters, X[:23])
+    others = numpy_uniformity(numpy_forward(parameters, X[23:])[1])
+    # Batches of 10, 10 and 3 with all outliers each, and steps too small to matter.
+    data, terms = data_of(X, labels[:23], range(23, 32)), terms_of(l1, 0.5, 0.2)
+    history = train(network, data, terms, Recipe(2, 10, 1e-30, 0.9, 0), seed=0)
     assert [record["epoch"] for record in history] == [1, 2]
     for record in history:
         assert record["mean_l1"] == pytest.approx(np.abs(hidden).sum(axis=1).mean(), rel=1e-6)
-        assert record["accuracy"] == pytest.approx(np.mean(logits.argmax(axis=1) == labels))
+        assert record["accuracy"] == pytest.approx(np.mean(logits.argmax(axis=1) == labels[:23]))
+        assert record["outlier"] == pytest.approx(others.mean(), rel=1e-6)
         assert record["loss"] == pytest.approx(
-            record["cross_entropy"] + 0.5 * record["penalty"], rel=1e-9
+            record["cross_entropy"] + 0.5 * record["penalty"] + 0.2 * record["outlier"], rel=1e-9
         )
 
 
@@ -407,7 +241,7 @@ def test_records_are_made_in_training_mode(opened):
     X, labels = rows_and_labels(50)
     network = opened(nn.Sequential(nn.Dropout(0.5), small_network()).double(), np.abs(X))
     (record,) = train(
-        network, data_of(np.abs(X), labels), Objective(l1), Recipe(1, 50, 1e-30, 0, 0), seed=0
+        network, data_of(np.abs(X), labels), terms_of(l1), Recipe(1, 50, 1e-30, 0, 0), seed=0
     )
     hidden, _ = numpy_forward(parameters_of(network.module), np.abs(X))
     assert abs(record["mean_l1"] / np.abs(hidden).sum(axis=1).mean() - 1) > 1e-3
@@ -423,10 +257,100 @@ def test_after_each_epoch_the_record_is_shown_in_evaluation_mode(opened):
         shown.append(progress.history[-1])
 
     data, recipe = data_of(X, labels), Recipe(3, 16, 0.1, 0.9, 0)
-    history = train(network, data, Objective(l1), recipe, seed=0, after_epoch=show)
+    history = train(network, data, terms_of(l1), recipe, seed=0, after_epoch=show)
     assert shown == history
     assert len(history) == 3
     assert not any(part.training for part in network.module.modules())
+
+
+# Distillation
+
+
+def test_the_network_before_training_teaches_in_evaluation_mode_on_the_same_batches(
+    opened, monkeypatch
+):
+    X, labels = rows_and_labels()
+    network = opened(regularized_network(), X)
+    before = copy.deepcopy(network)
+    seen, taught = [], []
+    divergence = Distillation.__call__
+
+    def augment(batch, generator, share):
+        seen.append(batch + torch.rand(batch.shape, generator=generator))
+        return seen[-1]
+
+    def spy(term, batch):
+        taught.append(divergence(term, batch).detach())
+        assert torch.equal(batch.inputs, seen[-1][: len(batch.labels)])
+        logits = before.logits(batch.inputs).detach().double().numpy()
+        expected = numpy_divergence(logits, batch.logits.detach().double().numpy())
+        np.testing.assert_allclose(taught[-1], expected, rtol=1e-3, atol=1e-6)
+        return divergence(term, batch)
+
+    monkeypatch.setattr(Distillation, "__call__", spy)
+    data = data_of(X, labels[:32], outliers=range(32, 40))
+    recipe = Recipe(3, 8, 0.1, 0.9, 0)
+    train(network, data, terms_of(l1, 0.1, 0.5, 1.0), recipe, augment=augment, seed=0)
+    assert len(taught) == len(seen) == 12
+    assert taught[-1].mean() > 0.01
+
+
+class InPlace(nn.Module):
+    """Writes into its input, where the first layer is frozen so that it may."""
+
+    def __init__(self, layers, in_place):
+        super().__init__()
+        self.layers, self.in_place = layers, in_place
+        layers[0].requires_grad_(False)
+
+    def forward(self, x):
+        return self.layers(x.sub_(0.5) if self.in_place else x - 0.5)
+
+
+def test_networks_that_write_into_their_input_learn_what_others_learn(opened):
+    X, labels = rows_and_labels()
+    layers = small_network()
+    trained = []
+    for in_place in (False, True):
+        network = opened(InPlace(copy.deepcopy(layers), in_place), X)
+        terms = terms_of(l1, 0.1, distillation_weight=5.0)
+        train(network, data_of(X, labels), terms, Recipe(2, 8, 0.1, 0.9, 0), seed=0)
+        trained.append(network.module)
+    assert_same_weights(*trained)
+
+
+# Interrupted
+
+
+@pytest.mark.parametrize("done", [1, 2, 3])
+def test_a_training_that_goes_on_ends_as_one_in_one_go(opened, done):
+    X, labels = rows_and_labels()
+    module = regularized_network()
+    data, recipe = data_of(X, labels[:32], range(32, 40)), Recipe(3, 8, 0.1, 0.9, 0.01)
+
+    def terms():
+        return terms_of(l1_over_l2, 0.1, 0.5, 1.0)
+
+    kept = []
+    whole = opened(module, X)
+    history = train(
+        whole,
+        data,
+        terms(),
+        recipe,
+        seed=0,
+        after_epoch=lambda progress: kept.append(copy.deepcopy(progress)),
+    )
+    network, further = opened(module, X), []
+    found = train(
+        network, data, terms(), recipe, seed=0, resume=kept[done - 1], after_epoch=further.append
+    )
+    assert_same_weights(network.module, whole.module)
+    assert len(further) == 3 - done
+    assert [{**record, "seconds": 0} for record in found] == [
+        {**record, "seconds": 0} for record in history
+    ]
+    assert not network.module.training
 
 
 # The seed
@@ -454,7 +378,7 @@ def run_on_images(opened, module, seed, augment="flip-crop", compiled=False):
     history = train(
         network,
         data,
-        Objective(l1, 0.02, 0.5),
+        terms_of(l1, 0.02, 0.5),
         Recipe(2, 16, 0.05, 0.9, 5e-4),
         augment=get_augment(augment),
         seed=seed,
@@ -484,7 +408,7 @@ def test_another_seed_draws_otherwise(opened, what):
         network = opened(module, IMAGES)
         recipe = Recipe(1, 16 if what == "order" else 48, 0.1, 0.9, 0)
         data = data_of(IMAGES, np.arange(48) % N_CLASSES)
-        train(network, data, Objective(l1), recipe, seed=seed)
+        train(network, data, terms_of(l1), recipe, seed=seed)
         weights.append(network.module[0].weight.detach())
     assert (weights[0] - weights[1]).abs().max() > 1e-5
 
@@ -500,7 +424,7 @@ def test_augmentation_draws_anew_for_every_batch_and_every_seed(opened):
         data = data_of(IMAGES, np.arange(48) % N_CLASSES)
         network = opened(image_network(), IMAGES)
         recipe = Recipe(2, 16, 0.1, 0.9, 0)
-        train(network, data, Objective(l1), recipe, augment=augment, seed=seed)
+        train(network, data, terms_of(l1), recipe, augment=augment, seed=seed)
         return found
 
     draws = run(0) + run(1)
@@ -531,7 +455,7 @@ def test_autocast_around_the_training_does_not_matter(opened, precision):
         network.precision = precision
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=enabled):
             data, recipe = data_of(IMAGES, np.arange(48) % N_CLASSES), Recipe(2, 16, 0.1, 0.9, 0)
-            train(network, data, Objective(l1), recipe, seed=0)
+            train(network, data, terms_of(l1), recipe, seed=0)
         trained.append(network.module)
     assert_same_weights(*trained)
 
@@ -573,7 +497,7 @@ def test_a_last_batch_of_one_row_does_not_break_batch_norm(opened, n_rows):
     X, labels = rows_and_labels(n_rows)
     network = opened(regularized_network(), X)
     data = data_of(X, labels, outliers=())
-    history = train(network, data, Objective(l1, 0.02), Recipe(2, 8, 0.1, 0.9, 0), seed=0)
+    history = train(network, data, terms_of(l1, 0.02), Recipe(2, 8, 0.1, 0.9, 0), seed=0)
     assert len(history) == 2
     assert network.module[1].num_batches_tracked == 2 * (n_rows // 8)
 
@@ -582,7 +506,7 @@ def test_batches_of_one_row_are_all_used(opened):
     X, labels = rows_and_labels(5)
     network = opened(small_network(), X)
     data, recipe = data_of(X, labels), Recipe(1, 1, 0.1, 0.9, 0)
-    assert len(rates_of(lambda: train(network, data, Objective(l1), recipe, seed=0))) == 5
+    assert len(rates_of(lambda: train(network, data, terms_of(l1), recipe, seed=0))) == 5
 
 
 def test_frozen_parameters_stay_and_the_others_move(opened):
@@ -590,7 +514,7 @@ def test_frozen_parameters_stay_and_the_others_move(opened):
     module = small_network()
     module[0].weight.requires_grad_(False)
     network = opened(module, X)
-    train(network, data_of(X, labels), Objective(l1, 0.1), Recipe(2, 8, 0.1, 0.9, 0.1), seed=0)
+    train(network, data_of(X, labels), terms_of(l1, 0.1), Recipe(2, 8, 0.1, 0.9, 0.1), seed=0)
     moved = {
         name: not torch.equal(parameter, module.get_parameter(name))
         for name, parameter in network.module.named_parameters()
@@ -603,7 +527,7 @@ def test_nothing_to_train_is_refused_with_what_to_do(opened):
     X, labels = rows_and_labels()
     network = opened(small_network().requires_grad_(False), X)
     with pytest.raises(ValueError, match=r"no parameter with requires_grad=True.*max_epochs=0"):
-        train(network, data_of(X, labels), Objective(l1), Recipe(1, 8, 0.1, 0.9, 0), seed=0)
+        train(network, data_of(X, labels), terms_of(l1), Recipe(1, 8, 0.1, 0.9, 0), seed=0)
 
 
 def test_the_rows_named_are_the_rows_trained_on(opened):
@@ -614,11 +538,11 @@ def test_the_rows_named_are_the_rows_trained_on(opened):
     poisoned = np.full_like(X, np.nan)
     poisoned[picked] = X[picked]
     network, expected = opened(module, X), opened(module, X)
-    none = np.array([], dtype=np.intp)
-    data = TrainingData(poisoned, picked, labels[picked], none)
-    train(network, data, Objective(l1, 0.1), recipe, seed=0)
+    rows = as_rows(poisoned)
+    data = TrainingData(rows.pick(picked), labels[picked], rows.pick(np.arange(0)))
+    train(network, data, terms_of(l1, 0.1), recipe, seed=0)
     alone = data_of(X[picked], labels[picked])
-    train(expected, alone, Objective(l1, 0.1), recipe, seed=0)
+    train(expected, alone, terms_of(l1, 0.1), recipe, seed=0)
     assert_same_weights(network.module, expected.module)
 
 
@@ -628,8 +552,8 @@ def test_outliers_without_a_weight_are_not_read(opened):
     module = small_network()
     recipe = Recipe(2, 4, 0.1, 0.9, 0)
     network, expected = opened(module, X[:14]), opened(module, X[:14])
-    train(network, data_of(X, labels[:14], range(14, 20)), Objective(l1, 0.1), recipe, seed=0)
-    train(expected, data_of(X, labels[:14]), Objective(l1, 0.1), recipe, seed=0)
+    train(network, data_of(X, labels[:14], range(14, 20)), terms_of(l1, 0.1), recipe, seed=0)
+    train(expected, data_of(X, labels[:14]), terms_of(l1, 0.1), recipe, seed=0)
     assert_same_weights(network.module, expected.module)
 
 
@@ -641,7 +565,7 @@ def test_outliers_are_pulled_towards_the_uniform_prediction(opened):
     def mean_confidence(outlier_weight):
         network = opened(module, X)
         data = data_of(X, labels[:40], range(40, 60))
-        objective = Objective(l1, 0.0, outlier_weight)
+        objective = terms_of(l1, 0.0, outlier_weight)
         train(network, data, objective, Recipe(60, 20, 0.05, 0.9, 0), seed=0)
         logits = numpy_forward(parameters_of(network.module), X[40:])[1]
         return np.exp(numpy_log_softmax(logits)).max(axis=1).mean()
@@ -659,7 +583,7 @@ def test_augmentation_reaches_rows_and_outliers_but_not_the_labels(opened):
         return batch
 
     data = data_of(X, labels[:14], range(14, 20))
-    train(network, data, Objective(l1, 0, 0.5), Recipe(1, 7, 0.1, 0, 0), augment=augment, seed=0)
+    train(network, data, terms_of(l1, 0, 0.5), Recipe(1, 7, 0.1, 0, 0), augment=augment, seed=0)
     assert seen == [7 + 6, 7 + 6]
 
 
@@ -675,7 +599,7 @@ def test_bfloat16_trains_float32_weights_and_computes_the_loss_in_float32(opened
         network = opened(image_network(), IMAGES)
         network.precision = Precision(dtype, None)
         data = data_of(IMAGES, np.arange(48) % N_CLASSES)
-        (record,) = train(network, data, Objective(penalty, 0.1), Recipe(1, 48, 0.1, 0, 0), seed=0)
+        (record,) = train(network, data, terms_of(penalty, 0.1), Recipe(1, 48, 0.1, 0, 0), seed=0)
         histories[dtype] = record["loss"]
         assert {p.dtype for p in network.module.parameters()} == {torch.float32}
         torch.manual_seed(0)
@@ -711,7 +635,7 @@ def test_a_loss_that_is_no_number_names_its_epoch_and_the_parameter(opened, n_ro
     network = opened(small_network().float(), X)
     recipe = Recipe(3, 8, 1e20, 0.9, 0)
     with pytest.raises(DivergenceError, match=rf"in epoch 1\b.*{remedy}"):
-        train(network, data_of(X, labels), Objective(l1, weight), recipe, seed=0)
+        train(network, data_of(X, labels), terms_of(l1, weight), recipe, seed=0)
     assert not network.module.training
 
 
@@ -727,14 +651,14 @@ def test_the_epoch_of_a_later_divergence_is_named(opened):
     # Five steps an epoch.
     with pytest.raises(DivergenceError, match=r"The loss is nan in epoch 3 .*penalty nan"):
         train(
-            network, data_of(X, labels), Objective(penalty, 0.1), Recipe(5, 8, 0.1, 0.9, 0), seed=0
+            network, data_of(X, labels), terms_of(penalty, 0.1), Recipe(5, 8, 0.1, 0.9, 0), seed=0
         )
 
 
 def test_an_infinite_loss_is_a_divergence(opened):
     X, labels = rows_and_labels()
     network = opened(small_network(), X)
-    objective = Objective(lambda features: l1(features) * math.inf, 0.1)
+    objective = terms_of(lambda features: l1(features) * math.inf, 0.1)
     with pytest.raises(DivergenceError, match=r"The loss is inf in epoch 1"):
         train(network, data_of(X, labels), objective, Recipe(1, 64, 1e-30, 0, 0), seed=0)
 
@@ -752,7 +676,7 @@ def test_scores_that_collapse_name_their_epoch_and_the_parameter(opened):
         train(
             network,
             data_of(X, labels),
-            Objective(l1, 50.0),
+            terms_of(l1, 50.0),
             recipe,
             seed=0,
             after_epoch=lambda progress: history.append(progress.history[-1]),
@@ -766,7 +690,7 @@ def test_a_moderate_weight_does_not_collapse(opened):
     X, labels = rows_and_labels(200)
     network = opened(small_network(hidden=32), X)
     recipe = Recipe(30, 50, 0.01, 0.9, 0)
-    assert len(train(network, data_of(X, labels), Objective(l1, 0.02), recipe, seed=0)) == 30
+    assert len(train(network, data_of(X, labels), terms_of(l1, 0.02), recipe, seed=0)) == 30
 
 
 def test_sparsity_weight_makes_features_sparse(opened):
@@ -776,14 +700,25 @@ def test_sparsity_weight_makes_features_sparse(opened):
     def last_record(penalty, weight):
         network = opened(module, X)
         recipe = Recipe(20, 50, 0.05, 0.9, 0)
-        return train(network, data_of(X, labels), Objective(penalty, weight), recipe, seed=0)[-1]
+        return train(network, data_of(X, labels), terms_of(penalty, weight), recipe, seed=0)[-1]
 
     assert last_record(l1, 0.05)["mean_l1"] < 0.8 * last_record(l1, 0.0)["mean_l1"]
     sparse, plain = last_record(l1_over_l2, 0.3), last_record(l1_over_l2, 0.0)
     assert sparse["hoyer_index"] > plain["hoyer_index"] + 0.05
 
 
-# Memory
+@pytest.mark.parametrize("bounded", [False, True])
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_rows_that_are_no_numbers_are_refused_whatever_the_loss(opened, bounded, value):
+    X, labels = rows_and_labels(40)
+    module = small_network()
+    network = opened(nn.Sequential(nn.Hardtanh(), module) if bounded else module, X)
+    X[31, 2] = value
+    with pytest.raises(ValueError, match="first in row 31"):
+        train(network, data_of(X, labels), terms_of(l1), Recipe(1, 16, 0.01, 0.9, 0.0), seed=0)
+
+
+# Memory, and the smallest steps
 
 
 class Crowded(nn.Module):
@@ -800,33 +735,59 @@ class Crowded(nn.Module):
         return self.network(x)
 
 
-@pytest.mark.parametrize(("most", "n_outliers"), [(2, 0), (7, 0), (15, 0), (19, 10)])
-def test_a_batch_without_memory_is_refused_with_the_largest_that_has(opened, most, n_outliers):
+@pytest.mark.parametrize(("most", "n_outliers"), [(15, 0), (19, 10)])
+def test_a_step_without_memory_is_refused_with_the_batch_size_to_lower(opened, most, n_outliers):
     X, labels = rows_and_labels(40)
     network = opened(Crowded(regularized_network(), most), X)
-    outliers = range(40 - n_outliers, 40)
-    data = data_of(X, labels[: 40 - n_outliers], outliers)
-    objective = Objective(l1, 0.02, outlier_weight=0.5 if n_outliers else 0.0)
-    # As many outliers as there are join the rows, up to their number.
-    fits = most if n_outliers == 0 else most // 2
-    message = f"no memory for a training step at batch_size=16, .* pass batch_size={fits}, the"
+    data = data_of(X, labels[: 40 - n_outliers], range(40 - n_outliers, 40))
+    terms = terms_of(l1, 0.02, outlier_weight=0.5 if n_outliers else 0.0)
+    message = (
+        r"^cpu has no memory for a training step at batch_size=16, of which it holds 16 rows: "
+        r"pass a smaller one\.$"
+    )
     with pytest.raises(torch.OutOfMemoryError, match=message):
-        train(network, data, objective, Recipe(1, 16, 0.01, 0.9, 0.0), seed=0)
+        train(network, data, terms, Recipe(1, 16, 0.01, 0.9, 0.0), seed=0)
+    smaller = Recipe(1, 9 if n_outliers else 15, 0.01, 0.9, 0.0)
+    assert train(opened(Crowded(regularized_network(), most), X), data, terms, smaller, seed=0)
 
 
-def test_where_not_even_two_rows_have_memory_no_number_is_named(opened):
-    X, labels = rows_and_labels(40)
-    network = opened(Crowded(regularized_network(), 1), X)
-    with pytest.raises(torch.OutOfMemoryError, match="16 rows: pass a smaller one"):
-        train(network, data_of(X, labels), Objective(l1), Recipe(1, 16, 0.01, 0.9, 0.0), seed=0)
+@pytest.mark.parametrize(
+    ("make", "n_ranks", "n_rows", "batch_size", "message"),
+    [
+        (small_network, 1, 1, 8, None),
+        (small_network, 1, 8, 1, None),
+        (regularized_network, 1, 8, 2, None),
+        (regularized_network, 1, 8, 1, r"batch_size=1 on 8 training rows .* batch-norm cannot"),
+        (regularized_network, 1, 1, 8, r"batch_size=8 on 1 training rows .* and more rows"),
+        (small_network, 2, 8, 2, None),
+        (small_network, 2, 8, 1, r"leaves some of 2 processes without enough rows: a step needs 2"),
+        (small_network, 3, 2, 8, r"leaves some of 3 processes without enough rows: a step needs 3"),
+        (regularized_network, 2, 8, 4, None),
+        (regularized_network, 2, 8, 3, r"batch_size=3 on 8 .* a step needs 4,"),
+        (regularized_network, 2, 3, 8, r"batch_size=8 on 3 .* a step needs 4,"),
+    ],
+)
+def test_a_step_needs_rows_for_all_processes_and_two_on_each_for_batch_norm(
+    opened, make, n_ranks, n_rows, batch_size, message
+):
+    X, labels = rows_and_labels(10)
+    network = opened(make(), X)
+    data = dataclasses.replace(data_of(X, labels[:n_rows]), ranks=Ranks(0, n_ranks))
+    recipe = Recipe(1, batch_size, 0.1, 0.9, 0)
+    if message is None:
+        Training(network, data, terms_of(l1), recipe, seed=0)
+        return
+    with pytest.raises(ValueError, match=message):
+        Training(network, data, terms_of(l1), recipe, seed=0)
 
 
-@pytest.mark.parametrize("bounded", [False, True])
-@pytest.mark.parametrize("value", [np.nan, np.inf])
-def test_rows_that_are_no_numbers_are_refused_whatever_the_loss(opened, bounded, value):
-    X, labels = rows_and_labels(40)
-    module = small_network()
-    network = opened(nn.Sequential(nn.Hardtanh(), module) if bounded else module, X)
-    X[31, 2] = value
-    with pytest.raises(ValueError, match="first in row 31"):
-        train(network, data_of(X, labels), Objective(l1), Recipe(1, 16, 0.01, 0.9, 0.0), seed=0)
+@pytest.mark.parametrize(("n_outliers", "n_ranks"), [(0, 1), (1, 2)])
+def test_every_process_needs_an_outlier_if_they_are_trained_on(opened, n_outliers, n_ranks):
+    X, labels = rows_and_labels(20)
+    network = opened(small_network(), X)
+    data = data_of(X, labels[:16], range(16, 16 + n_outliers))
+    data = dataclasses.replace(data, ranks=Ranks(0, n_ranks))
+    recipe = Recipe(1, 8, 0.1, 0.9, 0)
+    Training(network, data, terms_of(l1, 0.1), recipe, seed=0)
+    with pytest.raises(ValueError, match=rf"and {n_outliers} outliers leaves some of {n_ranks} "):
+        Training(network, data, terms_of(l1, 0.1, outlier_weight=0.5), recipe, seed=0)
