@@ -16,12 +16,16 @@ NOT_THE_USERS = {__name__.partition(".")[0], "contextlib", "sklearn", "torch"}
 
 Notice = tuple[str, type[Warning]]
 
-_held: ContextVar[tuple[type[Warning], list[Notice]] | None] = ContextVar("held", default=None)
+
+class _Held:
+    """The kind of warnings that wait in this thread or task, and those that do."""
+
+    now: ContextVar[tuple[type[Warning], list[Notice]] | None] = ContextVar("held", default=None)
 
 
 def warn_user(message: str, category: type[Warning]) -> None:
     """Warn at the innermost line of the user's, or later, inside `held_back`."""
-    waiting = _held.get()
+    waiting = _Held.now.get()
     if waiting is not None and issubclass(category, waiting[0]):
         waiting[1].append((message, category))
         return
@@ -35,11 +39,11 @@ def warn_user(message: str, category: type[Warning]) -> None:
 def held_back(category: type[Warning]) -> Iterator[list[Notice]]:
     """Collect warnings of a kind that arise inside, instead of showing them."""
     notices: list[Notice] = []
-    token = _held.set((category, notices))
+    token = _Held.now.set((category, notices))
     try:
         yield notices
     finally:
-        _held.reset(token)
+        _Held.now.reset(token)
 
 
 class Doubts:

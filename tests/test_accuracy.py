@@ -5,7 +5,7 @@ import warnings
 import numpy as np
 import pytest
 
-from skood.accuracy import seen_before, warn_if_accuracy_dropped, warn_if_near_chance
+from skood.accuracy import warn_if_accuracy_dropped, warn_if_near_chance, warn_if_seen_before
 from skood.exceptions import AccuracyDropWarning, NearChanceWarning, ThresholdWarning
 
 
@@ -24,6 +24,7 @@ def warned(function, *args):
     category = {
         warn_if_near_chance: NearChanceWarning,
         warn_if_accuracy_dropped: AccuracyDropWarning,
+        warn_if_seen_before: ThresholdWarning,
     }[function]
     assert all(warning.category is category for warning in caught)
     return str(caught[0].message) if caught else None
@@ -74,12 +75,11 @@ def test_full_agreement_is_never_chance(targets):
 @pytest.mark.parametrize(("n_correct", "warns"), [(1000, True), (990, True), (989, False)])
 def test_implausible_accuracy_is_99_per_cent(n_correct, warns):
     targets = np.zeros(1000, dtype=np.int64)
-    doubt = seen_before(targets, with_correct(1000, n_correct))
-    assert (doubt is not None) == warns
+    message = warned(warn_if_seen_before, targets, with_correct(1000, n_correct))
+    assert (message is not None) == warns
     if warns:
-        assert type(doubt) is ThresholdWarning
-        assert f"{n_correct / 10:.1f}% of its 1000 calibration rows" in str(doubt)
-        assert "calibrate(X_fresh)" in str(doubt)
+        assert f"{n_correct / 10:.1f}% of its 1000 calibration rows" in message
+        assert "calibrate(X_fresh)" in message
 
 
 # Drop

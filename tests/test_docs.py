@@ -26,10 +26,13 @@ INTERNAL_MODULES = {
     "caching",
     "detector",
     "engine",
+    "fitting",
     "labels",
+    "notices",
     "randomness",
     "rejection",
     "rows",
+    "validation",
 }
 
 LONGEST_STRING = 200

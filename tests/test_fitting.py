@@ -45,11 +45,11 @@ def test_fit_can_be_read_at_a_glance():
 @pytest.mark.parametrize(
     ("parameters", "further"),
     [
-        ({}, set()),
-        ({"outlier_weight": 0.5}, {"outlier"}),
-        ({"distillation_weight": 2.0}, {"distillation"}),
-        ({"outlier_weight": 0.5, "distillation_weight": 2.0}, {"outlier", "distillation"}),
-        ({"sparsity_weight": 0.0}, set()),
+        ({}, ()),
+        ({"outlier_weight": 0.5}, ("outlier",)),
+        ({"distillation_weight": 2.0}, ("distillation",)),
+        ({"outlier_weight": 0.5, "distillation_weight": 2.0}, ("outlier", "distillation")),
+        ({"sparsity_weight": 0.0}, ()),
     ],
     ids=str,
 )
