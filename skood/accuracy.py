@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from .exceptions import AccuracyDropWarning, NearChanceWarning, ThresholdWarning, warn
+from .engine.warning import warn
+from .exceptions import AccuracyDropWarning, NearChanceWarning, ThresholdWarning
 
 __all__ = ["seen_before", "warn_if_accuracy_dropped", "warn_if_near_chance"]
 

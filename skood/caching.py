@@ -25,7 +25,8 @@ from torch import Tensor
 from .engine.network import Network
 from .engine.objective import Term
 from .engine.training import Progress, Recipe, TrainingData
-from .exceptions import MemoryEntryWarning, warn
+from .engine.warning import warn
+from .exceptions import MemoryEntryWarning
 
 __all__ = ["TrainingStore", "fingerprint", "training_key"]
 

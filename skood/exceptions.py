@@ -8,15 +8,6 @@ Each is a kind of the built-in class that its name suggests, so ``except ValueEr
 
 from __future__ import annotations
 
-import contextlib
-import os
-import sys
-import warnings
-from pathlib import Path
-
-import sklearn
-import torch
-
 __all__ = [
     "AccuracyDropWarning",
     "DeviceWarning",
@@ -99,18 +90,3 @@ class MemoryEntryWarning(SkoodWarning):
 
 class SelectionWarning(SkoodWarning):
     """A search or a score may not compare detectors as you expect."""
-
-
-_BETWEEN = (
-    *(f"{Path(file).parent}{os.sep}" for file in (__file__, sklearn.__file__, torch.__file__)),
-    contextlib.__file__,
-)
-"""Files that may lie between a warning and the user's line: our own, and those of decorators."""
-
-
-def warn(message: str, category: type[Warning]) -> None:
-    """Warn at the user's line that led here, however deep inside skood this is."""
-    level, frame = 2, sys._getframe(1)
-    while frame.f_back is not None and frame.f_code.co_filename.startswith(_BETWEEN):
-        level, frame = level + 1, frame.f_back
-    warnings.warn(message, category, stacklevel=level)

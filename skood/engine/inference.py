@@ -11,12 +11,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..exceptions import NonFiniteLogitsError, SlowScoringWarning, warn
+from ..exceptions import NonFiniteLogitsError, SlowScoringWarning
 from .hardware import autocast, keep_freed_memory
 from .loading import Index
 from .network import Network
 from .outputs import all_finite, as_float64, run
 from .rows import Rows
+from .warning import warn
 
 T = TypeVar("T", bound=tuple[Any, ...])
 

@@ -16,7 +16,6 @@ from ..exceptions import (
     HeadNotFoundError,
     PenaltyWithoutEffectWarning,
     SlowScoringWarning,
-    warn,
 )
 from .advice import explained
 from .batches import Batcher
@@ -28,6 +27,7 @@ from .outputs import check_usable, describe, is_plain_tuple, logits_of, run
 from .rows import Rows, slices
 from .scripted import scripted_parts
 from .shapes import Results, Shapes, same_bits
+from .warning import warn
 
 ROWS_OF_A_SHAPE = 64
 """Rows on which shapes of batches are compared, at most."""
