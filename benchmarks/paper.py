@@ -51,12 +51,13 @@ import skood
 from skood import SparseEnergyOODDetector
 from skood.caching import fingerprint
 from skood.calibration import calibration_split, place_threshold
-from skood.detector import _draw_seeds
 from skood.engine.inference import forward_rows
-from skood.engine.training import DivergenceError
+from skood.exceptions import DivergenceError
 from skood.metrics import aupr, auroc, fpr_at_tpr
 from skood.model_selection import surrogate_outliers
 from skood.penalties import PENALTIES, hoyer_index, l1
+from skood.randomness import random_generator
+from skood.rows import as_rows
 from skood.scores import Head, Outputs, apply_score, fit_score, get_score, list_scores
 
 Key = dict[str, Any]
@@ -312,9 +313,8 @@ def code_digest() -> str:
     """Digest of the code that decides what a network becomes and what it gives."""
     package = Path(skood.__file__).parent
     files = [*package.glob("engine/*.py")]
-    files += [
-        package / f"{name}.py" for name in ("calibration", "detector", "networks", "penalties")
-    ]
+    names = ("calibration", "detector", "fitting", "networks", "penalties", "rows")
+    files += [package / f"{name}.py" for name in names]
     sha = hashlib.sha256()
     for path in sorted(files):
         sha.update(path.read_bytes())
@@ -353,8 +353,9 @@ class Rows:
 
 def rows_of(study: Study, seed: int) -> Rows:
     drawn = draw(len(study.data.x_train), study.train_rows, seed)
-    # The detector's own split: what it fine-tunes on, and what it places its threshold with.
-    random = np.random.RandomState(_draw_seeds(seed).split)
+    # The detector's own split: what it fine-tunes on, and what it places its threshold with. Its
+    # seed is the first number that the detector draws.
+    random = np.random.RandomState(random_generator(seed).randint(np.iinfo(np.int32).max))
     training, held_out = calibration_split(study.data.y_train[drawn], "auto", TPR, random)
     surrogates = surrogate_outliers(study.data.x_train[drawn[held_out]], random_state=0)
     return Rows(drawn, drawn[training], drawn[held_out], surrogates)
@@ -460,10 +461,10 @@ class Scorer:
     def outputs(self, name: str) -> tuple[Tensor, Tensor]:
         """Features, float32, and logits, float64."""
         if name not in self._outputs:
-            network = self.detector._network
+            network, rows = self.detector._network, as_rows(self.images(name))
             pieces = [
                 (features.float().cpu(), logits.cpu())
-                for _, features, logits in forward_rows(network, self.images(name), features=True)
+                for _, features, logits in forward_rows(network, rows, features=True)
                 if features is not None
             ]
             features, logits = zip(*pieces, strict=True)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from .engine.warning import warn
 from .exceptions import AccuracyDropWarning, NearChanceWarning, ThresholdWarning
+from .notices import warn_user
 
 __all__ = ["seen_before", "warn_if_accuracy_dropped", "warn_if_near_chance"]
 
@@ -36,7 +36,7 @@ def warn_if_near_chance(targets: NDArray[np.int64], predictions: NDArray[np.int6
         return
     kappa = cohen_kappa_score(targets, predictions)
     if kappa < NEAR_CHANCE:
-        warn(
+        warn_user(
             f"The module given classifies {np.mean(targets == predictions):.1%} of {len(targets)} "
             f"held-out rows as y labels them, hardly better than chance (kappa {kappa:.2f}). "
             "Either the labels are in another order than the logits, or X needs the "
@@ -80,7 +80,7 @@ def warn_if_accuracy_dropped(
     drop = changes.mean()
     error = changes.std(ddof=1) / np.sqrt(len(changes)) if len(changes) > 1 else np.inf
     if drop > max(TOLERATED_DROP, 2 * error):
-        warn(
+        warn_user(
             f"Fine-tuning took the accuracy on {len(changes)} held-out rows from {was.mean():.1%} "
             f"to {now.mean():.1%} (a drop of {100 * drop:.1f} points, standard error "
             f"{100 * error:.1f}). Lower sparsity_weight (now {sparsity_weight:g}), learning_rate "

@@ -25,8 +25,8 @@ from torch import Tensor
 from .engine.network import Network
 from .engine.objective import Term
 from .engine.training import Progress, Recipe, TrainingData
-from .engine.warning import warn
 from .exceptions import MemoryEntryWarning
+from .notices import warn_user
 
 __all__ = ["TrainingStore", "fingerprint", "training_key"]
 
@@ -68,7 +68,7 @@ class TrainingStore:
         content = self.path.read_bytes()
         digest, payload = content[:DIGEST_BYTES], content[DIGEST_BYTES:]
         if hashlib.sha256(payload).digest() != digest:
-            warn(
+            warn_user(
                 f"{self.path} is damaged, so what it kept is computed again.",
                 MemoryEntryWarning,
             )

@@ -380,13 +380,13 @@ class SparseEnergyOODDetector(OutlierMixin, BaseEstimator):
             raise ValueError("id_accuracy needs labels: pass y, one label of `classes_` a row.")
         labels = as_labels(y, len(rows))
         inliers = np.flatnonzero(~is_outlier(labels, self.ood_label))
-        labels, rows = labels[inliers], rows.pick(inliers)
-        if len(inliers) == 0 or not np.isin(labels, self.classes_).all():
+        if len(inliers) == 0 or not np.isin(labels[inliers], self.classes_).all():
             raise ValueError(
                 f"id_accuracy got y with the labels {np.unique(labels)[:12].tolist()}; expected "
                 f"those of the classifier, {self.classes_[:12].tolist()}, and perhaps "
                 f"ood_label={self.ood_label!r}."
             )
+        labels, rows = labels[inliers], rows.pick(inliers)
         with reproducible(self._seed_of_network, self.device_):  # for lazy layers, as in fit
             before = self._pretrained or given_network(self, rows, self.device_)
         return {
@@ -471,7 +471,7 @@ class SparseEnergyOODDetector(OutlierMixin, BaseEstimator):
             ``score_samples(X) - offset_``.
         """
         scores = self.score_samples(X)
-        self._doubts.warn(stacklevel=2)
+        self._doubts.warn()
         return scores - self.offset_
 
     def predict(self, X: Any) -> NDArray[np.int64]:
@@ -488,7 +488,7 @@ class SparseEnergyOODDetector(OutlierMixin, BaseEstimator):
             +1 for in-distribution, -1 for out-of-distribution.
         """
         scores = self.score_samples(X)
-        self._doubts.warn(stacklevel=2)
+        self._doubts.warn()
         return np.where(scores - self.offset_ >= 0, 1, -1)
 
     def p_values(self, X: Any) -> ScoreArray:
@@ -513,7 +513,7 @@ class SparseEnergyOODDetector(OutlierMixin, BaseEstimator):
         Bates et al., "Testing for outliers with conformal p-values", Ann. Statist. 51(1), 2023.
         """
         scores = self.score_samples(X)
-        self._doubts.warn(stacklevel=2)
+        self._doubts.warn()
         return conformal_p_values(scores, self.calibration_scores_, self.tpr_)
 
     def predict_class(self, X: Any, reject_label: Any = None) -> NDArray[Any]:
@@ -547,7 +547,7 @@ class SparseEnergyOODDetector(OutlierMixin, BaseEstimator):
         if reject_label is None:
             return self.classes_[winners_of(self._network, rows)]
         scores, winners = outputs_of(self._network, rows, self.score_function_)
-        self._doubts.warn(stacklevel=2)
+        self._doubts.warn()
         labels = self.classes_[winners]
         kinds = {np.asarray(reject_label).dtype.kind, labels.dtype.kind}
         if len(kinds) > 1 and kinds != {"i", "u"}:

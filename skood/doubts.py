@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import warnings
 from typing import Any
 
 from .exceptions import ThresholdWarning
+from .notices import warn_user
 
 __all__ = ["Doubts"]
 
@@ -29,13 +29,13 @@ class Doubts:
         self.reasons = reasons
         self._said = False
 
-    def warn(self, stacklevel: int = 2) -> None:
-        """Say what is wrong with the threshold, once; at `stacklevel` 2 it names the caller."""
+    def warn(self) -> None:
+        """Say what is wrong with the threshold, once."""
         if self._said:
             return
         self._said = True
         for reason in self.reasons:
-            warnings.warn(reason, stacklevel=stacklevel + 1)
+            warn_user(str(reason), type(reason))
 
     def __getstate__(self) -> dict[str, Any]:
         return {"reasons": self.reasons, "_said": False}

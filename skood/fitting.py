@@ -169,6 +169,8 @@ class Fit:
     def fine_tune(self, network: Network, data: TrainingData) -> list[dict[str, Any]]:
         """Fine-tune for sparse features."""
         detector = self.detector
+        if detector.max_epochs == 0:
+            return []
 
         def features() -> Tensor:
             pieces = forward_rows(network, data.rows.spaced(ROWS_OF_A_UNIT), features=True)

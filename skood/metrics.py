@@ -53,7 +53,7 @@ def fpr_at_tpr(
     positive: Positive = "id",
     method: Literal["at_least", "nearest"] = "at_least",
 ) -> float:
-    """Rate of false positives at a given true positive rate (FPR95 where ``tpr=0.95``).
+    """Rate of false positives at a given true positive rate (FPR95 if ``tpr=0.95``).
 
     With ``positive="id"`` this is the share of OOD rows that are kept by a threshold that keeps
     `tpr` of the ID rows [1]_ [2]_. With ``positive="ood"`` it is the share of ID rows that are
@@ -512,7 +512,7 @@ def _aupr(tp: Counts, fp: Counts, _: float = 1) -> float:
 
 def _detection_error(tp: Counts, fp: Counts, _: float = 1) -> float:
     n_positive, n_negative = int(tp[-1]), int(fp[-1])
-    # The threshold that detects no row errs by 0.5, as does the last one here, which detects all.
+    # The threshold that detects no row is left out: its error is 0.5, like that of the last one.
     scaled = np.min((n_positive - tp) * n_negative + fp * n_positive)
     return int(scaled) / (2 * n_positive * n_negative)
 

@@ -244,7 +244,7 @@ def fit_penalty(penalty: Penalty, features: Callable[[], Tensor]) -> Penalty:
     Returns
     -------
     callable
-        What ``fit`` returned, or the penalty itself.
+        What ``fit`` returned, or the copy itself if ``fit`` returned nothing; else the penalty.
 
     Examples
     --------
@@ -253,4 +253,8 @@ def fit_penalty(penalty: Penalty, features: Callable[[], Tensor]) -> Penalty:
     >>> fit_penalty(PENALTIES["relative_l1"], lambda: torch.ones(2, 3)).unit
     3.0
     """
-    return copy.deepcopy(penalty).fit(features()) if hasattr(penalty, "fit") else penalty
+    if not hasattr(penalty, "fit"):
+        return penalty
+    fitted = copy.deepcopy(penalty)
+    returned = fitted.fit(features())
+    return fitted if returned is None else returned

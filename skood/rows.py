@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from typing import Any
 
 import numpy as np
@@ -17,6 +16,7 @@ from torch.utils.data import DataLoader, Dataset, Subset
 from .engine.loading import Loader, objects
 from .engine.rows import InMemory, Loaded, Rows, as_array, rows_of_dataset, rows_of_tensor
 from .exceptions import UnscaledImagesWarning
+from .notices import warn_user
 
 __all__ = ["as_numbers", "as_rows", "in_frame", "rows_like_fit", "take", "warn_if_unscaled"]
 
@@ -88,13 +88,12 @@ def rows_like_fit(
 def warn_if_unscaled(rows: Rows) -> None:
     """Warn of images in uint8 that no function scales before they reach the user's network."""
     if rows.dtype == "uint8" and len(rows.shape) == 3:
-        warnings.warn(
+        warn_user(
             "X holds images in uint8, which reach the module as they are, in 0..255. If it was "
             "trained on scaled images, pass preprocess=NormalizeImages(mean, std) from "
             "skood.networks, with its mean and std; else preprocess=torch.Tensor.float silences "
             "this.",
             UnscaledImagesWarning,
-            stacklevel=4,
         )
 
 

@@ -31,19 +31,9 @@ class Number(Interval):
 
 
 def validated(**constraints: list[Any]) -> Callable[[Function], Function]:
-    """Make a function refuse wrong arguments.
+    """Make a function refuse wrong arguments by scikit-learn's constraints.
 
-    Parameters
-    ----------
-    **constraints : list
-        For each argument to check, what it may be, as in scikit-learn's
-        ``_parameter_constraints``.
-
-    Returns
-    -------
-    callable
-        The decorator. The function raises InvalidParameterError, which is a ValueError and a
-        TypeError.
+    It raises InvalidParameterError, which is a ValueError and a TypeError.
 
     Examples
     --------
@@ -56,34 +46,13 @@ def validated(**constraints: list[Any]) -> Callable[[Function], Function]:
     Traceback (most recent call last):
     ...
     sklearn.utils._param_validation.InvalidParameterError: The 'share' parameter of percent must \
-be a float in the range [0.0, 1.0]. Got 95 instead.
+    be a float in the range [0.0, 1.0]. Got 95 instead.
     """
     return validate_params(constraints, prefer_skip_nested_validation=True)
 
 
 def valid_scores(scores: ArrayLike, name: str, *, finite: bool = False) -> NDArray[Any]:
-    """One score a row, as an array.
-
-    Parameters
-    ----------
-    scores : array-like of shape (n,)
-        What the user passed.
-    name : str
-        What the user calls it.
-    finite : bool, default=False
-        Whether to refuse infinities, too.
-
-    Returns
-    -------
-    ndarray of shape (n,)
-        The scores, in their dtype.
-
-    Raises
-    ------
-    TypeError
-        If scores are not real numbers.
-    ValueError
-        If scores are empty, not 1-D, masked or NaN.
+    """One score a row, as an array; `name` is what the user calls them.
 
     Examples
     --------
@@ -97,30 +66,9 @@ def valid_scores(scores: ArrayLike, name: str, *, finite: bool = False) -> NDArr
 def valid_array(
     array: ArrayLike, name: str, axes: tuple[str, ...], *, finite: bool = True
 ) -> NDArray[Any]:
-    """Real numbers as an array of the dimensions expected.
+    """Real numbers as an array with the axes named, such as ``("n", "d")``; at least one.
 
-    Parameters
-    ----------
-    array : array-like
-        What the user passed.
-    name : str
-        What the user calls it.
-    axes : tuple of str
-        The names of its axes, such as ``("n", "d")``.
-    finite : bool, default=True
-        Whether to refuse infinities. NaN is always refused.
-
-    Returns
-    -------
-    ndarray
-        The numbers, in their dtype; at least one.
-
-    Raises
-    ------
-    TypeError
-        If these are not real numbers.
-    ValueError
-        If the array is empty, masked, NaN or of other dimensions.
+    NaN is always refused, infinity if `finite`. A TypeError or ValueError says what was got.
     """
     shape = f"({', '.join(axes)}{',' if len(axes) == 1 else ''})"
     if np.ma.is_masked(array):

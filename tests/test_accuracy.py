@@ -5,7 +5,8 @@ import warnings
 import numpy as np
 import pytest
 
-from skood.accuracy import warn_if_accuracy_dropped, warn_if_near_chance, warn_if_seen_before
+from skood.accuracy import seen_before, warn_if_accuracy_dropped, warn_if_near_chance
+from skood.exceptions import AccuracyDropWarning, NearChanceWarning, ThresholdWarning
 
 
 def with_correct(n_rows, n_correct, first=0):
@@ -20,7 +21,11 @@ def warned(function, *args):
         warnings.simplefilter("always")
         function(*args)
     assert len(caught) <= 1
-    assert all(warning.category is UserWarning for warning in caught)
+    category = {
+        warn_if_near_chance: NearChanceWarning,
+        warn_if_accuracy_dropped: AccuracyDropWarning,
+    }[function]
+    assert all(warning.category is category for warning in caught)
     return str(caught[0].message) if caught else None
 
 
@@ -69,11 +74,12 @@ def test_full_agreement_is_never_chance(targets):
 @pytest.mark.parametrize(("n_correct", "warns"), [(1000, True), (990, True), (989, False)])
 def test_implausible_accuracy_is_99_per_cent(n_correct, warns):
     targets = np.zeros(1000, dtype=np.int64)
-    message = warned(warn_if_seen_before, targets, with_correct(1000, n_correct))
-    assert bool(message) == warns
+    doubt = seen_before(targets, with_correct(1000, n_correct))
+    assert (doubt is not None) == warns
     if warns:
-        assert f"{n_correct / 10:.1f}% of its 1000 calibration rows" in message
-        assert "calibrate(X_fresh)" in message
+        assert type(doubt) is ThresholdWarning
+        assert f"{n_correct / 10:.1f}% of its 1000 calibration rows" in str(doubt)
+        assert "calibrate(X_fresh)" in str(doubt)
 
 
 # Drop

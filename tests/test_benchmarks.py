@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from sklearn.metrics import average_precision_score
 
 from skood import SparseEnergyOODDetector
-from skood.engine import training
+from skood.engine.training import Training
 from skood.metrics import fpr_at_tpr
 from skood.networks import NormalizeImages
 
@@ -103,12 +103,12 @@ def epochs_trained(monkeypatch):
     """Of each training step by step: the epochs that were run."""
     epochs = []
 
-    def epoch(network, teacher, data, objective, *arguments):
-        epochs.append(objective)
-        return run(network, teacher, data, objective, *arguments)
+    def epoch(training, number):
+        epochs.append(number)
+        return run(training, number)
 
-    run = training._epoch
-    monkeypatch.setattr(training, "_epoch", epoch)
+    run = Training._epoch
+    monkeypatch.setattr(Training, "_epoch", epoch)
     return epochs
 
 
@@ -227,14 +227,14 @@ def test_cells_hold_what_a_detector_says(paper, files, module, capsys):
 
 def test_resumes_where_it_was_interrupted(paper, files, epochs_trained, monkeypatch, capsys):
     line = arguments(epochs="2", seeds=["0", "1"])
-    run, stops_at = training._epoch, 4  # the second epoch of the second network
+    run, stops_at = Training._epoch, 4  # the second epoch of the second network
 
     def epoch(*arguments):
         if len(epochs_trained) + 1 == stops_at:
             raise KeyboardInterrupt
         return run(*arguments)
 
-    monkeypatch.setattr(training, "_epoch", epoch)
+    monkeypatch.setattr(Training, "_epoch", epoch)
     with pytest.raises(KeyboardInterrupt):
         paper.main(line)
     assert len(epochs_trained) == 3
@@ -259,8 +259,8 @@ def test_only_what_is_new_is_computed(paper, files, monkeypatch, capsys):
     def description(scorer):
         return {"classes": scorer.study.y_test, "l1": np.ones(1), "hoyer": np.ones(1)}
 
-    monkeypatch.setattr("skood.detector.train", lambda *arguments, **named: [])
-    monkeypatch.setattr("skood.detector.training_key", lambda *arguments: "key")
+    monkeypatch.setattr(Training, "run", lambda *arguments: [])
+    monkeypatch.setattr("skood.fitting.training_key", lambda *arguments: "key")
     monkeypatch.setattr(paper.Scorer, "cell", cell)
     monkeypatch.setattr(paper.Scorer, "description", description)
     monkeypatch.setattr(paper, "report", lambda study, runs: SimpleNamespace(markdown=str))

@@ -15,12 +15,37 @@ from torch import nn
 
 import skood
 from skood.caching import TrainingStore, fingerprint, training_key
-from skood.engine.training import Objective, Recipe, TrainingData, train
-from skood.penalties import l1, l1_over_l2
+from skood.engine.objective import fine_tuning_terms
+from skood.engine.training import Recipe, Training, TrainingData
+from skood.exceptions import MemoryEntryWarning
+from skood.penalties import Relative, l1, l1_over_l2
+from skood.rows import as_rows
 
 X = np.random.RandomState(0).randn(40, 4)
 LABELS = np.random.RandomState(1).randint(3, size=30)
 RECIPE = Recipe(2, 8, 0.1, 0.9, 5e-4)
+
+
+def terms_of(penalty=l1, sparsity_weight=0.02, outlier_weight=0.0, distillation_weight=0.0):
+    weights = {
+        "sparsity_weight": sparsity_weight,
+        "outlier_weight": outlier_weight,
+        "distillation_weight": distillation_weight,
+    }
+    return fine_tuning_terms(penalty, weights)
+
+
+def data_of(X, labels=LABELS, rows=None, outliers=None):
+    everything = as_rows(X)
+    return TrainingData(
+        everything.pick(np.arange(30) if rows is None else rows),
+        labels,
+        everything.pick(np.arange(30, 40) if outliers is None else outliers),
+    )
+
+
+def without_outliers():
+    return data_of(X, outliers=np.arange(0))
 
 
 class Scale(nn.Module):
@@ -79,14 +104,9 @@ def key(opened):
         precision="float32",
     ):
         network = opened(module or classifier(), X, preprocess=preprocess, precision=precision)
-        data = TrainingData(
-            X,
-            np.arange(30) if rows is None else rows,
-            labels,
-            np.arange(30, 40) if outliers is None else outliers,
-        )
-        objective = Objective(penalty, sparsity_weight, outlier_weight, distillation_weight)
-        return training_key(network, data, objective, recipe, augment, seed)
+        terms = terms_of(penalty, sparsity_weight, outlier_weight, distillation_weight)
+        data = data_of(X, labels, rows, outliers)
+        return training_key(network, data, terms, recipe, augment, seed)
 
     return make
 
@@ -137,6 +157,8 @@ def counted(module):
         {"outliers": np.arange(30, 39)},
         {"outliers": np.arange(30, 30)},
         {"penalty": l1_over_l2},
+        {"penalty": Relative(l1)},
+        {"penalty": Relative(l1, unit=2.0)},
         {"sparsity_weight": 0.03},
         {"outlier_weight": 0.4},
         {"distillation_weight": 1.0},
@@ -279,21 +301,22 @@ import numpy as np, torch
 from torch import nn
 from skood.caching import training_key
 from skood.engine.batches import Batcher
-from skood.engine.network import open_network
-from skood.engine.training import Objective, Recipe, TrainingData
-from skood.penalties import l1
+from skood.engine.objective import pretraining_terms
+from skood.engine.opening import open_network
+from skood.engine.training import Recipe, TrainingData
+from skood.rows import as_rows
 
-X = np.arange(40.0).reshape(10, 4)
+rows = as_rows(np.arange(40.0).reshape(10, 4))
 torch.set_num_threads(1)
 with torch.random.fork_rng():
     torch.manual_seed(0)
     module = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
 network = open_network(
-    module, X, np.arange(10), head=None, batcher=Batcher(torch.device("cpu"), torch.float32, None),
+    module, rows, head=None, batcher=Batcher(torch.device("cpu"), torch.float32, None),
     precision="float32", compiled=False, few_rows_apart=True,
 )
-data = TrainingData(X, np.arange(10), np.arange(10) % 3, np.arange(9, 10))
-print(training_key(network, data, Objective(l1, 0.02), Recipe(1, 8, 0.1, 0.9, 0), "flip", 0))
+data = TrainingData(rows, np.arange(10) % 3, rows.pick(np.arange(9, 10)))
+print(training_key(network, data, pretraining_terms(), Recipe(1, 8, 0.1, 0.9, 0), "flip", 0))
 """
 
 
@@ -319,7 +342,11 @@ def test_keys_outlive_the_process(capsys):
 # Memory
 
 
-class Training:
+def training_of(network, seed=0):
+    return Training(network, without_outliers(), terms_of(distillation_weight=0.5), RECIPE, seed)
+
+
+class KeptTraining:
     """A training in a memory that counts the epochs that really ran."""
 
     def __init__(self, opened, memory):
@@ -327,7 +354,6 @@ class Training:
 
     def __call__(self, seed=0, module=None, killed_after=None):
         network = self.opened(module or classifier(), X)
-        data = TrainingData(X, np.arange(30), LABELS, np.array([], dtype=np.intp))
         # A key of its own keeps this apart from how keys are made.
         name = f"seed {seed}, weights {network.module[1].weight.sum().item()}"
         store = TrainingStore(self.memory, name)
@@ -338,22 +364,14 @@ class Training:
             if self.epochs == killed_after:
                 raise KeyboardInterrupt
 
-        history = train(
-            network,
-            data,
-            Objective(l1, 0.02, distillation_weight=0.5),
-            RECIPE,
-            seed=seed,
-            resume=store.load(),
-            after_epoch=after_epoch,
-        )
+        history = training_of(network, seed).run(store.load(), after_epoch)
         return network.module, history
 
 
 @pytest.fixture(params=["folder", "Memory"])
 def training(request, opened, tmp_path):
     folder = str(tmp_path / "memory")
-    return Training(opened, folder if request.param == "folder" else Memory(folder, verbose=0))
+    return KeptTraining(opened, folder if request.param == "folder" else Memory(folder, verbose=0))
 
 
 def assert_bitwise(found, expected):
@@ -370,9 +388,7 @@ def test_equal_trainings_run_once_and_give_the_same_bits(training, opened):
     first = training()
     assert training.epochs == RECIPE.epochs
     network = opened(classifier(), X)
-    data = TrainingData(X, np.arange(30), LABELS, np.array([], dtype=np.intp))
-    history = train(network, data, Objective(l1, 0.02, distillation_weight=0.5), RECIPE, seed=0)
-    assert_bitwise_but_seconds(first, (network.module, history))
+    assert_bitwise_but_seconds(first, (network.module, training_of(network).run()))
     again = training()
     assert training.epochs == RECIPE.epochs
     assert_bitwise(again, first)
@@ -395,12 +411,12 @@ def test_an_interrupted_training_goes_on_after_its_last_epoch(training, opened, 
         training(killed_after=1)
     resumed = training()
     assert training.epochs == RECIPE.epochs
-    whole = Training(opened, str(tmp_path / "another"))
+    whole = KeptTraining(opened, str(tmp_path / "another"))
     assert_bitwise_but_seconds(resumed, whole())
 
 
 def test_nothing_is_kept_where_the_memory_has_no_folder(opened):
-    training = Training(opened, Memory(None))
+    training = KeptTraining(opened, Memory(None))
     assert_bitwise_but_seconds(training(), training())
     assert training.epochs == 2 * RECIPE.epochs
 
@@ -429,7 +445,7 @@ def test_a_damaged_entry_is_computed_again(training, tmp_path, damage):
     first = training()
     (entry,) = tmp_path.rglob("*.pt")
     entry.write_bytes(damage(entry.read_bytes()))
-    with pytest.warns(UserWarning, match="is damaged, so what it kept is computed again"):
+    with pytest.warns(MemoryEntryWarning, match="is damaged, so what it kept is computed again"):
         again = training()
     assert_bitwise_but_seconds(again, first)
     assert training.epochs == 2 * RECIPE.epochs
@@ -439,7 +455,7 @@ def test_a_damaged_entry_is_computed_again(training, tmp_path, damage):
 
 def test_clearing_the_memory_clears_all(opened, tmp_path):
     memory = Memory(tmp_path, verbose=0)
-    Training(opened, memory)()
+    KeptTraining(opened, memory)()
     assert list(tmp_path.rglob("*.pt"))
     memory.clear(warn=False)
     assert not list(tmp_path.rglob("*.pt"))

@@ -19,6 +19,7 @@ from torch import nn
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from skood import SparseEnergyOODDetector
+from skood.exceptions import DivergenceError, HeadNotFoundError, NonFiniteLogitsError
 
 N, D, K = 60, 6, 3
 X = np.random.RandomState(0).randn(N, D).astype(np.float32)
@@ -279,7 +280,7 @@ NETWORKS = [
     ),
     Mistake(
         "a sum after the head",
-        ValueError,
+        HeadNotFoundError,
         ("No classification head",),
         module=Broken(lambda z: z + 1),
     ),
@@ -291,7 +292,7 @@ NETWORKS = [
     ),
     Mistake(
         "NaN logits",
-        ValueError,
+        NonFiniteLogitsError,
         ("NaN or infinite logits", "float16"),
         module=Broken(lambda z: z * float("nan")),
         parameters={"head": "net.3"},
@@ -319,7 +320,10 @@ NETWORKS = [
     ),
     Mistake("fails inside", KeyError, ("a part that is missing",), module=Failing()),
     Mistake(
-        "no linear layer", ValueError, ("No classification head", "head="), module=nn.Flatten()
+        "no linear layer",
+        HeadNotFoundError,
+        ("No classification head", "head="),
+        module=nn.Flatten(),
     ),
     Mistake(
         "images channels last",
@@ -398,7 +402,7 @@ FUNCTIONS = [
     ),
     Mistake(
         "weight that breaks the network",
-        RuntimeError,
+        DivergenceError,
         ("collapsed|loss is|became NaN", "sparsity_weight (now"),
         parameters={"sparsity_weight": 1e6, "learning_rate": 1e6, "max_epochs": 5},
     ),
@@ -501,10 +505,13 @@ def test_scoring_before_fit_says_what_to_call(method):
         (lambda d: d.score(X, Y[:-1]), "59 labels for 60 rows"),
         (lambda d: d.id_accuracy(X), "pass y"),
         (lambda d: d.id_accuracy(X, Y + 7), r"labels \[7, 8, 9\]"),
+        (lambda d: d.set_params(ood_label=7).id_accuracy(X, Y * 0 + 7), r"labels \[7\]"),
     ],
 )
 def test_a_mistake_in_an_argument_is_answered(detector, call, words):
-    attributes = copy.copy(vars(detector))
+    detector = copy.deepcopy(detector)
+    attributes = vars(detector).copy()
     with pytest.raises(ValueError, match=words):
         call(detector)
+    attributes["ood_label"] = detector.ood_label
     assert vars(detector) == attributes

@@ -14,6 +14,7 @@ from sklearn.model_selection import GridSearchCV
 from torch import nn
 
 from skood import SparseEnergyOODDetector
+from skood.engine.training import Training
 from skood.model_selection import InDistributionKFold, make_ood_scorer
 
 WEIGHTS = [0.0, 0.02, 0.2]
@@ -114,14 +115,14 @@ def test_candidates_leave_nothing_behind(digits):
 
 def test_candidates_share_what_is_the_same(digits, tmp_path, monkeypatch):
     epochs = []
-    train = SparseEnergyOODDetector._train
+    run = Training.run
 
-    def counted(self, phase, network, data, objective, recipe, seed):
-        history = train(self, phase, network, data, objective, recipe, seed)
+    def counted(self, *arguments):
+        history = run(self, *arguments)
         epochs.extend(record["seconds"] for record in history)
         return history
 
-    monkeypatch.setattr(SparseEnergyOODDetector, "_train", counted)
+    monkeypatch.setattr(Training, "run", counted)
 
     def trained(**grid):
         """Epochs in the records of all candidates, and those among them that were run."""

@@ -1,10 +1,25 @@
 from __future__ import annotations
 
+import pickle
+import warnings
+
 import numpy as np
 import pytest
 import torch
+from sklearn.base import clone
+from sklearn.model_selection import GridSearchCV
 
-from skood.penalties import PENALTIES, Relative, get_penalty, hoyer_index, l1, l1_over_l2
+from skood import SparseEnergyOODDetector
+from skood.engine.training import Training
+from skood.penalties import (
+    PENALTIES,
+    Relative,
+    fit_penalty,
+    get_penalty,
+    hoyer_index,
+    l1,
+    l1_over_l2,
+)
 
 DTYPES = [torch.float32, torch.float64]
 
@@ -91,7 +106,7 @@ def test_every_penalty_gives_one_non_negative_value_a_row_from_that_row_alone(na
 
 def test_a_relative_penalty_has_mean_one_where_it_was_measured():
     features = torch.tensor(random_features(), dtype=torch.float32)
-    relative = Relative(l1).measured_on(features)
+    relative = Relative(l1).fit(features)
     assert relative(features).mean().item() == pytest.approx(1, rel=1e-6)
     assert relative.unit == pytest.approx(np.abs(random_features()).sum(axis=1).mean(), rel=1e-6)
 
@@ -99,17 +114,15 @@ def test_a_relative_penalty_has_mean_one_where_it_was_measured():
 def test_a_relative_penalty_is_free_of_width_and_scale():
     features = torch.tensor(random_features())
     wide = 50 * features.repeat(1, 7)
-    expected = Relative(l1).measured_on(features)(features / 2)
-    torch.testing.assert_close(
-        Relative(l1).measured_on(wide)(wide / 2), expected, rtol=1e-6, atol=0
-    )
+    expected = Relative(l1).fit(features)(features / 2)
+    torch.testing.assert_close(Relative(l1).fit(wide)(wide / 2), expected, rtol=1e-6, atol=0)
     assert l1(wide).mean() == pytest.approx(350 * l1(features).mean())
 
 
 @pytest.mark.parametrize("value", [0.0, float("nan")])
 def test_a_penalty_without_a_unit_is_refused(value):
     with pytest.raises(ValueError, match=f"mean before fine-tuning is {value:g}"):
-        Relative(l1).measured_on(torch.full((2, 3), value))
+        Relative(l1).fit(torch.full((2, 3), value))
 
 
 def test_hoyer_index_follows_its_definition():
@@ -144,3 +157,126 @@ def test_unknown_penalty_is_refused_with_the_known_names():
 def test_penalty_of_another_type_is_refused():
     with pytest.raises(TypeError, match=r"penalty=0\.5 is a float"):
         get_penalty(0.5)
+
+
+# Penalties with statistics
+
+
+class InUnits:
+    """L1 of features, each in units of its own mean, which `fit` measures."""
+
+    def __init__(self, power=1.0):
+        self.power = power
+
+    def fit(self, features):
+        self.units_ = features.abs().mean(dim=0) + 0.1
+
+    def __call__(self, features):
+        return (features.abs() / self.units_).pow(self.power).mean(dim=1)
+
+
+class Returned(InUnits):
+    """The same, whose `fit` returns what is fitted, as most do."""
+
+    def fit(self, features):
+        super().fit(features)
+        return self
+
+
+def quiet_fit(detector, X, y=None):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return detector.fit(X, y)
+
+
+def tuned(digits, penalty, **parameters):
+    settings = {"sparsity_weight": 0.1, "max_epochs": 1, "random_state": 0} | parameters
+    return SparseEnergyOODDetector(digits.module, penalty=penalty, **settings)
+
+
+@pytest.mark.parametrize("penalty", [InUnits(), Returned(), Relative(l1)])
+def test_a_copy_of_a_penalty_is_fitted(penalty):
+    before, features = vars(penalty).copy(), torch.tensor(random_features())
+    fitted = fit_penalty(penalty, lambda: features)
+    assert type(fitted) is type(penalty)
+    assert fitted is not penalty
+    assert vars(penalty) == before
+    assert vars(fitted) != before
+    assert fitted(features).shape == (len(features),)
+
+
+def test_features_are_asked_for_only_by_a_penalty_that_is_fitted():
+    assert fit_penalty(l1, lambda: pytest.fail("features were computed")) is l1
+
+
+@pytest.mark.parametrize("kind", [InUnits, Returned])
+def test_the_penalty_of_the_user_is_as_it_was(digits, kind):
+    penalty = kind()
+    first, second = tuned(digits, penalty), tuned(digits, penalty, calibration_size=500)
+    scores = quiet_fit(first, digits.X, digits.y).score_samples(digits.X_test)
+    quiet_fit(second, digits.X, digits.y)
+    assert first.penalty is second.penalty is penalty
+    assert vars(penalty) == {"power": 1.0}
+    assert np.array_equal(first.score_samples(digits.X_test), scores)
+    again = quiet_fit(clone(first), digits.X, digits.y)
+    assert np.array_equal(again.score_samples(digits.X_test), scores)
+    loaded = pickle.loads(pickle.dumps(first))
+    assert np.array_equal(loaded.score_samples(digits.X_test), scores)
+
+
+def test_it_is_fitted_to_the_features_before_fine_tuning(digits):
+    seen = []
+
+    class Watched(InUnits):
+        def fit(self, features):
+            seen.append(features)
+            super().fit(features)
+
+    detector = quiet_fit(tuned(digits, Watched(), calibration_size=200), digits.X, digits.y)
+    (features,) = seen
+    assert features.shape == (800, 64)
+    with torch.no_grad():
+        before = digits.module[:-1](torch.as_tensor(digits.X, dtype=torch.float32))
+    exactly = "donot_use_mm_for_euclid_dist"
+    assert torch.cdist(features, before, compute_mode=exactly).amin(dim=1).max() < 1e-3
+    assert detector.history_[0]["penalty"] == pytest.approx(1, abs=0.2)
+
+
+def test_a_search_chooses_among_penalties_with_statistics(digits):
+    given = [InUnits(1.0), InUnits(2.0), "relative_l1", l1]
+    search = GridSearchCV(
+        tuned(digits, "l1", max_epochs=2, learning_rate=0.02),
+        {"penalty": given},
+        cv=2,
+        error_score="raise",
+    )
+    quiet_fit(search, digits.X[:300], digits.y[:300])
+    assert len(set(search.cv_results_["mean_test_score"])) == len(given)
+    assert all(not hasattr(penalty, "units_") for penalty in given)
+
+
+def test_memory_knows_a_penalty_by_what_it_does(digits, tmp_path, monkeypatch):
+    epochs, run = [], Training._epoch
+
+    def counted(training, number):
+        epochs.append(number)
+        return run(training, number)
+
+    monkeypatch.setattr(Training, "_epoch", counted)
+
+    def epochs_of(penalty, n_rows=300):
+        epochs.clear()
+        detector = tuned(digits, penalty, memory=str(tmp_path))
+        scores = quiet_fit(detector, digits.X[:n_rows], digits.y[:n_rows]).score_samples(
+            digits.X_test
+        )
+        return len(epochs), scores
+
+    ran, scores = epochs_of(InUnits())
+    assert ran == 1
+    ran, again = epochs_of(InUnits())
+    assert ran == 0
+    assert np.array_equal(again, scores)
+    assert epochs_of(InUnits(2.0))[0] == 1
+    assert epochs_of(Returned())[0] == 1
+    assert epochs_of(InUnits(), n_rows=290)[0] == 1

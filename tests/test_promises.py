@@ -7,6 +7,7 @@ import copy
 import subprocess
 import sys
 import threading
+import tracemalloc
 import warnings
 from pathlib import Path
 
@@ -17,7 +18,10 @@ from sklearn.base import clone
 
 import skood
 from skood import SparseEnergyOODDetector
+from skood.engine.rows import InMemory
+from skood.exceptions import DivergenceError
 from skood.networks import CifarResNet
+from skood.rows import as_rows
 
 PACKAGE = Path(skood.__file__).parent
 
@@ -77,7 +81,7 @@ def test_fit_and_scoring_leave_the_module_as_it_was(digits):
     before = state_of(module)
     detector = SparseEnergyOODDetector(module, max_epochs=2, random_state=0)
     quiet_fit(detector, digits.X, digits.y)
-    detector.predict(digits.X_test)
+    detector.calibrate(digits.X_fresh).predict(digits.X_test)
     detector.features(digits.X_test)
     after = state_of(module)
     for name in before:
@@ -92,7 +96,7 @@ def test_a_failed_fit_leaves_the_module_as_it_was(digits):
     detector = SparseEnergyOODDetector(digits.module, learning_rate=1e9, random_state=0)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        with pytest.raises(RuntimeError):
+        with pytest.raises(DivergenceError):
             detector.fit(digits.X, digits.y)
     after = state_of(digits.module)
     assert all(same(before[name], after[name]) for name in before)
@@ -300,11 +304,16 @@ def test_scoring_reads_a_memmap_slice_by_slice(fitted, tmp_path, monkeypatch):
     assert not X.flags.writeable
     watched = X.view(Sliced)
     Sliced.taken = []
-    monkeypatch.setattr(fitted, "_check_rows", lambda X: watched)
+    monkeypatch.setattr("skood.detector.rows_like_fit", lambda *_: InMemory(watched))
     assert len(fitted.score_samples(X)) == 20_000
     assert max(Sliced.taken) <= fitted.execution_["scoring_rows"][-1] < 20_000
-    monkeypatch.undo()
-    assert np.shares_memory(fitted._check_rows(X), X)  # validated, and neither copied nor cast
+    tracemalloc.start()
+    try:
+        as_rows(X)  # validated, and neither copied nor cast
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < X.nbytes / 50
 
 
 @pytest.mark.parametrize(("n_rows", "batch_size"), [(129, 64), (40, 1000), (66, 13)])
@@ -342,7 +351,8 @@ def test_the_engine_knows_nothing_of_scikit_learn_or_the_estimator():
     for path in (PACKAGE / "engine").glob("*.py"):
         found = imports_of(path)
         assert "sklearn" not in found, path
-        assert not found & {"..detector", "..model_selection", "..scores", "..labels"}, path
+        above = {"..detector", "..fitting", "..model_selection", "..scores", "..labels", "..rows"}
+        assert not found & above, path
 
 
 def test_metrics_and_calibration_import_no_torch():

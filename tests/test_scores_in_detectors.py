@@ -12,7 +12,8 @@ from sklearn.base import clone
 from sklearn.model_selection import GridSearchCV
 from torch import nn
 
-from skood import SparseEnergyOODDetector, detector
+from skood import SparseEnergyOODDetector
+from skood.engine.training import Training
 from skood.scores import (
     SCORES,
     Dice,
@@ -44,9 +45,9 @@ def untrained(module, score, **parameters):
 
 @pytest.fixture(scope="module")
 def scored(digits):
-    """Detectors by the name of their score."""
+    """Detectors by the name of their score, calibrated on their training rows."""
     return {
-        name: quiet_fit(untrained(digits.module, name), digits.X, digits.y)
+        name: quiet_fit(untrained(digits.module, name), digits.X, digits.y).calibrate(digits.X)
         for name in list_scores()
     }
 
@@ -54,7 +55,7 @@ def scored(digits):
 @pytest.fixture
 def no_epoch(monkeypatch):
     """Nothing may be trained."""
-    monkeypatch.setattr(detector, "train", lambda *_, **__: pytest.fail("an epoch ran"))
+    monkeypatch.setattr(Training, "_epoch", lambda *_: pytest.fail("an epoch ran"))
 
 
 def outputs_of(module, X):
@@ -130,6 +131,7 @@ def test_few_images_score_as_among_many(digits, name):
 @pytest.mark.parametrize("magnitude", [0.0014, 10.0])
 def test_the_class_is_that_of_the_input_as_it_is(scored, digits, magnitude):
     odin = quiet_fit(untrained(digits.module, Odin(magnitude=magnitude)), digits.X, digits.y)
+    odin.calibrate(digits.X)
     plain = scored["energy"]
     for method in ("predict_class", "predict_class_proba", "features"):
         found, expected = (getattr(d, method)(digits.X_test) for d in (odin, plain))
@@ -235,14 +237,13 @@ def test_a_score_of_ones_own_is_fitted(digits):
 
 
 def test_scores_share_one_training(digits, tmp_path, monkeypatch):
-    epochs, trained = [], detector.train
+    epochs, run = [], Training.run
 
-    def counted(network, data, objective, recipe, **options):
-        ran = options["resume"]
-        epochs.append(recipe.epochs - (0 if ran is None else len(ran.history)))
-        return trained(network, data, objective, recipe, **options)
+    def counted(training, resume, after_epoch):
+        epochs.append(training.recipe.epochs - (0 if resume is None else len(resume.history)))
+        return run(training, resume, after_epoch)
 
-    monkeypatch.setattr(detector, "train", counted)
+    monkeypatch.setattr(Training, "run", counted)
     for name in list_scores():
         one = SparseEnergyOODDetector(
             digits.module, score_function=name, max_epochs=2, memory=tmp_path, random_state=0
@@ -425,7 +426,7 @@ def test_odin_computes_in_the_precision_of_the_network(scored, digits):
 
 def test_what_few_rows_cannot_fit_is_fitted_to_all(digits, monkeypatch):
     # Eight rows, each of a class of its own: nothing varies within classes.
-    monkeypatch.setattr(detector, "ROWS_OF_A_TRIAL", 8)
+    monkeypatch.setattr("skood.fitting.ROWS_OF_A_TRIAL", 8)
     order = np.argsort(digits.y, kind="stable")
     score = quiet_fit(
         untrained(digits.module, "mahalanobis"), digits.X[order], digits.y[order]

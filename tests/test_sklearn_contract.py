@@ -19,6 +19,7 @@ from sklearn.utils.estimator_checks import parametrize_with_checks
 from torch import nn
 
 from skood import SparseEnergyOODDetector
+from skood.exceptions import DeviceWarning, ThresholdWarning
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -79,12 +80,12 @@ def test_pipeline_takes_float64(digits):
 def test_grid_search_runs_without_scoring(digits):
     detector = SparseEnergyOODDetector(digits.module, max_epochs=1, random_state=0)
     search = GridSearchCV(detector, {"sparsity_weight": [0.0, 0.05]}, cv=2, error_score="raise")
-    with pytest.warns(UserWarning, match="calibrate"):
-        search.fit(digits.X, digits.y)
+    search.fit(digits.X, digits.y)
     scores = search.cv_results_["mean_test_score"]
     assert np.isfinite(scores).all()
     assert (scores > 0.5).all()
-    assert set(search.predict(digits.X_test)) <= {-1, 1}
+    with pytest.warns(ThresholdWarning, match="calibrate"):
+        assert set(search.predict(digits.X_test)) <= {-1, 1}
 
 
 def test_a_score_function_parameter_can_be_searched(digits):
@@ -150,7 +151,7 @@ def test_a_detector_fitted_on_an_absent_device_computes_on_the_cpu(fitted, digit
     batcher = dataclasses.replace(travelled._network.batcher, device=torch.device("cuda:7"))
     monkeypatch.setattr(travelled._network, "batcher", batcher)
     data = pickle.dumps(travelled)
-    with pytest.warns(UserWarning, match=r"cuda:7.*CPU"):
+    with pytest.warns(DeviceWarning, match=r"cuda:7.*CPU"):
         loaded = pickle.loads(data)
     assert loaded.device_ == torch.device("cpu")
     X = digits.X_test

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import warnings
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..exceptions import DeviceWarning
+from ..notices import warn_user
 
 VALUES_IN_CACHE = 2**20
 """Values of the largest tensor in a network with which a CPU scores fastest: 4 MB in float32."""
@@ -67,11 +67,10 @@ def available_device(device: torch.device) -> torch.device:
     try:
         return resolve_device(device)
     except ValueError:
-        warnings.warn(
+        warn_user(
             f"This detector was fitted on {device}, which is not available here: it now computes "
             "on the CPU.",
             DeviceWarning,
-            stacklevel=3,
         )
         return torch.device("cpu")
 

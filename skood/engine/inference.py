@@ -12,12 +12,12 @@ import torch
 from torch import Tensor
 
 from ..exceptions import NonFiniteLogitsError, SlowScoringWarning
+from ..notices import warn_user
 from .hardware import autocast, keep_freed_memory
 from .loading import Index
 from .network import Network
 from .outputs import all_finite, as_float64, run
 from .rows import Rows
-from .warning import warn
 
 T = TypeVar("T", bound=tuple[Any, ...])
 
@@ -171,7 +171,7 @@ def _batches(network: Network, rows: Rows, start: int) -> Iterator[tuple[slice, 
 def _shrink(network: Network, shape: int) -> None:
     """Go on without forwards of so many rows, for which there is no memory."""
     network.without_shape(shape)
-    warn(
+    warn_user(
         f"{network.device} has no memory for a forward of {shape} rows: from here on, scores are "
         f"computed {network.shapes.ladder[-1]} at a time, and may differ from earlier ones by "
         "rounding.",

@@ -17,6 +17,7 @@ from ..exceptions import (
     PenaltyWithoutEffectWarning,
     SlowScoringWarning,
 )
+from ..notices import warn_user
 from .advice import explained
 from .batches import Batcher
 from .copying import copy_module
@@ -27,7 +28,6 @@ from .outputs import check_usable, describe, is_plain_tuple, logits_of, run
 from .rows import Rows, slices
 from .scripted import scripted_parts
 from .shapes import Results, Shapes, same_bits
-from .warning import warn
 
 ROWS_OF_A_SHAPE = 64
 """Rows on which shapes of batches are compared, at most."""
@@ -206,7 +206,7 @@ def _must_run_alone(module: nn.Module) -> bool:
     dynamic = "torch.ao.nn.quantized.dynamic"
     if not any(type(part).__module__.startswith(dynamic) for part in module.modules()):
         return False
-    warn(
+    warn_user(
         "The network has dynamically quantized layers, which round the rows of a batch on one "
         "scale: rows are scored one by one, so that a score depends on its row alone. The network "
         "before quantization scores much faster.",
@@ -278,7 +278,7 @@ def check_trainable(network: Network, rows: Rows, *, penalized: bool = True) -> 
                 "same in both modes."
             )
     if penalized and not penalty_trained:
-        warn(
+        warn_user(
             f"Only the head, {head!r}, can be trained: its features carry no gradient, so "
             "the sparsity penalty can change nothing. Unfreeze the body, or remove the "
             "torch.no_grad or .detach() before the head; or pass sparsity_weight=0.",

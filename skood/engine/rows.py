@@ -250,7 +250,7 @@ class Loaded(Rows):
 
 
 def rows_of_dataset(X: Dataset[Any], preprocess: Loader | None) -> Rows:
-    """Rows of a data set; those of a `TensorDataset` are in memory.
+    """Rows of a data set; those of a `TensorDataset` are in memory, unless they are references.
 
     A TypeError or ValueError says if it has no length, cannot be indexed or is empty, or if its
     items are not x or (x, y).
@@ -265,7 +265,8 @@ def rows_of_dataset(X: Dataset[Any], preprocess: Loader | None) -> Rows:
         raise ValueError(
             f"X is a {type(X).__name__} with 0 rows (n_samples = 0); pass one with items."
         )
-    if type(X) is TensorDataset:  # a subclass may give its items otherwise
+    # A subclass may give its items otherwise, and numbers of rows are for preprocess to load.
+    if type(X) is TensorDataset and (preprocess is None or input_of(X.tensors).ndim > 1):
         return rows_of_tensor(input_of(X.tensors), label_of(X.tensors))
     return Loaded(X, preprocess)
 

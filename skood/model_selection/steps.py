@@ -1,4 +1,4 @@
-"""What lies inside searches, frozen estimators and pipelines."""
+"""The detector inside a search, a frozen estimator or a pipeline, and the rows that it sees."""
 
 from __future__ import annotations
 
@@ -11,37 +11,13 @@ __all__ = ["last_step", "seen_by_last_step"]
 
 
 def last_step(estimator: Any) -> Any:
-    """The detector in a fitted search, a `FrozenEstimator` or a `Pipeline`.
-
-    Parameters
-    ----------
-    estimator : estimator
-        A detector, or what is built around one.
-
-    Returns
-    -------
-    estimator
-        The detector.
-    """
+    """The detector in a fitted search, a `FrozenEstimator` or a `Pipeline`."""
     estimator = _unwrapped(estimator)
     return last_step(estimator[-1]) if isinstance(estimator, Pipeline) else estimator
 
 
 def seen_by_last_step(estimator: Any, X: Any) -> Any:
-    """X after all steps of a pipeline but the last.
-
-    Parameters
-    ----------
-    estimator : estimator
-        A fitted detector, or what is built around one.
-    X : array-like of shape (n, ...)
-        Rows as `estimator` takes them.
-
-    Returns
-    -------
-    array-like of shape (n, ...)
-        Rows as the detector takes them.
-    """
+    """X after all steps of a pipeline but the last."""
     estimator = _unwrapped(estimator)
     if not isinstance(estimator, Pipeline):
         return X

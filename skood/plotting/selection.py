@@ -25,7 +25,7 @@ __all__ = ["SelectionDisplay"]
 
 WEIGHT = "sparsity_weight"
 FPR95, ACCURACY_CHANGE, MEAN_L1 = "neg_fpr_at_tpr", "accuracy_change", "mean_l1"
-WEIGHTS = Number(Real, 0, None, closed="left")
+VALID_WEIGHT = Number(Real, 0, None, closed="left")
 AXIS_LABELS = {metric.name_in_searches: metric.title for metric in METRICS} | {
     ACCURACY_CHANGE: "accuracy change",
     MEAN_L1: "mean L1 of features",
@@ -51,7 +51,7 @@ class SelectionDisplay:
         Score that decided. It is drawn together with "neg_fpr_at_tpr", if that was computed. None
         draws "neg_fpr_at_tpr" alone, or else the first detection score.
     tolerance : float, default=None
-        Accuracy that may be lost, as in `AccuracyGuard`. Its panel is grey as far as that.
+        Accuracy that may be lost, as in `AccuracyGuard`. Its panel is grey within that.
         Candidates that lose more have white markers. None excludes none.
     chosen : int, default=None
         Index of the candidate that was chosen; a line and a ring mark it.
@@ -202,7 +202,7 @@ class SelectionDisplay:
             Score that decided. It is drawn together with "neg_fpr_at_tpr", if that was computed.
             None draws "neg_fpr_at_tpr" alone, or else the first detection score.
         tolerance : float, default=None
-            Accuracy that may be lost, as in `AccuracyGuard`. Its panel is grey as far as that.
+            Accuracy that may be lost, as in `AccuracyGuard`. Its panel is grey within that.
             Candidates that lose more have white markers. None excludes none.
         chosen : int, default=None
             Index of the candidate that was chosen; a line and a ring mark it.
@@ -401,7 +401,7 @@ def _weight_name(params: list[Any]) -> str:
 def _valid_weights(params: list[Any], name: str) -> NDArray[np.float64]:
     for i, each in enumerate(params):
         weight = each.get(name)
-        if not WEIGHTS.is_satisfied_by(weight):
+        if not VALID_WEIGHT.is_satisfied_by(weight):
             raise ValueError(
                 f"Candidate {i}, {each}, has {name}={weight!r}; expected a number of at least 0 "
                 "for each candidate. Name the weight in every grid of the search."

@@ -40,7 +40,7 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 
 
 class Look(NamedTuple):
-    """How a line is drawn, as matplotlib takes it."""
+    """How a line is drawn, in matplotlib's terms."""
 
     colour: str
     style: Any
@@ -48,13 +48,7 @@ class Look(NamedTuple):
 
     @property
     def options(self) -> dict[str, Any]:
-        """The look of a line with hollow markers.
-
-        Returns
-        -------
-        dict
-            Options of matplotlib's ``plot``.
-        """
+        """Options of matplotlib's ``plot`` for a line with hollow markers."""
         return {
             "color": self.colour,
             "linestyle": self.style,
@@ -65,51 +59,19 @@ class Look(NamedTuple):
 
 
 def looks() -> Iterator[Look]:
-    """Looks of lines, without end.
-
-    Returns
-    -------
-    iterator of Look
-        The first six differ in colour, style and marker.
-    """
+    """Looks of lines, without end; the first six differ in colour, style and marker."""
     return map(Look, cycle(COLOURS), cycle(STYLES), cycle(MARKERS))
 
 
 def markers_at(i: int) -> tuple[float, float]:
-    """Where the i-th curve has markers, as ``markevery=``: rarely where other curves have them.
-
-    Parameters
-    ----------
-    i : int
-        Number of the curve, from 0.
-
-    Returns
-    -------
-    tuple of two floats
-        Place of the first marker and distance between markers, in diagonals of the axes.
-    """
+    """Where the i-th curve has markers, as ``markevery=``: rarely where other curves have them."""
     return 0.03 + 0.02 * (i % len(COLOURS)), 0.14
 
 
 def new_axes(n_panels: int = 1, *, size: tuple[float, float] | None = None) -> NDArray[Any]:
-    """Axes of a new figure, one above the other over a common axis.
+    """Axes of a new figure, from top to bottom, over a common axis.
 
-    Parameters
-    ----------
-    n_panels : int, default=1
-        Number of axes.
-    size : tuple of two floats, default=None
-        Width and height of the figure in inches. None takes matplotlib's, higher for several axes.
-
-    Returns
-    -------
-    ndarray of shape (n_panels,)
-        The axes, from top to bottom.
-
-    Raises
-    ------
-    ImportError
-        If matplotlib is not installed.
+    `size` is that of the figure in inches; None takes matplotlib's, higher for several axes.
     """
     try:
         import matplotlib.pyplot as plt
@@ -133,22 +95,7 @@ def new_axes(n_panels: int = 1, *, size: tuple[float, float] | None = None) -> N
 def sets_by_name(sets: Any, name: str) -> dict[str, Any]:
     """Out-of-distribution (OOD) sets by name; a single set is named "OOD".
 
-    Parameters
-    ----------
-    sets : array-like, or dict of str to array-like
-        One set, or several.
-    name : str
-        What the user calls them.
-
-    Returns
-    -------
-    dict of str to array-like
-        At least one set.
-
-    Raises
-    ------
-    ValueError
-        If `sets` is an empty dict.
+    A ValueError refuses an empty dict, which the user calls `name`.
     """
     if not isinstance(sets, Mapping):
         return {"OOD": sets}
@@ -160,31 +107,7 @@ def sets_by_name(sets: Any, name: str) -> dict[str, Any]:
 def scores_of(
     estimator: Any, X_id: Any, X_ood: Any
 ) -> tuple[NDArray[Any], dict[str, NDArray[Any]]]:
-    """Scores that a fitted detector gives rows.
-
-    Parameters
-    ----------
-    estimator : estimator
-        A fitted detector with ``score_samples``, or a pipeline or a search around one.
-    X_id : array-like of shape (n_id, ...)
-        ID rows.
-    X_ood : array-like of shape (n_ood, ...), or dict of str to array-like
-        OOD rows of one set, or of several by name.
-
-    Returns
-    -------
-    score_id : ndarray of shape (n_id,)
-        Scores of ID rows.
-    score_ood : dict of str to ndarray
-        Scores of each OOD set.
-
-    Raises
-    ------
-    TypeError
-        If `estimator` has no ``score_samples``.
-    ValueError
-        If `X_ood` is an empty dict.
-    """
+    """Scores of ID rows and of each OOD set by a fitted detector, or what is built around one."""
     if not hasattr(estimator, "score_samples"):
         raise TypeError(
             f"estimator={estimator!r} has no score_samples; expected a fitted detector such as "
@@ -291,10 +214,8 @@ class ScoresDisplay(Display):
         """
         score_id, score_ood = scores_of(estimator, X_id, X_ood)
         detector = last_step(estimator)
-        threshold = getattr(detector, "offset_", None)
-        return cls(
-            score_id=score_id, score_ood=score_ood, threshold=threshold, **cls._options(detector)
-        ).plot(ax)
+        threshold, options = getattr(detector, "offset_", None), cls._options(detector)
+        return cls.from_predictions(score_id, score_ood, threshold=threshold, ax=ax, **options)
 
     @classmethod
     def from_predictions(
@@ -302,6 +223,7 @@ class ScoresDisplay(Display):
         score_id: ArrayLike,
         score_ood: ArrayLike | Mapping[str, ArrayLike],
         *,
+        threshold: float | None = None,
         ax: Axes | None = None,
         **options: Any,
     ) -> Self:
@@ -313,17 +235,19 @@ class ScoresDisplay(Display):
             Scores of ID rows, finite, higher is more in-distribution.
         score_ood : array-like of shape (n_ood,), or dict of str to array-like
             Scores of one OOD set, or of several by name.
+        threshold : float, default=None
+            Rows with at least this score are kept. None draws no threshold.
         ax : matplotlib.axes.Axes, default=None
             Axes to draw on; None makes a figure.
         **options : object
-            Other parameters of the display, such as ``threshold=``.
+            Other parameters of the display, if it has any.
 
         Returns
         -------
         Self
             The display, drawn.
         """
-        return cls(score_id=score_id, score_ood=score_ood, **options).plot(ax)
+        return cls(score_id=score_id, score_ood=score_ood, threshold=threshold, **options).plot(ax)
 
     @classmethod
     def _options(cls, detector: Any) -> dict[str, Any]:

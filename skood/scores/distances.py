@@ -1,4 +1,4 @@
-"""Scores by where features lie among those of in-distribution rows."""
+"""Scores from distances between features and those of in-distribution rows."""
 
 from __future__ import annotations
 
@@ -221,7 +221,7 @@ class Mahalanobis(FittedScore):
 
 
 def _resolved_deviations(within: Tensor, total: Tensor, centre: Tensor) -> Tensor:
-    """Standard deviation of each feature within classes; infinite where rounding explains it."""
+    """Standard deviation of each feature within classes; infinite if rounding explains it."""
     rounding = torch.finfo(torch.float32).eps * centre.abs()
     resolved = within > torch.maximum(NO_VARIANCE * total, rounding.square())
     return torch.where(resolved, within.clamp_min(0).sqrt(), torch.inf)

@@ -1,4 +1,4 @@
-"""What a score is, where it is registered, and what scores share."""
+"""What a score is, the list of scores, and what they share."""
 
 from __future__ import annotations
 

@@ -1,0 +1,232 @@
+"""Each error and warning that has a class of its own, met as a user meets it."""
+
+from __future__ import annotations
+
+import dataclasses
+import pickle
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from modules import mlp
+from torch import distributed, nn
+
+from skood import SparseEnergyOODDetector, exceptions
+from skood.exceptions import (
+    AccuracyDropWarning,
+    DeviceWarning,
+    DivergenceError,
+    FewCalibrationRowsWarning,
+    FewTrainingRowsWarning,
+    HeadNotFoundError,
+    LostRankError,
+    MemoryEntryWarning,
+    NearChanceWarning,
+    NonFiniteLogitsError,
+    PenaltyWithoutEffectWarning,
+    SelectionWarning,
+    SkoodWarning,
+    SlowScoringWarning,
+    ThresholdWarning,
+    UnscaledImagesWarning,
+)
+from skood.model_selection import make_ood_scorer
+
+N = 60
+X = np.random.RandomState(0).randn(N, 6)
+Y = np.arange(N) % 4
+IMAGES = np.random.RandomState(0).randint(256, size=(N, 3, 8, 8)).astype(np.uint8)
+
+
+def network(**options):
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return mlp(**options)
+
+
+def detector_of(module=None, **parameters):
+    settings = {"max_epochs": 0, "random_state": 0} | parameters
+    return SparseEnergyOODDetector(module or network(), **settings)
+
+
+def fitted(module=None, **parameters):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return detector_of(module, **parameters).fit(X, Y)
+
+
+# Errors
+
+
+def diverge():
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        detector_of(max_epochs=5, learning_rate=1e100).fit(X, Y)
+
+
+def overflow():
+    module = network()
+    with torch.no_grad():
+        module[-1].bias.fill_(float("inf"))
+    detector_of(module).fit(X, Y)
+
+
+def hide_the_head():
+    detector_of(nn.Flatten()).fit(X, Y)
+
+
+@pytest.mark.parametrize(
+    ("fail", "error", "builtin"),
+    [
+        (diverge, DivergenceError, RuntimeError),
+        (overflow, NonFiniteLogitsError, ValueError),
+        (hide_the_head, HeadNotFoundError, ValueError),
+    ],
+)
+def test_an_error_has_its_class_and_is_the_builtin_it_was(fail, error, builtin):
+    with pytest.raises(error) as caught:
+        fail()
+    assert caught.type is error
+    assert issubclass(error, builtin)
+
+
+def fit_on_rank_0_alone():
+    if distributed.get_rank() == 0:
+        detector_of().fit(X, Y)
+
+
+def test_a_lost_process_has_a_class_that_travels(mortal_group):
+    error, _ = mortal_group(fit_on_rank_0_alone)
+    assert type(error) is LostRankError
+    assert issubclass(LostRankError, RuntimeError)
+
+
+# Warnings
+
+
+def use_a_threshold_of_training_rows():
+    fitted(calibration_size=None).predict(X)
+
+
+def calibrate_on_few_rows():
+    fitted().calibrate(X[:5])
+
+
+def lose_accuracy():
+    module = network()
+    with torch.no_grad():
+        labels = module.eval()(torch.from_numpy(X)).argmax(dim=1).numpy()
+    parameters = {"max_epochs": 5, "learning_rate": 0.02, "sparsity_weight": 1.0}
+    detector_of(module, **parameters, calibration_size=None).fit(X, labels)
+
+
+def permute_labels():
+    module = network()
+    with torch.no_grad():
+        labels = module.eval()(torch.from_numpy(X)).argmax(dim=1).numpy()
+    detector_of(module, calibration_size=None).fit(X, (labels + 1) % 4)
+
+
+def pass_bytes():
+    module = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 4))
+    detector_of(module, calibration_size=None).fit(IMAGES)
+
+
+def freeze_the_body():
+    module = network()
+    module[:-1].requires_grad_(False)
+    detector_of(module, max_epochs=1, calibration_size=None).fit(X)
+
+
+def fit_covariances_to_few_rows():
+    detector_of(score_function="mahalanobis", calibration_size=None).fit(X[:10], Y[:10])
+
+
+def score_row_by_row():
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch moves these layers elsewhere
+        module = torch.ao.quantization.quantize_dynamic(network(dtype=torch.float32), {nn.Linear})
+    detector_of(module, calibration_size=None).fit(X)
+
+
+def travel_to_a_machine_without_the_device():
+    detector = fitted()
+    network = detector._network
+    network.batcher = dataclasses.replace(network.batcher, device=torch.device("cuda:7"))
+    pickle.loads(pickle.dumps(detector))
+
+
+def keep_what_is_drawn_afresh():
+    detector_of(random_state=None, memory="unused", calibration_size=None).fit(X)
+
+
+def score_without_outliers():
+    fitted(ood_label=-1).score(X, Y)
+
+
+def search_with_two_labels_of_outliers():
+    scorer = make_ood_scorer("auroc", ood_label=-1)
+    scorer(fitted(), X, np.where(Y == 0, -1, Y))
+
+
+WARNINGS = [
+    (use_a_threshold_of_training_rows, ThresholdWarning),
+    (calibrate_on_few_rows, FewCalibrationRowsWarning),
+    (lose_accuracy, AccuracyDropWarning),
+    (permute_labels, NearChanceWarning),
+    (pass_bytes, UnscaledImagesWarning),
+    (freeze_the_body, PenaltyWithoutEffectWarning),
+    (fit_covariances_to_few_rows, FewTrainingRowsWarning),
+    (score_row_by_row, SlowScoringWarning),
+    (travel_to_a_machine_without_the_device, DeviceWarning),
+    (keep_what_is_drawn_afresh, MemoryEntryWarning),
+    (score_without_outliers, SelectionWarning),
+    (search_with_two_labels_of_outliers, SelectionWarning),
+]
+
+
+def ours(caught):
+    return [w for w in caught if "skood" in str(w.category) or w.filename == __file__]
+
+
+@pytest.mark.parametrize(("do", "category"), WARNINGS, ids=[do.__name__ for do, _ in WARNINGS])
+def test_a_warning_has_its_class_and_names_the_line_of_the_user(do, category):
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        do()
+    found = ours(caught)
+    assert category in [w.category for w in found]
+    assert all(issubclass(w.category, SkoodWarning) for w in found)
+    assert {w.filename for w in found} == {__file__}
+
+
+@pytest.mark.parametrize(("do", "category"), WARNINGS, ids=[do.__name__ for do, _ in WARNINGS])
+def test_a_warning_is_silenced_by_its_class_and_by_that_of_all(do, category):
+    for silenced in (category, SkoodWarning):
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            warnings.simplefilter("ignore", silenced)
+            do()
+        assert category not in [w.category for w in caught]
+
+
+def test_the_classes_are_the_builtins_that_they_were():
+    for name in exceptions.__all__:
+        kind = getattr(exceptions, name)
+        if name.endswith("Warning"):
+            assert issubclass(kind, UserWarning)
+            assert issubclass(kind, SkoodWarning)
+        else:
+            assert issubclass(kind, RuntimeError | ValueError)
+        assert kind.__doc__
+
+
+def test_every_class_is_met_here():
+    met = {DivergenceError, NonFiniteLogitsError, HeadNotFoundError, LostRankError, SkoodWarning}
+    met |= {category for _, category in WARNINGS}
+    assert {kind.__name__ for kind in met} == set(exceptions.__all__)
+
+
+def test_few_calibration_rows_are_a_kind_of_doubt():
+    assert issubclass(FewCalibrationRowsWarning, ThresholdWarning)
