@@ -7,6 +7,7 @@ X is. To add a form, write another class of `Rows`, and name it in `skood.rows.a
 
 from __future__ import annotations
 
+import copy
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from typing import Any, Self
@@ -38,8 +39,6 @@ class Rows(ABC):
     ----------
     shape : tuple of int
         Shape of a row; () where rows are references.
-    dtype : str
-        Dtype of the rows, or the type of what gives them.
     preprocessed : bool
         Whether `read` has applied ``preprocess`` already.
     index : ndarray of int or None
@@ -47,7 +46,6 @@ class Rows(ABC):
     """
 
     shape: tuple[int, ...]
-    dtype: str
     preprocessed: bool = False
     index: NDArray[np.intp] | None = None
 
@@ -67,9 +65,9 @@ class Rows(ABC):
 
     def pick(self, index: NDArray[np.intp]) -> Self:
         """Some of these rows; nothing is copied."""
-        picked = object.__new__(type(self))
-        vars(picked).update(vars(self))
-        picked.index = index if self.index is None else self.index[index]
+        picked = copy.copy(self)
+        # torch takes no negative strides.
+        picked.index = np.ascontiguousarray(index if self.index is None else self.index[index])
         return picked
 
     def spaced(self, size: int) -> Self:
@@ -96,6 +94,11 @@ class Rows(ABC):
         """Refuse NaN and infinity, if the rows are in memory; others are checked when loaded."""
         return
 
+    @property
+    @abstractmethod
+    def dtype(self) -> str:
+        """Dtype of the rows, or the type of what gives them."""
+
     @abstractmethod
     def _n_rows(self) -> int: ...
 
@@ -112,47 +115,36 @@ class InMemory(Rows):
         Numbers.
     labels : ndarray or Tensor of shape (n,), optional
         Labels that came with them.
-    numbers : ndarray of int of shape (n,), optional
-        Their numbers in X; None if they are all of X.
     """
 
-    def __init__(
-        self,
-        values: NDArray[Any] | Tensor,
-        labels: Any = None,
-        numbers: NDArray[np.intp] | None = None,
-    ) -> None:
+    def __init__(self, values: NDArray[Any] | Tensor, labels: Any = None) -> None:
         self._values = values.detach() if isinstance(values, Tensor) else values
         self._labels = labels
-        self._numbers = numbers
         self.shape = tuple(values.shape[1:])
-        self.dtype = str(values.dtype).removeprefix("torch.")
 
-    def number(self, position: int) -> int:
-        """Number in X of the row at a position, for messages."""
-        place = super().number(position)
-        return place if self._numbers is None else int(self._numbers[place])
+    @property
+    def dtype(self) -> str:
+        """Dtype of the rows."""
+        return str(self._values.dtype).removeprefix("torch.")
 
     def on(self, device: torch.device, dtype: torch.dtype | None) -> Rows:
-        """These rows on a device, to be read many times, if there is room; else themselves."""
-        if self._lies_on(device) or len(self) == 0:
+        """These rows on a device, to be read many times, if there is room for X; else as here."""
+        row = self._read(slice(0, 1)).to(dtype)
+        too_large = row.nbytes * self._n_rows() > SHARE_OF_FREE_MEMORY * free_memory(device)
+        if self._lies_on(device) or too_large:
             return self
-        row = self.read(slice(0, 1)).to(dtype)
-        if row.nbytes * len(self) > SHARE_OF_FREE_MEMORY * free_memory(device):
-            return self
-        there = torch.empty((len(self), *row.shape[1:]), dtype=row.dtype, device=device)
-        for piece in slices(len(self), STREAM_ROWS):
-            there[piece] = self.read(piece)
-        numbers = self.index
-        if self._numbers is not None:
-            numbers = self._numbers if numbers is None else self._numbers[numbers]
-        return InMemory(there, self.labels(None), numbers)
+        values = torch.empty((self._n_rows(), *self.shape), dtype=row.dtype, device=device)
+        for piece in slices(self._n_rows(), STREAM_ROWS):
+            values[piece] = self._read(piece)
+        moved = copy.copy(self)
+        moved._values = values
+        return moved
 
     def labels(self, workers: int | None) -> Any:
         """The labels that came with these rows; None if there are none."""
         if self._labels is None or self.index is None:
             return self._labels
-        return self._labels[np.ascontiguousarray(self.index)]
+        return self._labels[self.index]
 
     def values(self, index: NDArray[np.intp]) -> list[Tensor]:
         """Values by which two processes compare their X."""
@@ -174,8 +166,7 @@ class InMemory(Rows):
             return as_tensor(self._values[index])
         if isinstance(index, slice):
             return self._values[index]
-        picks = torch.from_numpy(np.ascontiguousarray(index))
-        return self._values[sent(picks, self._values.device)]
+        return self._values[sent(torch.from_numpy(index), self._values.device)]
 
 
 class Loaded(Rows):
@@ -198,10 +189,14 @@ class Loaded(Rows):
     def __init__(self, source: Dataset[Any] | NDArray[Any], preprocess: Loader | None) -> None:
         self._source: Any = source
         self._preprocess = preprocess
-        self.dtype = str(getattr(source, "dtype", type(source).__name__))
         first = self._items(np.arange(1))
         self.shape = tuple(first.shape[1:])
         self.preprocessed = not isinstance(first, Tensor)
+
+    @property
+    def dtype(self) -> str:
+        """Dtype of the references, or the type of the data set."""
+        return str(getattr(self._source, "dtype", type(self._source).__name__))
 
     def stream(
         self, indices: Iterable[Index], n_rows: int, workers: int | None
