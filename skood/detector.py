@@ -70,7 +70,8 @@ class SparseEnergyOODDetector(OutlierMixin, BaseEstimator):
     head : str, default=None
         Name of the last layer, which turns features into logits. None searches for it.
     sparsity_weight : float, default=0.02
-        How strongly sparse features are asked for, at least 0. 0 fine-tunes on cross-entropy alone.
+        How strongly sparse features are asked for, at least 0. With 0, fine-tuning minimises the
+        cross-entropy alone.
     penalty : str or callable, default="l1"
         How sparsity is measured, see `skood.penalties`. "l1" is the paper's. With "relative_l1" a
         weight means the same at any width and scale of the features. A callable maps features
