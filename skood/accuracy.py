@@ -56,8 +56,8 @@ def warn_if_seen_before(targets: NDArray[np.int64], predictions: NDArray[np.int6
         warn_user(
             f"The module given classifies {correct.mean():.1%} of its {len(correct)} calibration "
             "rows correctly, so it was probably trained on them. The threshold then keeps fewer "
-            "fresh rows than tpr promises. Follow fit with calibrate(X_fresh), on rows that the "
-            "network has never seen.",
+            "fresh rows than tpr promises. Call the detector's calibrate(X_fresh) after fit, with "
+            "rows that the network has never seen (detector_.calibrate of a RejectingClassifier).",
             ThresholdWarning,
         )
 

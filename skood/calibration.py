@@ -131,6 +131,7 @@ def place_threshold(calibration_scores: ArrayLike, tpr: float) -> float:
     1.0
     """
     validate_parameter_constraints(CONSTRAINTS, {"tpr": tpr}, caller_name="place_threshold")
+    tpr = float(tpr)
     scores = valid_scores(calibration_scores, "calibration_scores").astype(np.float64)
     rank = calibration_rank(scores.size, tpr)
     if rank == 0:
@@ -183,6 +184,7 @@ def conformal_p_values(scores: ArrayLike, calibration_scores: ArrayLike, tpr: fl
     """
     # Not by a decorator, which takes ten times as long: single rows are tested, too.
     validate_parameter_constraints(CONSTRAINTS, {"tpr": tpr}, caller_name="conformal_p_values")
+    tpr = float(tpr)
     tested = valid_scores(scores, "scores").astype(np.float64)
     calibration = np.sort(valid_scores(calibration_scores, "calibration_scores").astype(np.float64))
     counts = 1 + np.searchsorted(calibration, tested, side="right")

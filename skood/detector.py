@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from numbers import Integral, Real
 from os import PathLike
@@ -322,6 +321,12 @@ class SparseEnergyOODDetector(OutlierMixin, BaseEstimator):
             If your module classifies hardly better than chance.
         AccuracyDropWarning
             If fine-tuning costs accuracy.
+        PenaltyWithoutEffectWarning
+            If the features cannot be trained.
+        FewTrainingRowsWarning
+            If there are too few rows for the statistics of the score.
+        SlowScoringWarning
+            If rows must be scored one by one, or in small batches for lack of memory.
         UnscaledImagesWarning
             If images in uint8 reach your module without `preprocess`.
         MemoryEntryWarning
@@ -340,7 +345,7 @@ class SparseEnergyOODDetector(OutlierMixin, BaseEstimator):
                 network, training, held_out = run.prepared()
                 run.try_score(network, training)
                 self.history_ = run.pretrain(network, training)
-                self._pretrained = copy.deepcopy(network) if self.history_ else None
+                self._pretrained = network.uncompiled_copy() if self.history_ else None
                 before = run.predicted(network, held_out)
                 self.history_ += run.fine_tune(network, training)
                 self.score_function_ = run.fitted_score(network, training)
@@ -350,7 +355,7 @@ class SparseEnergyOODDetector(OutlierMixin, BaseEstimator):
             with held_back(ThresholdWarning) as notices:  # calibrate may move it right afterwards
                 self.id_accuracy_ = run.judged(held_out, before, after)
                 self._place_threshold(scores, self.tpr)
-            self._doubts = Doubts(notices)
+            self._doubts = Doubts(notices if ranks.first else [])
         return self
 
     def id_accuracy(self, X: Any, y: ArrayLike | None = None) -> dict[str, float]:
@@ -471,6 +476,11 @@ class SparseEnergyOODDetector(OutlierMixin, BaseEstimator):
         -------
         ndarray of shape (n,), float64
             ``score_samples(X) - offset_``.
+
+        Warns
+        -----
+        ThresholdWarning
+            If the threshold of `fit` is doubtful, at its first use; `calibrate` clears that.
         """
         scores = self.score_samples(X)
         self._doubts.warn()
@@ -488,6 +498,11 @@ class SparseEnergyOODDetector(OutlierMixin, BaseEstimator):
         -------
         ndarray of shape (n,), int64
             +1 for in-distribution, -1 for out-of-distribution.
+
+        Warns
+        -----
+        ThresholdWarning
+            If the threshold of `fit` is doubtful, at its first use; `calibrate` clears that.
         """
         scores = self.score_samples(X)
         self._doubts.warn()
@@ -509,6 +524,11 @@ class SparseEnergyOODDetector(OutlierMixin, BaseEstimator):
         ndarray of shape (n,), float64
             The p-values. `predict` gives -1 exactly to rows with ``p <= 1 - tpr_``, if there are
             enough calibration rows for `tpr_`.
+
+        Warns
+        -----
+        ThresholdWarning
+            If the threshold of `fit` is doubtful, at its first use; `calibrate` clears that.
 
         References
         ----------
@@ -538,6 +558,11 @@ class SparseEnergyOODDetector(OutlierMixin, BaseEstimator):
         ------
         ValueError
             If `reject_label` is one of `classes_`.
+
+        Warns
+        -----
+        ThresholdWarning
+            If the threshold of `fit` is doubtful, at its first use; `calibrate` clears that.
         """
         check_is_fitted(self)
         if reject_label is not None and reject_label in self.classes_.tolist():

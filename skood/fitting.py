@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Callable, Iterator
+import dataclasses
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -43,10 +43,10 @@ from .engine.training import (
     pretraining_recipe,
     reproducible,
 )
-from .exceptions import MemoryEntryWarning, ThresholdWarning
+from .exceptions import MemoryEntryWarning, SkoodWarning, ThresholdWarning
 from .labels import as_labels, cluster_labels, encode_labels, is_outlier
 from .networks import default_network
-from .notices import warn_user
+from .notices import held_back, warn_user
 from .penalties import fit_penalty, get_penalty
 from .randomness import random_generator
 from .rows import rows_like_fit, warn_if_unscaled
@@ -181,9 +181,9 @@ class Fit:
         recipe = Recipe(
             detector.max_epochs,
             detector.batch_size,
-            detector.learning_rate,
-            detector.momentum,
-            detector.weight_decay,
+            float(detector.learning_rate),
+            float(detector.momentum),
+            float(detector.weight_decay),
         )
         return self._train("fine-tune", network, data, terms, recipe, self.seeds.fine_tuning)
 
@@ -214,9 +214,10 @@ class Fit:
         warn_if_accuracy_dropped(truth, before, after, self.detector.sparsity_weight)
         if self.detector.calibration_size is None:
             warn_user(
-                "The threshold was placed on the training rows (calibration_size=None), whose "
-                "scores flatter the detector, so it keeps fewer fresh rows than tpr promises. "
-                "Follow fit with calibrate(X_fresh), on rows that the network has never seen.",
+                "The threshold was placed on the training rows (calibration_size=None), which "
+                "score higher than fresh ones. So it keeps fewer fresh rows than tpr promises. "
+                "Call the detector's calibrate(X_fresh) after fit, with rows that the network has "
+                "never seen (detector_.calibrate of a RejectingClassifier).",
                 ThresholdWarning,
             )
         elif self._is_given:
@@ -240,8 +241,7 @@ class Fit:
         """Fit and apply the score to a few rows, so that what it refuses shows before training."""
         picks = spaced(len(data.rows), ROWS_OF_A_TRIAL)
         few = TrainingData(data.rows.pick(picks), data.labels[picks], data.outliers)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of rows too few
+        with held_back(SkoodWarning):  # of rows too few
             try:
                 score = self.fitted_score(network, few)
             except ValueError:
@@ -276,9 +276,14 @@ class Fit:
         for name, term in FINE_TUNING_TERMS.items():
             weight = getattr(self.detector, name)
             if term.of_outliers and weight > 0 and len(self._outliers) == 0:
+                remedy = (
+                    "Pass ood_label=, their label in y"
+                    if label is None
+                    else f"Label some rows of y with ood_label={label!r}, which none carries"
+                )
                 raise ValueError(
-                    f"{name}={weight:g} needs known outliers, but no row of y carries "
-                    f"ood_label={label!r}. Label some rows so, or set {name}=0."
+                    f"{name}={weight:g} needs known outliers, and there are none. {remedy}; or set "
+                    f"{name}=0."
                 )
 
     def _usable_memory(self) -> str | PathLike[str] | Memory | None:
@@ -317,10 +322,9 @@ class Fit:
         return np.unique(labels, return_inverse=True)
 
     def _default_network(self, rows: Rows) -> Network:
-        preprocess = self.detector.preprocess
-        if preprocess is None and has_channels_last((1, *rows.shape)):
-            preprocess = channels_first
-        batcher = _batcher(self.detector, self.device, torch.float32, preprocess)
+        batcher = _batcher(self.detector, self.device, torch.float32)
+        if batcher.preprocess is None and has_channels_last((1, *rows.shape)):
+            batcher = dataclasses.replace(batcher, preprocess=channels_first)
         mean, std = moments(batcher, rows)
         shape = tuple(batcher(rows, np.arange(1)).shape[1:])
         with torch.device("cpu"):  # whatever device and dtype are the caller's default
@@ -481,13 +485,8 @@ def _split_outliers(
     return inliers, outliers, labels[inliers] if len(np.unique(labels[inliers])) > 1 else None
 
 
-def _batcher(
-    detector: Detector,
-    device: torch.device,
-    dtype: torch.dtype,
-    preprocess: Callable[[Any], Tensor] | None = None,
-) -> Batcher:
-    return Batcher(device, dtype, preprocess or detector.preprocess, n_workers(detector))
+def _batcher(detector: Detector, device: torch.device, dtype: torch.dtype) -> Batcher:
+    return Batcher(device, dtype, detector.preprocess, n_workers(detector))
 
 
 def _opened(

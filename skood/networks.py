@@ -301,7 +301,7 @@ class WideResNet(nn.Module):
     depth : int, default=40
         Number of layers with weights: 6 n + 4 with n >= 1. The paper has 16, 22, 28 and 40.
     widen_factor : int, default=2
-        How many times the channels of a :class:`CifarResNet` its blocks have, at least 1.
+        Factor on the number of channels of a :class:`CifarResNet`'s blocks, at least 1.
     dropout : float, default=0.3
         Probability of dropping an activation between the two convolutions of a block, in training.
     n_classes : int, default=10

@@ -11,7 +11,10 @@ from typing import Any
 
 __all__ = ["Doubts", "held_back", "warn_user"]
 
-NOT_THE_USERS = {__name__.partition(".")[0], "contextlib", "sklearn", "torch"}
+NOT_THE_USERS = {
+    __name__.partition(".")[0],
+    *("concurrent", "contextlib", "joblib", "sklearn", "threading", "torch"),
+}
 """Packages that may lie between a warning and the user's line."""
 
 Notice = tuple[str, type[Warning]]
@@ -64,15 +67,12 @@ class Doubts:
 
     def __init__(self, notices: list[Notice]) -> None:
         self.notices = tuple(notices)
-        self._said = False
+        self._unsaid = list(notices)
 
     def warn(self) -> None:
         """Say what is wrong with the threshold, unless that was said before."""
-        if self._said:
-            return
-        self._said = True
-        for message, category in self.notices:
-            warn_user(message, category)
+        while self._unsaid:
+            warn_user(*self._unsaid.pop(0))
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"notices": self.notices, "_said": False}
+        return {"notices": self.notices, "_unsaid": list(self.notices)}

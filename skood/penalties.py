@@ -257,4 +257,10 @@ def fit_penalty(penalty: Penalty, features: Callable[[], Tensor]) -> Penalty:
         return penalty
     fitted = copy.deepcopy(penalty)
     returned = fitted.fit(features())
-    return fitted if returned is None else returned
+    fitted = fitted if returned is None else returned
+    if not callable(fitted):
+        raise TypeError(
+            f"The fit of penalty={penalty!r} returned a {type(fitted).__name__}; it must return "
+            "nothing or the fitted penalty, a callable from features (n, d) to values (n,)."
+        )
+    return fitted

@@ -164,6 +164,12 @@ class RejectingClassifier(ClassifierMixin, MetaEstimatorMixin, BaseEstimator):
         -------
         ndarray of shape (n,)
             Labels.
+
+        Warns
+        -----
+        ThresholdWarning
+            If the threshold of the detector's `fit` is doubtful, at its first use;
+            ``detector_.calibrate(X_fresh)`` clears that.
         """
         check_is_fitted(self)
         return self.detector_.predict_class(X, reject_label=self.reject_label)

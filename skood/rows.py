@@ -80,7 +80,7 @@ def rows_like_fit(
     if rows.shape != expected:
         raise ValueError(
             f"X has rows of shape {rows.shape}, but {type(estimator).__name__} was fitted on rows "
-            f"of shape {expected}. Pass an array of shape (n, {str(expected)[1:]}."
+            f"of shape {expected}. Pass an array of shape (n, {', '.join(map(str, expected))})."
         )
     return rows
 
@@ -105,7 +105,11 @@ def take(X: Any, index: NDArray[np.intp]) -> Any:
 def as_numbers(X: Any) -> NDArray[Any]:
     """X as one array, for what needs all of it at once; of dtype object if it holds no numbers."""
     if isinstance(X, Dataset):
-        return objects([X])
+        raise ValueError(
+            f"X is a data set, {type(X).__name__}, of which no surrogate outliers are made. Pass "
+            "its rows in an array; or judge by known outliers: make_ood_scorer(X_ood=...), or rows "
+            "that y labels ood_label."
+        )
     return as_array(X) if isinstance(X, Tensor) else np.asarray(X)
 
 
@@ -133,6 +137,11 @@ def _numbers(X: Any) -> NDArray[Any]:
     if type(X) in (np.ndarray, np.memmap) and X.dtype.kind in "biuf" and X.ndim > 1 and X.size > 0:
         return X  # scikit-learn would find nothing, and take longer than a small network
     rows = check_array(X, dtype="numeric", ensure_all_finite=False, allow_nd=True, input_name="X")
+    if rows.dtype.kind not in "biuf":  # such as dates
+        raise ValueError(
+            f"X has dtype {rows.dtype}, which holds no numbers. Convert it to numbers, or pass "
+            "preprocess=, a function that turns an array of them into a tensor with as many rows."
+        )
     if rows.size == 0:  # which scikit-learn sees in two dimensions only
         raise ValueError(
             f"X has shape {rows.shape}, so its rows are empty; expected at least one value in each."

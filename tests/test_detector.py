@@ -562,9 +562,7 @@ def test_a_data_set_is_scored_by_its_labels(digits):
     detector = quiet_fit(plain(digits.module, ood_label=9), digits.X, digits.y)
     expected = detector.score(digits.X_test, digits.y_test)
     assert detector.score(Pairs(digits.X_test, digits.y_test)) == expected
-    with pytest.raises(
-        ValueError, match="a Rows of dtype object, is no array of numbers, so no surrogate"
-    ):
+    with pytest.raises(ValueError, match="is a data set, Rows, of which no surrogate"):
         detector.score(Rows(digits.X_test))
 
 

@@ -5,7 +5,10 @@ from __future__ import annotations
 import ast
 import inspect
 import textwrap
+import threading
 import warnings
+from fractions import Fraction
+from functools import partial
 
 import numpy as np
 import pytest
@@ -189,3 +192,42 @@ def test_a_fit_leaves_what_it_was_given_and_keeps_no_rows(digits):
     kept = detector.get_params(deep=False)
     assert all(kept[name] == given[name] for name in given if name != "module")
     assert not any(value is X or value is y for value in vars(detector).values())
+
+
+@pytest.mark.parametrize("kind", ["M8[s]", "m8[s]"])
+def test_dates_are_no_numbers(kind):
+    with pytest.raises(ValueError, match="holds no numbers"):
+        SparseEnergyOODDetector().fit(np.zeros((120, 6), dtype=kind))
+
+
+def test_fractions_count_as_the_numbers_that_they_are(digits):
+    exact = {"tpr": Fraction(9, 10), "sparsity_weight": Fraction(1, 50), "momentum": Fraction(1, 2)}
+    settings = {"max_epochs": 1, "random_state": 0}
+    detector = SparseEnergyOODDetector(digits.module, **exact, **settings)
+    rounded = {name: float(value) for name, value in exact.items()}
+    expected = SparseEnergyOODDetector(digits.module, **rounded, **settings)
+    for each in (detector, expected):
+        quiet_fit(each, digits.X, digits.y).calibrate(digits.X_fresh)
+    assert detector.offset_ == expected.offset_
+    p_values = detector.p_values(digits.X_test)
+    assert p_values.dtype == np.float64
+    assert np.array_equal(p_values, expected.p_values(digits.X_test))
+
+
+@pytest.mark.parametrize("distillation_weight", [0.0, 1.0])
+def test_preprocess_need_not_be_copied(digits, distillation_weight):
+    lock = threading.Lock()  # which copy.deepcopy refuses
+
+    def scaled(batch):
+        with lock:
+            return batch.float()
+
+    detector = SparseEnergyOODDetector(
+        digits.module,
+        preprocess=partial(scaled),
+        max_epochs=1,
+        pretrain_epochs=1,
+        distillation_weight=distillation_weight,
+        random_state=0,
+    )
+    assert len(quiet_fit(detector, digits.X, digits.y).history_) == 2

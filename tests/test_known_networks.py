@@ -14,6 +14,7 @@ import torchvision.models as tv
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
+from skood import SparseEnergyOODDetector
 from skood.engine.inference import forward_rows
 from skood.engine.outputs import logits_of
 from skood.exceptions import SlowScoringWarning
@@ -306,6 +307,20 @@ def test_torchscript_gives_its_logits_alone(opened, make, X):
     with torch.no_grad():
         expected = module.eval()(network.batcher(as_rows(X))).double()
     torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "scripted",
+    [torch.jit.script, lambda module: torch.jit.trace(module, torch.as_tensor(TABLE).float())],
+    ids=["script", "trace"],
+)
+def test_a_script_of_a_dynamically_quantized_network_scores_row_by_row(scripted):
+    detector = SparseEnergyOODDetector(scripted(quantized(perceptron())), max_epochs=0)
+    with pytest.warns(SlowScoringWarning, match="dynamically quantized layers.*one by one"):
+        detector.fit(np.tile(TABLE, (10, 1)))
+    company = np.concatenate([TABLE[:3], 30 * TABLE[3:6]])
+    alone = [detector.score_samples(row[None])[0] for row in TABLE[:3]]
+    np.testing.assert_array_equal(detector.score_samples(company)[:3], alone)
 
 
 def test_a_dynamically_quantized_network_scores_row_by_row(opened):

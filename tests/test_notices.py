@@ -10,9 +10,11 @@ import joblib
 import numpy as np
 import pytest
 from modules import WidthAgnostic
+from sklearn.frozen import FrozenEstimator
 
 from skood import RejectingClassifier, SparseEnergyOODDetector
-from skood.exceptions import FewCalibrationRowsWarning, ThresholdWarning
+from skood.exceptions import FewCalibrationRowsWarning, SlowScoringWarning, ThresholdWarning
+from skood.notices import held_back, warn_user
 
 USES = {
     "predict": lambda detector, X: detector.predict(X),
@@ -119,7 +121,7 @@ def test_what_needs_no_threshold_does_not_doubt_it(doubtful, digits):
 def test_the_first_use_warns_once_and_names_the_line_of_the_user(doubtful, digits, name):
     (warning,) = said(USES[name], doubtful, digits.X_test)
     assert warning.category is ThresholdWarning
-    assert "Follow fit with calibrate(X_fresh)" in str(warning.message)
+    assert "calibrate(X_fresh) after fit" in str(warning.message)
     assert warning.filename == __file__
     assert_silent(doubtful, digits.X_test)
 
@@ -149,6 +151,31 @@ def test_calibrate_clears_the_doubt_for_good(doubtful, digits, used):
     assert not said(doubtful.calibrate, digits.X_fresh)
     assert_silent(doubtful, digits.X_test)
     assert_silent(pickle.loads(pickle.dumps(doubtful)), digits.X_test)
+
+
+def test_two_doubts_are_both_told_even_as_errors(digits):
+    detector = fit_of(digits, calibration_size=5)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(ThresholdWarning, match="trained on them"):
+            detector.predict(digits.X_test)
+        with pytest.raises(FewCalibrationRowsWarning):
+            detector.predict(digits.X_test)
+        detector.predict(digits.X_test)
+
+
+def test_warnings_from_the_threads_of_a_library_name_the_line_of_the_user(doubtful, digits):
+    classifier = RejectingClassifier(FrozenEstimator(doubtful)).fit(digits.X, digits.y)
+    (warning,) = said(joblib.Parallel(n_jobs=1), [joblib.delayed(classifier.predict)(digits.X)])
+    assert warning.filename == __file__
+
+
+def test_only_warnings_of_the_kind_wait(recwarn):
+    with held_back(ThresholdWarning) as notices:
+        warn_user("few", FewCalibrationRowsWarning)
+        warn_user("slow", SlowScoringWarning)
+    assert [str(warning.message) for warning in recwarn] == ["slow"]
+    assert notices == [("few", FewCalibrationRowsWarning)]
 
 
 def test_a_failed_calibrate_leaves_the_doubt(doubtful, digits):

@@ -280,3 +280,15 @@ def test_memory_knows_a_penalty_by_what_it_does(digits, tmp_path, monkeypatch):
     assert epochs_of(InUnits(2.0))[0] == 1
     assert epochs_of(Returned())[0] == 1
     assert epochs_of(InUnits(), n_rows=290)[0] == 1
+
+
+def test_a_penalty_whose_fit_returns_no_penalty_is_refused():
+    class Wrong:
+        def __call__(self, features):
+            return features.sum(dim=1)
+
+        def fit(self, features):
+            return 3
+
+    with pytest.raises(TypeError, match="returned a int; it must return nothing or the fitted"):
+        fit_penalty(Wrong(), lambda: torch.ones(2, 3))

@@ -262,7 +262,8 @@ def test_all_rows_as_one_array():
     for X in (torch.from_numpy(TABLE).requires_grad_(), TABLE.tolist(), pd.DataFrame(TABLE)):
         assert as_numbers(X).tolist() == TABLE.tolist()
     assert as_numbers(["a", "b"]).dtype.kind == "U"
-    assert as_numbers(OneByOne()).dtype == object
+    with pytest.raises(ValueError, match="is a data set, OneByOne, of which no surrogate"):
+        as_numbers(OneByOne())
 
 
 @pytest.mark.parametrize("frame", [pd.DataFrame, pl.DataFrame])

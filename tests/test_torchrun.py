@@ -97,7 +97,7 @@ CASES = {
         perceptron().double(), *data(images=False), batch_size=33
     ),
     "batch-norm in evaluation mode, odd batches, crops": lambda: outcome(
-        Convolutions().double(), *data(), batch_size=33, augment="flip-crop", learning_rate=0.02
+        Convolutions().double(), *data(), batch_size=37, augment="flip-crop", learning_rate=0.02
     ),
     "outliers": lambda: outcome(
         Convolutions().double(),
@@ -308,7 +308,7 @@ def fit_with_one_outlier():
 
 
 def fit_with_three_rows_for_batch_norm():
-    return outcome(Convolutions(), *data(), batch_size=3)
+    return outcome(Convolutions(normalised=True), *data(), batch_size=3)
 
 
 def fit_compiled():
@@ -320,10 +320,10 @@ def fit_compiled():
     [
         (
             fit_with_one_row_a_step,
-            "batch_size=1 on .* leaves some of 2 processes without enough rows",
+            "batch_size=1 on .* leaves some of 2 processes without rows",
         ),
-        (fit_with_one_outlier, "1 outliers leaves some of 2 processes without enough rows"),
-        (fit_with_three_rows_for_batch_norm, "batch_size=3 on .* a step needs 4, .* 2 on each"),
+        (fit_with_one_outlier, "1 outliers leave some of 2 processes without any"),
+        (fit_with_three_rows_for_batch_norm, "batch_size=3 on .* needs 4, .* two with batch-norm"),
         (fit_compiled, "Pass compile=False"),
     ],
 )

@@ -95,9 +95,10 @@ class Network:
         if self.head is None:
             raise HeadNotFoundError(
                 "The module is TorchScript, which hides its last layer, so there are no features. "
-                "Fine-tuning, features() and scores of features need them: pass the nn.Module from "
-                "which it was made. To score it as it is, pass max_epochs=0 and a score of the "
-                'logits alone: "energy", "msp" or "max_logit".'
+                "Training, features() and scores of features need them: pass the nn.Module from "
+                "which it was made. To score it as it is, pass max_epochs=0 (and "
+                "pretrain_epochs=0, if you set it) and a score of the logits alone: "
+                '"energy", "msp", "max_logit" or "odin".'
             )
         return self.head
 
@@ -148,8 +149,8 @@ class Network:
         self.shapes = self.shapes.below(shape)
 
     def uncompiled_copy(self) -> Network:
-        """A network of its own in the state of this one."""
-        twin = copy.deepcopy(self)
+        """A network of its own in the state of this one; functions of the user's are shared."""
+        twin = copy.deepcopy(self, {id(self.batcher): self.batcher})
         twin.compiled = False
         return twin
 

@@ -57,7 +57,7 @@ class Term:
     """Whether it looks at the network's input, which the network may have written into."""
 
     def __init__(self, weight: float = 1.0) -> None:
-        self.weight = weight
+        self.weight = float(weight)
 
     def start(self, network: Network) -> None:
         """Look at the network before its first step."""
@@ -239,7 +239,7 @@ class Objective(nn.Module):
         loss = logits.new_zeros(())
         record = {}
         for term in self.terms:
-            with torch.set_grad_enabled(bool(term.weight > 0)):
+            with torch.set_grad_enabled(term.weight > 0):
                 count = counts.outliers if term.of_outliers else counts.inliers
                 value = term(passed).sum() / count
             record[term.name] = value.detach()

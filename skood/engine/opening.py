@@ -26,7 +26,7 @@ from .heads import Trial, close, find_head
 from .network import TRIAL_ROWS, Network, features_and_logits, trainable
 from .outputs import check_usable, describe, is_plain_tuple, logits_of, run
 from .rows import Rows, slices
-from .scripted import scripted_parts
+from .scripted import rounds_by_batch, scripted_parts
 from .shapes import Results, Shapes, same_bits
 
 ROWS_OF_A_SHAPE = 64
@@ -204,7 +204,8 @@ def _check_has_values(module: nn.Module) -> None:
 def _must_run_alone(module: nn.Module) -> bool:
     """Whether the rounding of a row depends on its batch, as in dynamically quantized layers."""
     dynamic = "torch.ao.nn.quantized.dynamic"
-    if not any(type(part).__module__.startswith(dynamic) for part in module.modules()):
+    quantized = any(type(part).__module__.startswith(dynamic) for part in module.modules())
+    if not quantized and not rounds_by_batch(module):
         return False
     warn_user(
         "The network has dynamically quantized layers, which round the rows of a batch on one "
@@ -250,8 +251,8 @@ def check_trainable(network: Network, rows: Rows, *, penalized: bool = True) -> 
     if scripted := scripted_parts(module):
         raise HeadNotFoundError(
             f"A part of the network, {next(iter(scripted))!r}, is TorchScript, which cannot be "
-            "fine-tuned. Pass the nn.Module from which it was made, or max_epochs=0 to use the "
-            "network as it is."
+            "trained. Pass the nn.Module from which it was made; or max_epochs=0 (and "
+            "pretrain_epochs=0, if you set it) to use the network as it is."
         )
     batch = network.batcher(rows.spaced(TRIAL_ROWS))
     parameters = trainable(module)
@@ -263,7 +264,8 @@ def check_trainable(network: Network, rows: Rows, *, penalized: bool = True) -> 
             "The logits carry no gradient, so the network cannot be fine-tuned: its parameters all "
             "have requires_grad=False, or its forward cuts the gradient, as torch.no_grad, "
             "inference_mode, .detach() and quantized layers do. Unfreeze parameters and remove "
-            "what cuts, or pass max_epochs=0 to use the network as it is."
+            "what cuts, or pass max_epochs=0 (and pretrain_epochs=0, if you set it) to use the "
+            "network as it is."
         )
     if len(batch) > 1:
         # On a copy: in training mode a forward changes statistics, and draws for dropout.

@@ -66,8 +66,7 @@ class Rows(ABC):
     def pick(self, index: NDArray[np.intp]) -> Self:
         """Some of these rows; nothing is copied."""
         picked = copy.copy(self)
-        # torch takes no negative strides.
-        picked.index = np.ascontiguousarray(index if self.index is None else self.index[index])
+        picked.index = index if self.index is None else self.index[index]
         return picked
 
     def spaced(self, size: int) -> Self:
@@ -144,7 +143,7 @@ class InMemory(Rows):
         """The labels that came with these rows; None if there are none."""
         if self._labels is None or self.index is None:
             return self._labels
-        return self._labels[self.index]
+        return self._labels[np.ascontiguousarray(self.index)]
 
     def values(self, index: NDArray[np.intp]) -> list[Tensor]:
         """Values by which two processes compare their X."""
@@ -166,7 +165,8 @@ class InMemory(Rows):
             return as_tensor(self._values[index])
         if isinstance(index, slice):
             return self._values[index]
-        return self._values[sent(torch.from_numpy(index), self._values.device)]
+        picks = torch.from_numpy(np.ascontiguousarray(index))  # which takes no negative strides
+        return self._values[sent(picks, self._values.device)]
 
 
 class Loaded(Rows):

@@ -98,6 +98,12 @@ def _bare_scripts(module: nn.Module) -> list[ScriptModule]:
     return [script for child in module.children() for script in _bare_scripts(child)]
 
 
+def rounds_by_batch(module: nn.Module) -> bool:
+    """Whether a TorchScript part has dynamically quantized layers, told by its code."""
+    parts = scripted_parts(module).values()
+    return any("_dynamic" in str(part.script.inlined_graph) for part in parts)
+
+
 def scripted_parts(module: nn.Module) -> dict[str, Scripted]:
     """The parts of a copied module that hold TorchScript, by name."""
     return {name: part for name, part in module.named_modules() if isinstance(part, Scripted)}

@@ -118,9 +118,7 @@ class Training:
         self.seed = seed
         self.augment = augment
         self._sees_outliers = any(term.of_outliers for term in terms)
-        # Batch-norm takes the statistics of the rows of its process.
-        normalises = any(isinstance(m, _BatchNorm) for m in network.module.modules())
-        self._fewest = (2 if normalises else 1) * data.ranks.size
+        self._fewest = (2 if _normalises(network) else 1) * data.ranks.size
         self._check_batch_size()
 
     def run(
@@ -311,14 +309,17 @@ class Training:
                 "row, on which batch-norm cannot train. Pass batch_size of at least 2, and more "
                 "rows."
             )
-        n_outliers = len(data.outliers) if self._sees_outliers else n_ranks
-        if n_rows < self._fewest or n_outliers < n_ranks:
+        if n_rows < self._fewest:
             raise ValueError(
-                f"batch_size={batch_size} on {len(data.rows)} training rows and "
-                f"{len(data.outliers)} outliers leaves some of {n_ranks} processes without enough "
-                f"rows: a step needs {self._fewest}, as batch_size is that of all of them "
-                "together, and batch-norm needs 2 on each. Pass a larger one, more rows, or start "
-                "fewer processes."
+                f"batch_size={batch_size} on {len(data.rows)} training rows leaves some of "
+                f"{n_ranks} processes without rows: a step of all of them together needs "
+                f"{self._fewest}, one on each, or two with batch-norm. Pass a larger batch_size, "
+                "more rows, or start fewer processes."
+            )
+        if self._sees_outliers and len(data.outliers) < n_ranks:
+            raise ValueError(
+                f"{len(data.outliers)} outliers leave some of {n_ranks} processes without any. "
+                "Pass more rows labelled ood_label, or start fewer processes."
             )
 
 
@@ -379,6 +380,15 @@ def _means(steps: list[tuple[float, dict[str, Tensor]]], start: float, ranks: Ra
     n_rows, *totals = np.sum([sums for sums, _ in gathered], axis=0)
     record = {name: float(total / n_rows) for name, total in zip(names, totals, strict=True)}
     return record | {"seconds": max(taken for _, taken in gathered)}
+
+
+def _normalises(network: Network) -> bool:
+    """Whether batch-norm takes the statistics of training batches, of which it needs two rows."""
+    network.train(True)  # in which a network may keep some of its layers in evaluation mode
+    parts = network.module.modules()
+    normalises = any(isinstance(part, _BatchNorm) and part.training for part in parts)
+    network.train(False)
+    return normalises
 
 
 def _optimizer(network: Network, recipe: Recipe) -> torch.optim.Optimizer:

@@ -60,8 +60,8 @@ def make_ood_scorer(
         OOD rows like those of X. For several named sets, the mean over the sets is taken, and a
         list of metrics adds the value of each set as ``<metric>_<set>``.
     ood_label : int, str or bool, default=None
-        Label in y of known OOD rows. They are the OOD rows if `X_ood` is None, and are left out
-        otherwise.
+        Label in y of known OOD rows. Without `X_ood`, they are the OOD rows. With it, they are left
+        out.
     positive : {"id", "ood"}, default="id"
         The positive class of the named metrics, as in `skood.metrics`.
 
@@ -78,8 +78,8 @@ def make_ood_scorer(
     Raises
     ------
     TypeError, ValueError
-        If a metric is unknown or an error, a set of OOD rows is empty, or another argument is not
-        one of those above.
+        If a metric is unknown, or an error measure without the prefix ``neg_``; if a set of OOD
+        rows is empty; or if another argument is not one of those above.
 
     Warns
     -----

@@ -51,8 +51,9 @@ class SelectionDisplay:
         Score that decided. It is drawn together with "neg_fpr_at_tpr", if that was computed. None
         draws "neg_fpr_at_tpr" alone, or else the first detection score.
     tolerance : float, default=None
-        Accuracy that may be lost, as in `AccuracyGuard`. Its panel is grey within that.
-        Candidates that lose more have white markers. None excludes none.
+        Accuracy that may be lost, as in `AccuracyGuard`. The panel is grey up to this loss.
+        Candidates beyond it have white markers. With None, no candidate is
+        excluded.
     chosen : int, default=None
         Index of the candidate that was chosen; a line and a ring mark it.
 
@@ -202,8 +203,9 @@ class SelectionDisplay:
             Score that decided. It is drawn together with "neg_fpr_at_tpr", if that was computed.
             None draws "neg_fpr_at_tpr" alone, or else the first detection score.
         tolerance : float, default=None
-            Accuracy that may be lost, as in `AccuracyGuard`. Its panel is grey within that.
-            Candidates that lose more have white markers. None excludes none.
+            Accuracy that may be lost, as in `AccuracyGuard`. The panel is grey up to this loss.
+            Candidates beyond it have white markers. With None, no candidate is
+            excluded.
         chosen : int, default=None
             Index of the candidate that was chosen; a line and a ring mark it.
         ax : array-like of matplotlib.axes.Axes, default=None
