@@ -158,9 +158,8 @@ class SparseEnergyOODDetector(OutlierMixin, BaseEstimator):
         network's own predictions stand in.
     history_ : list of dict
         One record an epoch: "phase" ("pretrain" or "fine-tune"), "epoch", "seconds", and means over
-        its rows, in training mode: "loss", its terms "cross_entropy", "penalty", "outlier" and
-        "distillation" (the last two if they are in use), "accuracy", "mean_l1", "hoyer_index" and
-        "id_energy".
+        its rows, in training mode: "loss", its terms "cross_entropy" and "penalty" and those in use
+        of "outlier" and "distillation", "accuracy", "mean_l1", "hoyer_index" and "id_energy".
     device_ : torch.device
         Where it computes.
     precision_ : dict

@@ -18,6 +18,7 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 from skood import SparseEnergyOODDetector
+from skood.engine.objective import FINE_TUNING_TERMS
 from skood.exceptions import HeadNotFoundError
 
 LONGEST_FIT = 25
@@ -71,11 +72,8 @@ def test_the_loss_is_the_weighted_sum_of_the_terms_recorded(digits, parameters, 
             *measured,
             *further,
         }
-        weights = {
-            "cross_entropy": 1.0,
-            "penalty": detector.sparsity_weight,
-            "outlier": detector.outlier_weight,
-            "distillation": detector.distillation_weight,
+        weights = {"cross_entropy": 1.0, "penalty": detector.sparsity_weight} | {
+            term.name: getattr(detector, weight) for weight, term in FINE_TUNING_TERMS.items()
         }
         expected = sum(weights[name] * record[name] for name in weights if name in record)
         assert record["loss"] == pytest.approx(expected, rel=1e-5)

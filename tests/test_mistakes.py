@@ -19,6 +19,7 @@ from torch import nn
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from skood import SparseEnergyOODDetector
+from skood.engine.objective import FINE_TUNING_TERMS
 from skood.exceptions import DivergenceError, HeadNotFoundError, NonFiniteLogitsError
 
 N, D, K = 60, 6, 3
@@ -144,8 +145,7 @@ PARAMETERS = [
             "preprocess": ["scale", 3],
             "augment": ["flips", 3],
             "ood_label": [1.5],
-            "outlier_weight": [-0.5, "0.5"],
-            "distillation_weight": [-0.5, "0.5"],
+            **{weight: [-0.5, "0.5"] for weight in FINE_TUNING_TERMS},
             "precision": ["float16", 16],
             "compile": ["yes", 2],
             "num_workers": [-1, 1.5, "all"],

@@ -187,7 +187,9 @@ def fine_tuning_terms(
 
     `weights` holds the weights, among others, by the names of the detector's parameters.
     """
-    further = [make(weights[name]) for name, make in FINE_TUNING_TERMS.items() if weights[name] > 0]
+    further = [
+        term(weights[name]) for name, term in FINE_TUNING_TERMS.items() if weights.get(name, 0) > 0
+    ]
     return [CrossEntropy(), Penalized(penalty, weights["sparsity_weight"]), *further]
 
 

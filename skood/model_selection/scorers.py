@@ -46,9 +46,8 @@ def make_ood_scorer(
     metric : str, callable or list, default="auroc"
         What to compute; greater is better.
 
-        - "auroc", "aupr": functions of `skood.metrics`.
-        - "neg_fpr_at_tpr", "neg_detection_error": errors of `skood.metrics`. The prefix ``neg_``
-          negates them.
+        - a function of `skood.metrics` by its name, such as "auroc". An error such as
+          "neg_fpr_at_tpr" has the prefix ``neg_``, which negates it.
         - "accuracy_change": accuracy of the fine-tuned classifier on the ID rows, minus that of the
           untouched one, from `SparseEnergyOODDetector.id_accuracy`; see `AccuracyGuard`.
         - "mean_l1": mean L1 norm of the ID rows' features, from `SparseEnergyOODDetector.features`.

@@ -127,8 +127,8 @@ class DetectionTableDisplay(Display):
         X_ood : dict of str to array-like, or array-like of shape (n_ood, ...)
             OOD rows of several sets by name, or of one.
         metric : str, default="fpr95"
-            What to compute from the scores: "fpr95", "auroc", "aupr" or "detection_error", with ID
-            as the positive class.
+            What to compute from the scores, with ID as the positive class: a column of
+            `skood.metrics.detection_report`, such as "auroc".
         ax : matplotlib.axes.Axes, default=None
             Axes to draw on; None makes a figure.
 
@@ -174,8 +174,8 @@ class DetectionTableDisplay(Display):
         score_ood : dict of str to dict of str to array-like of shape (n_ood,)
             Scores of OOD rows by method and set; the sets are the same for each method.
         metric : str, default="fpr95"
-            What to compute from the scores: "fpr95", "auroc", "aupr" or "detection_error", with ID
-            as the positive class.
+            What to compute from the scores, with ID as the positive class: a column of
+            `skood.metrics.detection_report`, such as "auroc".
         ax : matplotlib.axes.Axes, default=None
             Axes to draw on; None makes a figure.
 

@@ -114,8 +114,8 @@ def list_scores() -> list[str]:
     Examples
     --------
     >>> from skood.scores import list_scores
-    >>> list_scores()[:5]
-    ['dice', 'energy', 'knn', 'mahalanobis', 'max_logit']
+    >>> "energy" in list_scores()
+    True
     """
     return sorted(SCORES)
 
