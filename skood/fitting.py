@@ -69,7 +69,7 @@ Detector = Any
 Scores = NDArray[np.float64]
 Winners = NDArray[np.int64]
 
-ROWS_OF_A_UNIT = 1024
+ROWS_OF_A_PENALTY = 1024
 """Rows to whose features a penalty is fitted, at most."""
 
 ROWS_OF_A_TRIAL = 1024
@@ -173,7 +173,7 @@ class Fit:
             return []
 
         def features() -> Tensor:
-            pieces = forward_rows(network, data.rows.spaced(ROWS_OF_A_UNIT), features=True)
+            pieces = forward_rows(network, data.rows.spaced(ROWS_OF_A_PENALTY), features=True)
             return torch.cat([hidden for _, hidden, _ in pieces if hidden is not None])
 
         penalty = fit_penalty(get_penalty(detector.penalty), features)

@@ -15,6 +15,8 @@ from pathlib import Path
 import pytest
 
 import skood
+import skood.plotting
+import skood.scores
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "docs"))
@@ -70,6 +72,21 @@ def test_what_a_public_module_defines_in_public_is_in_its_all():
             and not name.startswith("_")
         }
         assert defined <= public_names(module), module
+
+
+def test_every_score_and_display_is_public():
+    scores = {kind.__name__ for kind in skood.scores.SCORES.values()}
+    assert scores <= public_names("skood.scores")
+    folder = skood.plotting.__path__
+    modules = {part.name for part in pkgutil.iter_modules(folder)} - {"shared"}
+    displays = {
+        name
+        for module in modules
+        for name, value in vars(importlib.import_module(f"skood.plotting.{module}")).items()
+        if inspect.isclass(value) and value.__module__ == f"skood.plotting.{module}"
+        if name.endswith("Display")
+    }
+    assert displays == public_names("skood.plotting")
 
 
 def documented_constants(module: str) -> set[str]:

@@ -74,9 +74,11 @@ def _checked(trial: Trial, name: str) -> str:
 
 
 def _search(trial: Trial) -> str | None:
-    """The first name that a rule proposes and that gives the logits."""
+    """The first name that a rule proposes and that is of a layer that gives the logits."""
     proposed = (name for rule in HEAD_RULES for name in rule(trial))
-    return next((name for name in proposed if trial.gives(name, logits_of)), None)
+    # The network as a whole counts if it is a linear layer itself.
+    layers = (name for name in proposed if trial.has(name) or name in trial.calls)
+    return next((name for name in layers if trial.gives(name, logits_of)), None)
 
 
 def declared_heads(trial: Trial) -> Iterator[str]:
@@ -196,7 +198,7 @@ class Trial:
 
     def is_everything(self, name: str) -> bool:
         """Whether a submodule leaves no parameter to a body before it."""
-        own = {id(p) for p in self.parts[name].parameters()}
+        own = {id(p) for p in self.module.get_submodule(name).parameters()}
         return name == "" or own >= {id(p) for p in self.module.parameters()} != set()
 
     def agrees(self, logits: Tensor) -> bool:

@@ -358,3 +358,11 @@ def test_the_search_leaves_no_hook_behind():
         with suppress(HeadNotFoundError):
             heads.find_head(module, torch.tensor(X), name)
     assert not any(part._forward_hooks for part in module.modules())
+
+
+def test_a_rule_may_propose_what_is_no_layer(monkeypatch):
+    """A name that no layer has, a part that is everything, another layer: what they do decides."""
+    module = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 4))
+    proposals = ["gone", "", "0", "1", "2"]
+    monkeypatch.setattr(heads, "HEAD_RULES", [lambda trial: iter(proposals)])
+    assert heads.find_head(module, torch.randn(5, 6)) == "2"

@@ -17,10 +17,12 @@ from formulas import (
 )
 from torch import nn
 
+from skood import SparseEnergyOODDetector
 from skood.engine import objective as module_of_objective
 from skood.engine.hardware import Precision
 from skood.engine.objective import (
     FINE_TUNING_TERMS,
+    MEASURES,
     Counts,
     CrossEntropy,
     Distillation,
@@ -240,12 +242,16 @@ def test_a_term_without_a_weight_is_left_out_but_for_the_penalty():
 
 
 def test_each_term_has_a_parameter_of_the_detector_for_its_weight():
-    assert {
-        "outlier_weight": Uniformity,
-        "distillation_weight": Distillation,
-    } == FINE_TUNING_TERMS
-    assert {term.parameter for term in FINE_TUNING_TERMS.values()} == set(FINE_TUNING_TERMS)
+    assert FINE_TUNING_TERMS["outlier_weight"] is Uniformity
+    assert FINE_TUNING_TERMS["distillation_weight"] is Distillation
     assert Penalized.parameter == "sparsity_weight"
+    parameters = SparseEnergyOODDetector().get_params()
+    names = set(MEASURES) | {"loss", "epoch", "phase", "seconds", "cross_entropy", "penalty"}
+    for parameter, term in FINE_TUNING_TERMS.items():
+        assert term.parameter == parameter
+        assert parameters[parameter] == 0
+        assert term.name not in names  # in a record of history_
+        names.add(term.name)
 
 
 class Refuses(Term):
