@@ -190,7 +190,7 @@ def test_a_script_has_no_features(opened):
 
 def test_a_scripted_body_is_not_trained(opened):
     network = opened(nn.Sequential(scripted_body(), nn.Linear(8, 4)), X)
-    message = r"part of the network, '0', is TorchScript.*cannot be fine-tuned.*max_epochs=0"
+    message = r"part of the network, '0', is TorchScript.*cannot be trained.*max_epochs=0"
     with pytest.raises(HeadNotFoundError, match=message):
         check_trainable(network, as_rows(X))
 
@@ -327,7 +327,7 @@ def test_a_detector_scores_a_script_as_the_module_it_was_made_from(script, plain
 )
 def test_a_detector_refuses_what_needs_features(script, plain, digits, parameters):
     detector = SparseEnergyOODDetector(script, random_state=0, **parameters)
-    message = r'TorchScript, which hides.*pass the nn\.Module.*"energy", "msp" or "max_logit"'
+    message = r'TorchScript, which hides.*pass the nn\.Module.*"energy", "msp", "max_logit" or "odin"'
     with pytest.raises(HeadNotFoundError, match=message):
         detector.fit(digits.X, digits.y)
     assert not hasattr(detector, "offset_")
