@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .heads import captured_calls
 from .network import TRIAL_ROWS, Network
 from .outputs import as_float64, logits_of, run
 from .rows import Rows
+from .trials import captured_calls
 
 PROBED_FEATURES = 256
 """Features of which the weights are read at a time."""

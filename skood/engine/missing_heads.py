@@ -8,15 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from operator import itemgetter
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from .outputs import describe, is_plain_tuple, logits_of
-
-if TYPE_CHECKING:
-    from .heads import Trial
+from .trials import Trial
 
 GENERAL_REMEDY = (
     'Pass head="NAME", the name of the layer that turns features into logits, or a module that '

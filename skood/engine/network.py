@@ -16,9 +16,9 @@ from ..exceptions import HeadNotFoundError
 from .batches import Batcher
 from .compiling import Compiled
 from .hardware import Precision, available_device, rows_at_once
-from .heads import captured_calls
 from .outputs import run
 from .shapes import Shapes
+from .trials import captured_calls
 
 TRIAL_ROWS = 8
 """Rows on which a network is tried before anything else."""

@@ -22,12 +22,13 @@ from .advice import explained
 from .batches import Batcher
 from .copying import copy_module
 from .hardware import autocast, few_rows, resolve_precision, rows_at_once
-from .heads import Trial, close, find_head
+from .heads import find_head
 from .network import TRIAL_ROWS, Network, features_and_logits, trainable
 from .outputs import check_usable, describe, is_plain_tuple, logits_of, run
 from .rows import Rows, slices
 from .scripted import rounds_by_batch, scripted_parts
 from .shapes import Results, Shapes, same_bits
+from .trials import Trial, close
 
 ROWS_OF_A_SHAPE = 64
 """Rows on which shapes of batches are compared, at most."""
