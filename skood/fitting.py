@@ -329,7 +329,7 @@ class Fit:
         shape = tuple(batcher(rows, np.arange(1)).shape[1:])
         with torch.device("cpu"):  # whatever device and dtype are the caller's default
             module = default_network(shape, len(self.classes), mean=mean, std=std).float()
-        return _opened(self.detector, module, batcher, rows, few_rows_apart=False)
+        return _opened(self.detector, module, batcher, rows, small_shape=False)
 
     def _train(
         self,
@@ -423,7 +423,7 @@ def given_network(detector: Detector, rows: Rows, device: torch.device) -> Netwo
     """A copy of the detector's module, tried on rows and ready to run."""
     module = copy_module(cast(nn.Module, detector.module))
     batcher = _batcher(detector, device, floating_dtype(module))
-    return _opened(detector, module, batcher, rows, few_rows_apart=True)
+    return _opened(detector, module, batcher, rows, small_shape=True)
 
 
 def scored(
@@ -494,7 +494,7 @@ def _opened(
     module: nn.Module,
     batcher: Batcher,
     rows: Rows,
-    few_rows_apart: bool,
+    small_shape: bool,
 ) -> Network:
     return open_network(
         module,
@@ -503,5 +503,5 @@ def _opened(
         batcher=batcher,
         precision=detector.precision,
         compiled=detector.compile,
-        few_rows_apart=few_rows_apart,
+        small_shape=small_shape,
     )

@@ -48,7 +48,7 @@ def opened():
             batcher=batcher,
             precision=precision,
             compiled=options.get("compiled", False),
-            few_rows_apart=options.get("few_rows_apart", False),
+            small_shape=options.get("small_shape", False),
         )
 
     return open_module

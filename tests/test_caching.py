@@ -313,7 +313,7 @@ with torch.random.fork_rng():
     module = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
 network = open_network(
     module, rows, head=None, batcher=Batcher(torch.device("cpu"), torch.float32, None),
-    precision="float32", compiled=False, few_rows_apart=True,
+    precision="float32", compiled=False, small_shape=True,
 )
 data = TrainingData(rows, np.arange(10) % 3, rows.pick(np.arange(9, 10)))
 print(training_key(network, data, pretraining_terms(), Recipe(1, 8, 0.1, 0.9, 0), "flip", 0))

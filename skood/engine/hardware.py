@@ -110,7 +110,7 @@ def rows_at_once(widest: int, device: torch.device) -> int:
     return 1 << (rows.bit_length() - 1)
 
 
-def few_rows(device: torch.device) -> int:
+def rows_of_small_shape(device: torch.device) -> int:
     """Rows of the smallest forward worth its while: a GPU takes as long for a row as for some."""
     return 1 if device.type == "cpu" else 16
 

@@ -203,7 +203,7 @@ class Objective(nn.Module):
     def __init__(self, network: Network, terms: Sequence[Term]) -> None:
         super().__init__()
         self.terms = terms
-        self.outputs: Forward = network.features_and_logits
+        self.forward_of_network: Forward = network.features_and_logits
         self._precision = network.precision.training
         self._trained = nn.ParameterList(network.module.parameters())
 
@@ -234,7 +234,7 @@ class Objective(nn.Module):
         if any(term.sees_inputs for term in self.terms):
             inputs = inputs.clone()
         with autocast(batch.device, self._precision):
-            features, logits = self.outputs(batch)
+            features, logits = self.forward_of_network(batch)
         if self._precision is not None:
             features, logits = features.float(), logits.float()
         passed = Pass(inputs, features[:n], logits[:n], labels, logits[n:])

@@ -21,7 +21,7 @@ from ..notices import warn_user
 from .advice import explained
 from .batches import Batcher
 from .copying import copy_module
-from .hardware import autocast, few_rows, resolve_precision, rows_at_once
+from .hardware import autocast, resolve_precision, rows_at_once, rows_of_small_shape
 from .heads import find_head
 from .network import TRIAL_ROWS, Network, features_and_logits, trainable
 from .outputs import check_usable, describe, is_plain_tuple, logits_of, run
@@ -33,7 +33,7 @@ from .trials import Trial, close
 ROWS_OF_A_SHAPE = 64
 """Rows on which shapes of batches are compared, at most."""
 
-FEW_ROWS_TOLERANCE = 1e-5
+SMALL_SHAPE_TOLERANCE = 1e-5
 """Relative difference that a forward of few rows may make."""
 
 
@@ -45,7 +45,7 @@ def open_network(
     batcher: Batcher,
     precision: str,
     compiled: bool,
-    few_rows_apart: bool,
+    small_shape: bool,
 ) -> Network:
     """Make a module ready to run, having tried it on real rows.
 
@@ -63,7 +63,7 @@ def open_network(
         Precision asked for.
     compiled : bool
         Whether to run through torch.compile.
-    few_rows_apart : bool
+    small_shape : bool
         Whether requests of few images may run in a forward of their own size, which is faster and
         agrees with others to 1e-5.
 
@@ -103,7 +103,7 @@ def open_network(
     shapes = Shapes((most,))
     if not compiled:  # each shape would be compiled on its own, which takes long
         tried = rows.spaced(min(most, ROWS_OF_A_SHAPE))
-        small = few_rows(batcher.device) if few_rows_apart and batch.ndim > 2 else 0
+        small = rows_of_small_shape(batcher.device) if small_shape and batch.ndim > 2 else 0
         results = _results(module, head, batcher, dtypes.scoring, tried)
         shapes = _choose_shapes(results, most, small)
     return Network(
@@ -177,7 +177,7 @@ def _choose_shapes(results: Callable[..., list[Tensor]], most: int, small: int) 
     ladder = same_bits(results, most)
     if 0 < small < ladder[0]:
         pairs = zip(results(small, TRIAL_ROWS), results(most), strict=True)
-        if all(close(own, others[: len(own)], FEW_ROWS_TOLERANCE) for own, others in pairs):
+        if all(close(own, others[: len(own)], SMALL_SHAPE_TOLERANCE) for own, others in pairs):
             return Shapes(ladder, small)
     return Shapes(ladder)
 

@@ -147,7 +147,7 @@ class Training:
             self._optimizer.load_state_dict(resume.optimizer)
         if ranks.size == 1:
             n_steps = recipe.epochs * math.ceil(len(self.data.rows) / recipe.batch_size)
-            objective.outputs = replaying(network, n_steps)
+            objective.forward_of_network = replaying(network, n_steps)
         try:
             self._objective, self._loss = objective, ranks.parallel(objective, network.module)
             for epoch in range(len(history) + 1, recipe.epochs + 1):
@@ -158,7 +158,7 @@ class Training:
                 after_epoch(Progress(history, spread, network.module, state))
         finally:
             self._optimizer.zero_grad(set_to_none=True)
-            release(objective.outputs)
+            release(objective.forward_of_network)
         return history
 
     def _epoch(self, epoch: int) -> Record:
@@ -234,7 +234,7 @@ class Training:
         if self.augment is not None:
             batch = self.augment(batch, draws, step.share).to(batch.dtype)
         record = self._in_memory(batch, step)
-        if record is None and release(self._objective.outputs):
+        if record is None and release(self._objective.forward_of_network):
             record = self._in_memory(batch, step)
         if record is None:
             raise torch.OutOfMemoryError(

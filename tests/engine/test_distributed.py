@@ -289,7 +289,7 @@ def gradients_of(ranks):
         batcher=Batcher(torch.device("cpu"), torch.float64, None),
         precision="float32",
         compiled=False,
-        few_rows_apart=False,
+        small_shape=False,
     )
     weights = {"sparsity_weight": 0.3, "outlier_weight": 0.5, "distillation_weight": 0.7}
     terms = [*fine_tuning_terms(l1_over_l2, weights), Weighted(0.2)]

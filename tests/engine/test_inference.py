@@ -189,7 +189,7 @@ def test_smaller_forwards_do_not_matter(padded, n_rows):
 @pytest.mark.parametrize("dtype", PRECISIONS)
 def test_an_image_alone_agrees_with_many(opened, dtype):
     own, precision = PRECISIONS[dtype]
-    network = opened(convolutional().to(own), IMAGES, few_rows_apart=True, precision=precision)
+    network = opened(convolutional().to(own), IMAGES, small_shape=True, precision=precision)
     network.shapes = Shapes(network.shapes.ladder[-1:], small=1)
     whole = outputs(network, IMAGES)
     for found, expected in zip(outputs(network, IMAGES[:1]), whole, strict=True):

@@ -196,7 +196,7 @@ def convolutional():
 )
 @pytest.mark.parametrize(("make", "rows"), [(mlp, X), (convolutional, IMAGES)])
 def test_a_network_travels_bitwise(opened, make, rows, round_trip):
-    network = opened(make(), rows, precision="bfloat16", few_rows_apart=True)
+    network = opened(make(), rows, precision="bfloat16", small_shape=True)
     loaded = round_trip(network)
     for name in ("head", "precision", "n_logits", "shapes", "compiled", "batcher"):
         assert getattr(loaded, name) == getattr(network, name)

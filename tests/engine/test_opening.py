@@ -113,7 +113,7 @@ def test_an_image_runs_alone_where_that_is_allowed_and_agrees(opened, rows, apar
             return super().forward(x) * (1 + off * (len(x) == 1))
 
     module = nn.Sequential(Alone(), nn.Linear(rows[0].size, 4))
-    network = opened(module, rows, few_rows_apart=apart)
+    network = opened(module, rows, small_shape=apart)
     assert network.shapes.small == (apart and rows.ndim > 2 and off < 1e-5)
 
 
