@@ -503,9 +503,7 @@ class SparseEnergyOODDetector(OutlierMixin, BaseEstimator):
         ThresholdWarning
             If the threshold of `fit` is doubtful, at its first use; `calibrate` clears that.
         """
-        scores = self.score_samples(X)
-        self._doubts.warn()
-        return np.where(scores - self.offset_ >= 0, 1, -1)
+        return np.where(self.decision_function(X) >= 0, 1, -1)
 
     def p_values(self, X: Any) -> ScoreArray:
         """How unusual each row is among the calibration rows: its conformal p-value.

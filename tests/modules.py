@@ -89,6 +89,18 @@ class Body(nn.Module):
         return self.head(self.features(x))
 
 
+class InPlace(nn.Module):
+    """Writes into its input, where the first layer is frozen so that it may."""
+
+    def __init__(self, layers, in_place):
+        super().__init__()
+        self.layers, self.in_place = layers, in_place
+        layers[0].requires_grad_(False)
+
+    def forward(self, x):
+        return self.layers(x.sub_(0.5) if self.in_place else x - 0.5)
+
+
 def assert_head_gives_the_logits(network, rows):
     """head(features) equals the logits, which equal what the untouched module returns."""
     batch = network.batcher(as_rows(rows, network.batcher.preprocess))

@@ -15,6 +15,7 @@ from formulas import (
     numpy_penalty,
     numpy_uniformity,
 )
+from modules import InPlace
 from torch import nn
 
 from skood import SparseEnergyOODDetector
@@ -376,18 +377,6 @@ def test_it_shows_the_parameters_of_the_network_and_no_buffers(opened):
     objective = Objective(network, pretraining_terms())
     assert {id(p) for p in objective.parameters()} == {id(p) for p in network.module.parameters()}
     assert list(objective.buffers()) == []
-
-
-class InPlace(nn.Module):
-    """Writes into its input, where the first layer is frozen so that it may."""
-
-    def __init__(self, layers, in_place):
-        super().__init__()
-        self.layers, self.in_place = layers, in_place
-        layers[0].requires_grad_(False)
-
-    def forward(self, x):
-        return self.layers(x.sub_(0.5) if self.in_place else x - 0.5)
 
 
 class SeesInputs(Term):

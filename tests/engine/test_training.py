@@ -19,6 +19,7 @@ from formulas import (
     numpy_training,
     numpy_uniformity,
 )
+from modules import InPlace
 from torch import nn
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
@@ -293,18 +294,6 @@ def test_the_network_before_training_teaches_in_evaluation_mode_on_the_same_batc
     train(network, data, terms_of(l1, 0.1, 0.5, 1.0), recipe, augment=augment, seed=0)
     assert len(taught) == len(seen) == 12
     assert taught[-1].mean() > 0.01
-
-
-class InPlace(nn.Module):
-    """Writes into its input, where the first layer is frozen so that it may."""
-
-    def __init__(self, layers, in_place):
-        super().__init__()
-        self.layers, self.in_place = layers, in_place
-        layers[0].requires_grad_(False)
-
-    def forward(self, x):
-        return self.layers(x.sub_(0.5) if self.in_place else x - 0.5)
 
 
 def test_networks_that_write_into_their_input_learn_what_others_learn(opened):
