@@ -652,8 +652,8 @@ class SparseEnergyOODDetector(OutlierMixin, BaseEstimator):
         rows = self._rows(X)
         y = rows.labels(n_workers(self)) if y is None else y
         label = self.ood_label
-        known = y is not None and is_outlier(as_labels(y, len(rows)), label).any()
-        if y is not None and label is not None and not known:
+        labels = None if y is None or label is None else as_labels(y, len(rows))
+        if labels is not None and not is_outlier(labels, label).any():
             warn_user(
                 f"No row of y carries ood_label={label!r}, so score makes outliers from X: compare "
                 "it with no score on known outliers. In a search, give every test fold some of "

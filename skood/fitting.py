@@ -194,7 +194,7 @@ class Fit:
         """
         if self.detector.max_epochs == 0:
             return None
-        before = self.ranks.joined(winners_of(network, self._share(held_out.rows)))
+        before = self._winners(network, held_out.rows)
         self._warn_if_near_chance(held_out, before)
         return before
 
@@ -262,6 +262,10 @@ class Fit:
         score = get_score(self.detector.score_function)
         return fit_score(score, outputs, lambda: Head(*affine_head(network, data.rows)))
 
+    def _winners(self, network: Network, rows: Rows) -> Winners:
+        """Most likely logit of each row, from the shares of all ranks."""
+        return self.ranks.joined(winners_of(network, self._share(rows)))
+
     def _share(self, rows: Rows) -> Rows:
         return rows.pick(self.ranks.share(np.arange(len(rows))))
 
@@ -309,8 +313,7 @@ class Fit:
         if network is not None and labels is not None:
             return encode_labels(labels, network.n_logits)
         if network is not None:
-            winners = self.ranks.joined(winners_of(network, self._share(rows)))
-            return np.arange(network.n_logits), winners
+            return np.arange(network.n_logits), self._winners(network, rows)
         if labels is None:
             batcher = _batcher(self.detector, torch.device("cpu"), torch.float64)
 
