@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from skood.networks import CifarResNet, NormalizeImages, WideResNet
+from skood.networks import CifarDenseNet, CifarResNet, NormalizeImages, WideResNet
 
 Images = NDArray[np.uint8]
 
@@ -25,6 +25,7 @@ NORMALISATIONS = {
     "cifar": NormalizeImages(
         (125.3 / 255, 123.0 / 255, 113.9 / 255), (63.0 / 255, 62.1 / 255, 66.7 / 255)
     ),
+    "densenet": NormalizeImages((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)),
 }
 
 RESERVED = ("mean", "mean_apart", "id_test", "id_held_out", "surrogates")
@@ -61,14 +62,15 @@ def add_data_options(parser: argparse.ArgumentParser) -> None:
         "--normalise",
         choices=sorted(NORMALISATIONS),
         help="mean and std that the network was trained with "
-        "(default: imagenet for a resnet, cifar for a wrn)",
+        "(default: imagenet for a resnet, cifar for a wrn, densenet for a densenet)",
     )
 
 
 def complete(options: argparse.Namespace) -> None:
     """Fill in what depends on the network."""
     if options.normalise is None:
-        options.normalise = "imagenet" if options.network.startswith("resnet") else "cifar"
+        families = {"resnet": "imagenet", "densenet": "densenet"}
+        options.normalise = families.get(options.network.rstrip("_0123456789"), "cifar")
 
 
 def number(text: str) -> float:
@@ -212,9 +214,12 @@ def make_network(name: str, n_classes: int) -> nn.Module:
     if match := re.fullmatch(r"wrn(\d+)_(\d+)(?:_dropout(0?\.\d+))?", name):
         depth, width, dropout = match.groups(default="0")
         return WideResNet(int(depth), int(width), dropout=float(dropout), n_classes=n_classes)
+    if match := re.fullmatch(r"densenet(\d+)_(\d+)", name):
+        return CifarDenseNet(int(match[1]), int(match[2]), n_classes=n_classes)
     raise ValueError(
-        f"--network {name} is unknown; expected resnet<depth>, wrn<depth>_<width> or "
-        "wrn<depth>_<width>_dropout<share>, such as resnet20, wrn16_2 or wrn40_2_dropout0.3."
+        f"--network {name} is unknown; expected resnet<depth>, wrn<depth>_<width>, "
+        "wrn<depth>_<width>_dropout<share> or densenet<depth>_<growth>, such as resnet20, wrn16_2, "
+        "wrn40_2_dropout0.3 or densenet100_12."
     )
 
 

@@ -1,4 +1,4 @@
-"""Networks: small ones for users who bring none, and two families known from CIFAR.
+"""Networks: small ones for users who bring none, and three families known from CIFAR.
 
 All end in a `torch.nn.Linear` head on non-negative (post-ReLU) features. In evaluation mode, a row
 of a batch does not depend on the others. :class:`NormalizeImages` turns images into their input.
@@ -23,7 +23,14 @@ from .validation import Number, validated
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
 
-__all__ = ["CifarResNet", "NormalizeImages", "Standardize", "WideResNet", "default_network"]
+__all__ = [
+    "CifarDenseNet",
+    "CifarResNet",
+    "NormalizeImages",
+    "Standardize",
+    "WideResNet",
+    "default_network",
+]
 
 # By number of dimensions. A side of three pixels is mostly a channel axis in the wrong place.
 SMALLEST_ROWS = {1: (1,), 2: (4, 4), 3: (1, 4, 4)}
@@ -31,6 +38,7 @@ SMALLEST_ROWS = {1: (1,), 2: (4, 4), 3: (1, 4, 4)}
 CONSTRAINTS = {
     "depth": [Number(Integral, 1, None, closed="left")],
     "n_classes": [Number(Integral, 2, None, closed="left")],
+    "growth": [Number(Integral, 1, None, closed="left")],
     "widen_factor": [Number(Integral, 1, None, closed="left")],
     "dropout": [Number(Real, 0, 1, closed="both")],
 }
@@ -340,8 +348,16 @@ class WideResNet(nn.Module):
         n_classes: int = 10,
     ) -> None:
         super().__init__()
-        given = dict(zip(CONSTRAINTS, (depth, n_classes, widen_factor, dropout), strict=True))
-        validate_parameter_constraints(CONSTRAINTS, given, caller_name="WideResNet")
+        validate_parameter_constraints(
+            CONSTRAINTS,
+            {
+                "depth": depth,
+                "widen_factor": widen_factor,
+                "dropout": dropout,
+                "n_classes": n_classes,
+            },
+            caller_name="WideResNet",
+        )
         n_blocks = _blocks_per_stage(depth, extra_layers=4)
         widths = [16 * widen_factor, 32 * widen_factor, 64 * widen_factor]
         block = partial(_PreActivationBlock, dropout=dropout)
@@ -356,6 +372,78 @@ class WideResNet(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Logits of a batch of images."""
         x = self.block3(self.block2(self.block1(self.conv1(x))))
+        return self.fc(_global_average(F.relu(self.bn1(x))))
+
+
+class CifarDenseNet(nn.Module):
+    """Densely connected network with bottlenecks and compression, for 32 by 32 images [1]_.
+
+    It is the paper's DenseNet-BC. A layer sees the maps of all layers before it in its block, and
+    adds `growth` of its own behind them. Between blocks, half of the maps and a quarter of the
+    pixels go on. The features are global averages: 342 at depth 100 and growth 12.
+
+    Parameters
+    ----------
+    depth : int, default=100
+        Number of layers with weights: 6 n + 4 with n >= 1. The paper has 100, 190 and 250.
+    growth : int, default=12
+        Maps that a layer adds, at least 1. The paper has 12, 24 and 40.
+    n_classes : int, default=10
+        Number of logits, at least 2.
+
+    Raises
+    ------
+    ValueError
+        If `depth` is not 6 n + 4, `growth` is below 1, or `n_classes` is below 2.
+
+    Notes
+    -----
+    Takes float images `(n, 3, h, w)`, normalized like those that the weights were trained on, and
+    gives logits `(n, n_classes)`. Fresh convolutions are drawn as in [2]_, eq. 14.
+
+    References
+    ----------
+    .. [1] Huang, Liu, van der Maaten & Weinberger, "Densely connected convolutional networks",
+       CVPR 2017, section 3.
+    .. [2] He, Zhang, Ren & Sun, "Delving deep into rectifiers: surpassing human-level performance
+       on ImageNet classification", ICCV 2015.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from skood.networks import CifarDenseNet
+    >>> CifarDenseNet(22)(torch.zeros(5, 3, 32, 32)).shape
+    torch.Size([5, 10])
+    """
+
+    def __init__(self, depth: int = 100, growth: int = 12, n_classes: int = 10) -> None:
+        super().__init__()
+        validate_parameter_constraints(
+            CONSTRAINTS,
+            {"depth": depth, "growth": growth, "n_classes": n_classes},
+            caller_name="CifarDenseNet",
+        )
+        n_layers = _blocks_per_stage(depth, extra_layers=4)
+        width = 2 * growth
+        self.conv1 = _conv3x3(3, width)
+        self.block1 = _DenseBlock(n_layers, width, growth)
+        width += n_layers * growth
+        self.trans1 = _Transition(width, width // 2)
+        width //= 2
+        self.block2 = _DenseBlock(n_layers, width, growth)
+        width += n_layers * growth
+        self.trans2 = _Transition(width, width // 2)
+        width //= 2
+        self.block3 = _DenseBlock(n_layers, width, growth)
+        width += n_layers * growth
+        self.bn1 = nn.BatchNorm2d(width)
+        self.fc = nn.Linear(width, n_classes)
+        self.apply(_initialize)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits of a batch of images."""
+        x = self.trans1(self.block1(self.conv1(x)))
+        x = self.block3(self.trans2(self.block2(x)))
         return self.fc(_global_average(F.relu(self.bn1(x))))
 
 
@@ -400,9 +488,7 @@ class _PreActivationBlock(nn.Module):
         self.dropout = nn.Dropout(dropout)
         self.conv2 = _conv3x3(out_channels, out_channels)
         self.shortcut = (
-            None
-            if in_channels == out_channels
-            else nn.Conv2d(in_channels, out_channels, kernel_size=1, stride=stride, bias=False)
+            None if in_channels == out_channels else _conv1x1(in_channels, out_channels, stride)
         )
 
     def forward(self, x: Tensor) -> Tensor:
@@ -411,6 +497,41 @@ class _PreActivationBlock(nn.Module):
         out = self.conv2(self.dropout(out))
         # Only the identity takes the input before the activation.
         return out + (x if self.shortcut is None else self.shortcut(activated))
+
+
+class _DenseBlock(nn.Module):
+    def __init__(self, n_layers: int, in_channels: int, growth: int) -> None:
+        super().__init__()
+        self.layer = nn.Sequential(
+            *(_DenseLayer(in_channels + n * growth, growth) for n in range(n_layers))
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x)
+
+
+class _DenseLayer(nn.Module):
+    def __init__(self, in_channels: int, growth: int) -> None:
+        super().__init__()
+        self.bn1 = nn.BatchNorm2d(in_channels)
+        self.conv1 = _conv1x1(in_channels, 4 * growth)
+        self.bn2 = nn.BatchNorm2d(4 * growth)
+        self.conv2 = _conv3x3(4 * growth, growth)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = self.conv1(F.relu(self.bn1(x)))
+        out = self.conv2(F.relu(self.bn2(out)))
+        return torch.cat([x, out], 1)
+
+
+class _Transition(nn.Module):
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__()
+        self.bn1 = nn.BatchNorm2d(in_channels)
+        self.conv1 = _conv1x1(in_channels, out_channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.avg_pool2d(self.conv1(F.relu(self.bn1(x))), 2)
 
 
 def _as_float32(values: ArrayLike) -> Tensor:
@@ -508,6 +629,10 @@ def _stage(
 def _conv3x3(in_channels: int, out_channels: int, stride: int = 1) -> nn.Conv2d:
     """Convolution without bias, because the normalization that follows would cancel it."""
     return nn.Conv2d(in_channels, out_channels, 3, stride=stride, padding=1, bias=False)
+
+
+def _conv1x1(in_channels: int, out_channels: int, stride: int = 1) -> nn.Conv2d:
+    return nn.Conv2d(in_channels, out_channels, 1, stride=stride, bias=False)
 
 
 def _global_average(x: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ from torch import nn
 
 from skood import SparseEnergyOODDetector
 from skood.networks import (
+    CifarDenseNet,
     CifarResNet,
     NormalizeImages,
     Standardize,
@@ -38,6 +39,7 @@ NETWORKS = {
     "channels": (lambda: default_network((2, 8, 8), 3), (2, 8, 8)),
     "resnet": (lambda: CifarResNet(8), (3, 16, 16)),
     "wide resnet": (lambda: WideResNet(10), (3, 16, 16)),
+    "dense net": (lambda: CifarDenseNet(10), (3, 16, 16)),
 }
 
 
@@ -423,6 +425,7 @@ def test_fewer_than_two_classes_are_refused(n_classes):
         "default_network": lambda: default_network((4,), n_classes),
         "CifarResNet": lambda: CifarResNet(8, n_classes),
         "WideResNet": lambda: WideResNet(10, n_classes=n_classes),
+        "CifarDenseNet": lambda: CifarDenseNet(10, n_classes=n_classes),
     }.items():
         message = rf"'n_classes' parameter of {name} must be .* \[2, inf\)\. Got {n_classes!r} "
         with pytest.raises(ValueError, match=message):
@@ -528,6 +531,38 @@ def test_wide_resnet_keys():
     assert narrow == expected - {"block1.0.shortcut.weight"}
 
 
+def test_dense_net_keys():
+    expected = layer_keys("conv1", "conv") | layer_keys("bn1", "bn") | layer_keys("fc", "linear")
+    for trans in ("trans1", "trans2"):
+        expected |= layer_keys(f"{trans}.bn1", "bn") | layer_keys(f"{trans}.conv1", "conv")
+    for block in (1, 2, 3):
+        for layer in (0, 1):
+            for i in (1, 2):
+                expected |= layer_keys(f"block{block}.layer.{layer}.conv{i}", "conv")
+                expected |= layer_keys(f"block{block}.layer.{layer}.bn{i}", "bn")
+    assert set(CifarDenseNet(16).state_dict()) == expected
+
+
+@pytest.mark.parametrize(
+    ("depth", "growth", "features", "count"),
+    [(100, 12, 342, 769_162), (190, 40, 2190, 25_624_430)],  # 0.8 and 25.6 million in the paper
+)
+def test_dense_net_sizes(depth, growth, features, count):
+    n_layers, width = (depth - 4) // 6, 2 * growth
+    expected = 27 * width
+    for block in (1, 2, 3):
+        for _ in range(n_layers):
+            expected += 2 * width + 4 * growth * width + 8 * growth + 36 * growth * growth
+            width += growth
+        if block < 3:
+            expected += 2 * width + width * (width // 2)
+            width //= 2
+    assert width == features
+    assert expected + 2 * width + 10 * width + 10 == count
+    with torch.device("meta"):
+        assert parameter_count(CifarDenseNet(depth, growth)) == count
+
+
 @pytest.mark.parametrize(
     ("depth", "count"),
     [(20, 269_722), (32, 464_154), (44, 658_586), (56, 853_018), (110, 1_727_962)],
@@ -590,6 +625,27 @@ def test_wide_resnet_carries_the_raw_input_elsewhere():
     assert torch.equal(block(x), x)
 
 
+def test_dense_layer_puts_its_maps_behind_those_that_it_got():
+    layer = CifarDenseNet(10, growth=2).block1.layer[0].eval()
+    layer.bn1.running_mean.fill_(0.3)
+    x = torch.randn(2, 4, 6, 6)
+    out = layer(x)
+    assert torch.equal(out[:, :4], x)
+    activated = ((x - 0.3) / (1 + layer.bn1.eps) ** 0.5).clamp(min=0)
+    hidden = torch.einsum("oi,nihw->nohw", layer.conv1.weight[:, :, 0, 0], activated)
+    hidden = (hidden / (1 + layer.bn2.eps) ** 0.5).clamp(min=0)
+    new = nn.functional.conv2d(hidden, layer.conv2.weight, padding=1)
+    torch.testing.assert_close(out[:, 4:], new)
+
+
+def test_dense_transition_halves_maps_and_averages_four_pixels():
+    trans = CifarDenseNet(10, growth=2).trans1.eval()
+    x = torch.randn(2, 6, 6, 4)
+    mixed = torch.einsum("oi,nihw->nohw", trans.conv1.weight[:, :, 0, 0], x.clamp(min=0))
+    expected = mixed.reshape(2, 3, 3, 2, 2, 2).mean((3, 5)) / (1 + trans.bn1.eps) ** 0.5
+    torch.testing.assert_close(trans(x), expected)
+
+
 def test_wide_resnet_drops_activations_in_training_only():
     images = torch.randn(4, 3, 8, 8)
     network = WideResNet(10, dropout=0.5)
@@ -612,7 +668,9 @@ def test_second_and_third_stage_halve_the_image(build, depth, stage):
     assert sizes == [(16, 12), (8, 6), (4, 3)]
 
 
-@pytest.mark.parametrize(("build", "depth"), [(CifarResNet, 20), (WideResNet, 16)])
+@pytest.mark.parametrize(
+    ("build", "depth"), [(CifarResNet, 20), (WideResNet, 16), (CifarDenseNet, 40)]
+)
 def test_fresh_weights_keep_the_variance_of_gradients(build, depth):
     network = build(depth)
     for module in network.modules():
@@ -630,13 +688,14 @@ def test_resnet_refuses_other_depths(depth):
 
 
 @pytest.mark.parametrize("depth", [4, 20, 39, 42])
-def test_wide_resnet_refuses_other_depths(depth):
+@pytest.mark.parametrize("build", [WideResNet, CifarDenseNet])
+def test_wide_and_dense_networks_refuse_other_depths(build, depth):
     with pytest.raises(ValueError, match=rf"6 n \+ 4 with n >= 1 \(10, 16, 22.*got {depth}"):
-        WideResNet(depth)
+        build(depth)
 
 
 @pytest.mark.parametrize("depth", [20.0, "20", True, None])
-@pytest.mark.parametrize("build", [CifarResNet, WideResNet])
+@pytest.mark.parametrize("build", [CifarResNet, WideResNet, CifarDenseNet])
 def test_depths_that_are_no_integers_are_refused(build, depth):
     with pytest.raises(TypeError, match=f"'depth' parameter of {build.__name__} .* Got {depth!r} "):
         build(depth)
