@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
 from typing import Any, TypeVar
 
 import numpy as np
@@ -13,11 +12,12 @@ from torch import Tensor
 
 from ..exceptions import NonFiniteLogitsError, SlowScoringWarning
 from ..notices import warn_user
-from .hardware import autocast, keep_freed_memory
+from .hardware import keep_freed_memory
 from .loading import Index
 from .network import Network
 from .outputs import all_finite, as_float64, run
 from .rows import Rows
+from .surroundings import under_autocast, undisturbed
 
 T = TypeVar("T", bound=tuple[Any, ...])
 
@@ -37,10 +37,9 @@ def forward_rows(
     def forward(piece: slice, batch: Tensor) -> Callable[[], tuple[slice, Tensor | None, Tensor]]:
         size = piece.stop - piece.start
         hidden, logits = _forward(network, batch, features, network.precision.scoring)
-        with _for_gradients():
-            # A copy, as the network may use the memory of its features again.
-            kept = None if hidden is None else hidden[:size].clone()
-            logits = as_float64(logits[:size])
+        # A copy, as the network may use the memory of its features again.
+        kept = None if hidden is None else hidden[:size].clone()
+        logits = as_float64(logits[:size])
 
         def finish() -> tuple[slice, Tensor | None, Tensor]:
             _check_finite(logits, piece, rows)
@@ -88,9 +87,8 @@ def score_rows(
         # A small step would be lost in less than the network's own precision.
         precision = network.precision.scoring if unmoved is None else None
         hidden, logits = _forward(network, batch, features, precision)
-        with _for_gradients():
-            logits = as_float64(logits)
-            kept = None if hidden is None else as_float64(hidden)
+        logits = as_float64(logits)
+        kept = None if hidden is None else as_float64(hidden)
 
         def finish() -> tuple[slice, Tensor, Tensor]:
             _check_finite(logits[:size], piece, rows)
@@ -106,13 +104,10 @@ def _forward(
     network: Network, batch: Tensor, features: bool, precision: torch.dtype | None
 ) -> tuple[Tensor | None, Tensor]:
     """Features, where they are wanted, and logits of a batch."""
-    with autocast(network.device, precision):
-        return network.features_and_logits(batch) if features else (None, network.logits(batch))
-
-
-def _for_gradients() -> AbstractContextManager[Any]:
-    """Tensors made inside may enter a gradient: scores and their fits may compute one."""
-    return torch.inference_mode(False)
+    forward = (
+        network.features_and_logits if features else lambda batch: (None, network.logits(batch))
+    )
+    return under_autocast(lambda: forward(batch), network.device, precision)
 
 
 def _over_batches(
@@ -132,16 +127,20 @@ def _over_batches(
     while done < n_rows:
         batches, shape = _batches(network, rows, done), network.shapes.ladder[-1]
         batch, finish, results = None, None, []
+
+        def step() -> list[T]:
+            """What is finished once the next batch is on its way."""
+            nonlocal batch, finish, shape
+            network.evaluate()
+            piece, batch = next(batches)
+            finished = [finish()] if finish is not None else []
+            shape, finish = len(batch), forward(piece, batch)
+            return [*finished, finish()] if piece.stop == n_rows else finished
+
         try:
             while done < n_rows:
                 # Left before the yield, as the caller's modes are its own.
-                with torch.inference_mode(), autocast(network.device, None):
-                    piece, batch = next(batches)
-                    if finish is not None:
-                        results.append(finish())
-                    shape, finish = len(batch), forward(piece, batch)
-                    if piece.stop == n_rows:
-                        results.append(finish())
+                results = undisturbed(step, network.device, network.default_dtype)
                 while results:
                     done = results[0][0].stop
                     yield results.pop(0)
@@ -188,7 +187,7 @@ def _perturbed(
             "The score moves the network's input along a gradient, which an input of dtype "
             f"{batch.dtype} does not have. Pass another score_function."
         )
-    with torch.inference_mode(False), torch.enable_grad(), autocast(network.device, None):
+    with torch.enable_grad():
         batch = batch.clone().requires_grad_()
         # A copy, as the network may write into its input; uncompiled, as gradients would make the
         # compiler start again.

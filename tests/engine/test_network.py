@@ -27,12 +27,12 @@ IMAGES = np.random.RandomState(0).rand(8, 3, 32, 32).astype(np.float32)
 
 def test_no_hook_is_left_behind(opened):
     network = opened(mlp(), X)
-    assert hooks_of(network.module) == []
+    assert hooks_of(network.public) == []
     network.features_and_logits(torch.tensor(X))
-    assert hooks_of(network.module) == []
+    assert hooks_of(network.public) == []
     with pytest.raises(RuntimeError):
         network.features_and_logits(torch.zeros(3, 99))
-    assert hooks_of(network.module) == []
+    assert hooks_of(network.public) == []
 
 
 def test_hooks_of_the_user_keep_running(opened):
@@ -42,7 +42,7 @@ def test_hooks_of_the_user_keep_running(opened):
     network = opened(module, X)
     batch = torch.tensor(X)
     torch.testing.assert_close(network.features_and_logits(batch)[1], plain(batch))
-    assert len(hooks_of(network.module)) == 1
+    assert len(hooks_of(network.public)) == 1
 
 
 def test_other_logits_in_training_mode_are_refused(opened):
@@ -96,7 +96,7 @@ def test_eight_threads_at_once_get_the_features_of_their_own_batches(opened, mon
             for (features, logits), (own_features, own_logits) in zip(found, expected, strict=True):
                 assert torch.equal(features, own_features)
                 assert torch.equal(logits, own_logits)
-    assert hooks_of(network.module) == []
+    assert hooks_of(network.public) == []
 
 
 def test_copies_made_while_features_are_captured_carry_no_hooks(opened):
@@ -118,7 +118,7 @@ def test_copies_made_while_features_are_captured_carry_no_hooks(opened):
         for thread in threads:
             thread.join()
     for copied in copies:
-        assert not any(part._forward_hooks for part in copied.module.modules())
+        assert not any(part._forward_hooks for part in copied.public.modules())
 
 
 # What is known of a network
