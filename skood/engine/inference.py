@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 import torch
@@ -104,10 +104,11 @@ def _forward(
     network: Network, batch: Tensor, features: bool, precision: torch.dtype | None
 ) -> tuple[Tensor | None, Tensor]:
     """Features, where they are wanted, and logits of a batch."""
-    forward = (
-        network.features_and_logits if features else lambda batch: (None, network.logits(batch))
-    )
-    return under_autocast(lambda: forward(batch), network.device, precision)
+
+    def forward() -> tuple[Tensor | None, Tensor]:
+        return network.features_and_logits(batch) if features else (None, network.logits(batch))
+
+    return under_autocast(forward, network.device, precision)
 
 
 def _over_batches(
@@ -117,40 +118,57 @@ def _over_batches(
 ) -> Iterator[T]:
     """What a forward gives for each batch of the rows, first its position among them.
 
-    A forward starts the work on a batch and returns what waits for it and finishes it: meanwhile
-    the next batch is made ready. Where a GPU has no memory for one, the rest goes on in smaller
-    ones.
+    Where a GPU has no memory for a batch, the rest goes on in smaller ones.
     """
     if network.device.type == "cpu":
         keep_freed_memory()
     n_rows, done = len(rows), 0
     while done < n_rows:
-        batches, shape = _batches(network, rows, done), network.shapes.ladder[-1]
-        batch, finish, results = None, None, []
-
-        def step() -> list[T]:
-            """What is finished once the next batch is on its way."""
-            nonlocal batch, finish, shape
-            network.evaluate()
-            piece, batch = next(batches)
-            finished = [finish()] if finish is not None else []
-            shape, finish = len(batch), forward(piece, batch)
-            return [*finished, finish()] if piece.stop == n_rows else finished
-
+        steps = _Steps(network, rows, done, forward)
         try:
             while done < n_rows:
-                # Left before the yield, as the caller's modes are its own.
-                results = undisturbed(step, network.device, network.default_dtype)
-                while results:
-                    done = results[0][0].stop
-                    yield results.pop(0)
+                # Nothing of torch's is switched at the yield, as the caller's modes are its own.
+                for result in undisturbed(steps, network.device, network.default_dtype):
+                    done = result[0].stop
+                    yield result
         except torch.OutOfMemoryError:
+            shape = steps.shape
             if shape == 1 and not network.shapes.small:
                 raise
-            del batches, batch, finish, results  # and with the error, all that they hold
+            del steps  # and with the error, all that it holds
         else:
             return
         _shrink(network, shape)
+
+
+class _Steps(Generic[T]):
+    """A forward over the batches of rows, a call for each of them.
+
+    The forward starts the work on a batch and returns what waits for it and finishes it: meanwhile
+    the next batch is made ready. A call returns what is finished.
+    """
+
+    def __init__(
+        self,
+        network: Network,
+        rows: Rows,
+        start: int,
+        forward: Callable[[slice, Tensor], Callable[[], T]],
+    ) -> None:
+        self.shape = network.shapes.ladder[-1]
+        self._network = network
+        self._n_rows = len(rows)
+        self._batches = _batches(network, rows, start)
+        self._forward = forward
+        self._finish: Callable[[], T] | None = None
+
+    def __call__(self) -> list[T]:
+        piece, batch = next(self._batches)
+        finished = [] if self._finish is None else [self._finish()]
+        self.shape = len(batch)
+        self._network.evaluate()
+        self._finish = self._forward(piece, batch)
+        return [*finished, self._finish()] if piece.stop == self._n_rows else finished
 
 
 def _batches(network: Network, rows: Rows, start: int) -> Iterator[tuple[slice, Tensor]]:

@@ -178,7 +178,7 @@ class Network:
         vars(self).pop("_public", None)
 
     def evaluate(self) -> None:
-        """Put the network in evaluation mode where it is not, as parts may be shared with others."""
+        """Put the network in evaluation mode, if others with whom it shares a part ended that."""
         for part in self._parts:
             if part.training:
                 self.module.train(False)

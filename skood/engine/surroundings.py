@@ -14,7 +14,7 @@ T = TypeVar("T")
 
 _set_grad_enabled = torch._C._set_grad_enabled
 _InferenceMode = torch._C._InferenceMode
-_number_of_modes = torch._C._len_torch_function_stack  # type: ignore[attr-defined]
+_number_of_modes = torch._C._len_torch_function_stack
 
 
 def undisturbed(function: Callable[[], T], device: torch.device, dtype: torch.dtype) -> T:
@@ -54,7 +54,7 @@ def under_autocast(
         try:
             try:
                 torch.set_autocast_enabled(kind, precision is not None)
-                torch.set_autocast_dtype(kind, precision or dtype)
+                torch.set_autocast_dtype(kind, precision or _autocast_dtype(kind))
                 torch.set_autocast_cache_enabled(False)
                 return function()
             finally:
@@ -65,9 +65,16 @@ def under_autocast(
         torch.set_autocast_cache_enabled(cached)
 
 
+def _autocast_dtype(kind: str) -> torch.dtype:
+    """What torch.autocast takes if neither the network nor a caller names a dtype."""
+    return torch.bfloat16 if kind == "cpu" else torch.float16
+
+
 class _Defaults:
-    """The default dtype, which belongs to the process: as long as a thread needs another than the
-    caller's, all have that one."""
+    """The default dtype, which belongs to the process.
+
+    As long as a thread needs another one than the caller's, all threads have that.
+    """
 
     lock = threading.RLock()
     users = 0
@@ -76,21 +83,30 @@ class _Defaults:
 
 @contextmanager
 def own_defaults(device: torch.device, dtype: torch.dtype) -> Iterator[None]:
-    """Inside, a default dtype, and the CPU as default device unless the caller's is the network's."""
+    """Inside, a default dtype, and the CPU or the network's own device as default device."""
     foreign = torch.get_default_device().type not in ("cpu", device.type)
-    with torch.device("cpu") if foreign else nullcontext():
+    other = _Defaults.users > 0 or torch.get_default_dtype() is not dtype
+    with (
+        torch.device("cpu") if foreign else nullcontext(),
+        _default_dtype(dtype) if other else nullcontext(),
+    ):
+        yield
+
+
+@contextmanager
+def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
+    with _Defaults.lock:
+        if not _Defaults.users:
+            _Defaults.callers = torch.get_default_dtype()
+        _Defaults.users += 1
+        torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
         with _Defaults.lock:
+            _Defaults.users -= 1
             if not _Defaults.users:
-                _Defaults.callers = torch.get_default_dtype()
-            _Defaults.users += 1
-            torch.set_default_dtype(dtype)
-        try:
-            yield
-        finally:
-            with _Defaults.lock:
-                _Defaults.users -= 1
-                if not _Defaults.users:
-                    torch.set_default_dtype(_Defaults.callers)
+                torch.set_default_dtype(_Defaults.callers)
 
 
 def default_dtype_for(own: torch.dtype) -> torch.dtype:

@@ -5,11 +5,10 @@ from __future__ import annotations
 import copy
 from typing import Any, TypeVar
 
-import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from .scripted import scripted_parts
+from .scripted import Scripted, scripted_parts
 
 T = TypeVar("T")
 
@@ -17,12 +16,12 @@ T = TypeVar("T")
 def view_of(module: nn.Module, beside: T = None) -> tuple[nn.Module, T]:  # type: ignore[assignment]
     """A copy of a module on the same tensors, in the same mode, and one of what belongs to it.
 
-    Parts in TorchScript, which copies of their own would hold twice, are shared.
+    Parts in TorchScript are the same, as copies of them would have tensors of their own.
     """
     same = {id(tensor): tensor for tensor in (*module.parameters(), *module.buffers())}
-    shared = same | {id(part): part for part in scripted_parts(module).values()}
+    scripts = {id(part): Scripted(part.script) for part in scripted_parts(module).values()}
     with _SharedTensors():
-        view, copied = copy.deepcopy((module, beside), shared)
+        view, copied = copy.deepcopy((module, beside), same | scripts)
     modes = {name: part.training for name, part in parts_with_a_mode(module).items()}
     for name, part in parts_with_a_mode(view).items():
         part.training = modes.get(name, part.training)  # some copies come in training mode
