@@ -5,13 +5,16 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import TypeVar
 
 import torch
+from torch.overrides import _get_current_function_mode_stack
+from torch.utils._device import DeviceContext
 
 T = TypeVar("T")
 
+_set_default_dtype = torch._C._set_default_dtype
 _set_grad_enabled = torch._C._set_grad_enabled
 _InferenceMode = torch._C._InferenceMode
 _number_of_modes = torch._C._len_torch_function_stack
@@ -34,8 +37,12 @@ def undisturbed(function: Callable[[], T], device: torch.device, dtype: torch.dt
     try:
         _set_grad_enabled(False)
         if _Defaults.users or torch.get_default_dtype() is not dtype or _number_of_modes():
-            with own_defaults(device, dtype):
-                return under_autocast(function, device, None)
+            own = own_defaults(device, dtype)
+            try:
+                with own:
+                    return under_autocast(function, device, None)
+            finally:
+                own.gen.close()  # which an interrupt of `with` leaves open
         return under_autocast(function, device, None)
     finally:
         _set_grad_enabled(before)
@@ -84,29 +91,35 @@ class _Defaults:
 @contextmanager
 def own_defaults(device: torch.device, dtype: torch.dtype) -> Iterator[None]:
     """Inside, a default dtype, and the CPU or the network's own device as default device."""
-    foreign = torch.get_default_device().type not in ("cpu", device.type)
-    other = _Defaults.users > 0 or torch.get_default_dtype() is not dtype
-    with (
-        torch.device("cpu") if foreign else nullcontext(),
-        _default_dtype(dtype) if other else nullcontext(),
-    ):
-        yield
-
-
-@contextmanager
-def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
-    with _Defaults.lock:
-        if not _Defaults.users:
-            _Defaults.callers = torch.get_default_dtype()
-        _Defaults.users += 1
-        torch.set_default_dtype(dtype)
+    counted, mode = False, _mode_of_default_device()
+    callers = torch.get_default_device()
     try:
+        with _Defaults.lock:
+            if not _Defaults.users:
+                _Defaults.callers = torch.get_default_dtype()
+            if _Defaults.users or _Defaults.callers is not dtype:
+                _Defaults.users += 1
+                counted = True
+                _set_default_dtype(dtype)
+        if mode is not None and mode.device.type != device.type:
+            # Not by another mode: while torch adds one it takes all others away, and an interrupt
+            # would lose them.
+            mode.device = torch.device("cpu")
         yield
     finally:
-        with _Defaults.lock:
-            _Defaults.users -= 1
-            if not _Defaults.users:
-                torch.set_default_dtype(_Defaults.callers)
+        if mode is not None:
+            mode.device = callers
+        if counted:
+            with _Defaults.lock:
+                _Defaults.users -= 1
+                if not _Defaults.users:
+                    _set_default_dtype(_Defaults.callers)
+
+
+def _mode_of_default_device() -> DeviceContext | None:
+    """The mode of this thread that names the default device, if any does."""
+    modes = _get_current_function_mode_stack()
+    return next((mode for mode in modes if isinstance(mode, DeviceContext)), None)
 
 
 def default_dtype_for(own: torch.dtype) -> torch.dtype:

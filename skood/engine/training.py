@@ -183,7 +183,7 @@ class Training:
         means: list[tuple[float, dict[str, Tensor]]] = []
         sums: list[Tensor] = []
         # Dropout is drawn by each process, for its own rows.
-        with reproducible(orders[3] + ranks.rank, network.device):
+        with reproducible(orders[3] + ranks.rank, network.device, network.default_dtype):
             # First, as a network may keep some of its layers in evaluation mode, by their class.
             network.train(True)
             with ranks.batch_norm(network.module):
