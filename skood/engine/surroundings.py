@@ -92,7 +92,7 @@ class _Defaults:
 def own_defaults(device: torch.device, dtype: torch.dtype) -> Iterator[None]:
     """Inside, a default dtype, and the CPU or the network's own device as default device."""
     counted, mode = False, _mode_of_default_device()
-    callers = torch.get_default_device()
+    callers = torch.device("cpu") if mode is None else mode.device
     try:
         with _Defaults.lock:
             if not _Defaults.users:
