@@ -116,7 +116,7 @@ def training_key(
         augment,
         seed,
     )
-    digest.update(fingerprint((settings, network.module, data.labels, len(data.outliers))))
+    digest.update(fingerprint((settings, network.public, data.labels, len(data.outliers))))
     # Batches as the network gets them: what preprocess and a data set make of X is what counts.
     for rows in (data.rows, data.outliers):
         for batch in network.batcher.stream(rows):

@@ -393,7 +393,8 @@ class SparseEnergyOODDetector(OutlierMixin, BaseEstimator):
                 f"ood_label={self.ood_label!r}."
             )
         labels, rows = labels[inliers], rows.pick(inliers)
-        with reproducible(self._seed_of_network, self.device_):  # for lazy layers, as in fit
+        # As in fit, for layers that are lazy.
+        with reproducible(self._seed_of_network, self.device_, self._network.default_dtype):
             before = self._pretrained or given_network(self, rows, self.device_)
         return {
             name: float(np.mean(self.classes_[winners_of(network, rows)] == labels))
@@ -668,7 +669,7 @@ class SparseEnergyOODDetector(OutlierMixin, BaseEstimator):
     def module_(self) -> nn.Module:
         """The fine-tuned copy of `module`, in evaluation mode."""
         check_is_fitted(self)
-        return self._network.module
+        return self._network.public
 
     @property
     def head_(self) -> str | None:

@@ -35,6 +35,7 @@ from .engine.objective import FINE_TUNING_TERMS, Term, fine_tuning_terms, pretra
 from .engine.opening import check_trainable, open_network
 from .engine.outputs import as_float64
 from .engine.rows import Rows, as_array, has_channels_last, spaced
+from .engine.surroundings import default_dtype_for
 from .engine.training import (
     Progress,
     Recipe,
@@ -127,7 +128,9 @@ class Fit:
 
     def reproducible(self) -> AbstractContextManager[None]:
         """Inside, torch draws from the seed of the network, and gradients are on."""
-        return reproducible(self.seeds.network, self.device)
+        module = self.detector.module
+        own = torch.float32 if module is None else floating_dtype(module)
+        return reproducible(self.seeds.network, self.device, default_dtype_for(own))
 
     def prepared(self) -> tuple[Network, TrainingData, HeldOut]:
         """The network, the rows to train it on, and those held out for the threshold."""

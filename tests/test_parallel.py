@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import gc
+import os
 import pickle
+import signal
+import threading
+import time
 import warnings
+from typing import ClassVar
 
+import joblib
 import numpy as np
 import pytest
 import torch
 from joblib import parallel_config
+from sklearn.base import clone
 from sklearn.model_selection import GridSearchCV
 from torch import nn
 
@@ -96,6 +103,82 @@ def test_a_dask_array_is_scored_in_one_line(fitted, digits):
     scores = X.map_blocks(fitted.score_samples, drop_axis=1, dtype="float64")
     # Threads compute the blocks, each of which is bitwise what it is alone.
     assert np.array_equal(scores.compute(), fitted.score_samples(digits.X_test))
+
+
+class Slow(nn.Sequential):
+    """Takes its time, and notes the thread in which it works."""
+
+    threads: ClassVar[set[int]] = set()
+
+    def forward(self, x):
+        self.threads.add(threading.get_ident())
+        time.sleep(0.02)
+        return super().forward(x)
+
+
+def answers_in_a_child(function):
+    """Whether a forked child ends, having called a function."""
+    child = os.fork()
+    if child == 0:
+        try:
+            torch.set_num_threads(1)
+            function()
+            os._exit(0)
+        finally:
+            os._exit(1)
+    for _ in range(2000):
+        ended, status = os.waitpid(child, os.WNOHANG)
+        if ended:
+            return status == 0
+        time.sleep(0.01)
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    return False
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.usefixtures("_one_thread")
+@pytest.mark.parametrize("work", ["fit", "features"])
+def test_a_child_that_is_forked_while_a_thread_works_can_do_all(digits, work):
+    X, y = digits.X[:60], digits.y[:60]
+    detector = SparseEnergyOODDetector(
+        Slow(nn.Linear(64, 8), nn.ReLU(), nn.Linear(8, 10)), max_epochs=0, calibration_size=10
+    ).fit(X, y)
+    Slow.threads.clear()
+    slow = clone(detector).set_params(max_epochs=5) if work == "fit" else detector
+    stop = threading.Event()
+
+    def in_a_thread():
+        while not stop.is_set():
+            getattr(slow, work)(X)
+
+    thread = threading.Thread(target=in_a_thread)
+    thread.start()
+    while thread.ident not in Slow.threads:
+        time.sleep(0.01)
+    try:
+        assert answers_in_a_child(lambda: pickle.loads(pickle.dumps(detector)).predict(X))
+        assert answers_in_a_child(lambda: clone(detector).fit(X, y).features(X))
+    finally:
+        stop.set()
+        thread.join()
+
+
+@pytest.mark.parametrize("parameters", [{"score_function": "vim"}, {"pretrain_epochs": 1}])
+def test_the_hash_of_a_detector_changes_with_its_threshold_and_not_with_its_use(digits, parameters):
+    detector = SparseEnergyOODDetector(max_epochs=1, random_state=0, **parameters)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        detector.fit(digits.X, digits.y)
+        for fitted in (detector, pickle.loads(pickle.dumps(detector))):
+            expected = joblib.hash(fitted)
+            fitted.predict(digits.X_test)
+            fitted.features(digits.X_test[:1])
+            fitted.module_(torch.zeros(1, 64))
+            assert joblib.hash(fitted) == expected
+    detector.calibrate(digits.X_fresh)
+    assert joblib.hash(detector) != expected
 
 
 def test_candidates_leave_nothing_behind(digits):

@@ -4,22 +4,27 @@ from __future__ import annotations
 
 import ast
 import copy
+import pickle
+import signal
 import subprocess
 import sys
 import threading
+import time
 import tracemalloc
 import warnings
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from sklearn.base import clone
+from torch import nn
 
 import skood
 from skood import SparseEnergyOODDetector
 from skood.engine.rows import InMemory
-from skood.exceptions import DivergenceError
+from skood.exceptions import DivergenceError, SkoodWarning
 from skood.networks import CifarResNet
 from skood.rows import as_rows
 
@@ -145,10 +150,15 @@ def global_state():
         "torch": torch.get_rng_state(),
         "numpy": str(np.random.get_state()),
         "dtype": torch.get_default_dtype(),
+        "device": torch.get_default_device(),
         "threads": (torch.get_num_threads(), torch.get_num_interop_threads()),
         "grad": torch.is_grad_enabled(),
         "inference": torch.is_inference_mode_enabled(),
-        "autocast": (torch.is_autocast_enabled("cpu"), torch.is_autocast_cache_enabled()),
+        "autocast": (
+            torch.is_autocast_enabled("cpu"),
+            torch.get_autocast_dtype("cpu"),
+            torch.is_autocast_cache_enabled(),
+        ),
         "deterministic": torch.are_deterministic_algorithms_enabled(),
         "flags": (
             torch.backends.cudnn.benchmark,
@@ -189,17 +199,183 @@ def test_results_do_not_depend_on_the_global_generators(digits):
     assert np.array_equal(*scores)
 
 
-@pytest.mark.parametrize(
-    "context", [torch.no_grad, torch.inference_mode, lambda: torch.autocast("cpu", torch.bfloat16)]
-)
-def test_the_mode_of_the_caller_changes_nothing(digits, fitted, context):
-    expected = SparseEnergyOODDetector(digits.module, max_epochs=1, random_state=0)
-    quiet_fit(expected, digits.X, digits.y)
-    detector = clone(expected)
-    with context():
-        quiet_fit(detector, digits.X, digits.y)
-        scores = detector.score_samples(digits.X_test)
-    assert np.array_equal(scores, expected.score_samples(digits.X_test))
+@contextmanager
+def default_dtype(dtype):
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+@contextmanager
+def strict():
+    """Warnings but skood's own are errors, and so is what numpy warns of."""
+    with warnings.catch_warnings(), np.errstate(all="raise"):
+        warnings.simplefilter("error")
+        warnings.simplefilter("ignore", SkoodWarning)
+        yield
+
+
+CONTEXTS = {
+    "no_grad": torch.no_grad,
+    "inference_mode": torch.inference_mode,
+    "autocast": lambda: torch.autocast("cpu", torch.bfloat16),
+    "float64": lambda: default_dtype(torch.float64),
+    "float16": lambda: default_dtype(torch.float16),
+    "meta": lambda: torch.device("meta"),
+    "strict": strict,
+}
+
+
+class MakesTensors(nn.Module):
+    """Makes tensors in its forward, without naming dtype and device."""
+
+    def __init__(self):
+        super().__init__()
+        self.body, self.cell = nn.Linear(64, 16), nn.GRU(16, 16, batch_first=True)
+        self.norm, self.dropout, self.head = nn.BatchNorm1d(16), nn.Dropout(0.2), nn.Linear(16, 10)
+
+    def forward(self, x):
+        hidden = self.norm(self.body(x)) * (1 + torch.arange(16) / 16)
+        hidden, _ = self.cell(hidden[:, None], torch.zeros(1, len(x), 16))
+        return self.head(self.dropout(hidden[:, -1] + torch.linspace(0, 1, 16)))
+
+
+def everything_told(detector, digits):
+    X, y = digits.X[:200], digits.y[:200]
+    detector.fit(X, y)
+    return [
+        detector.score_samples(X),
+        detector.score_samples(X[:1]),
+        detector.features(X),
+        detector.predict_class_proba(X),
+        detector.predict_class(X, reject_label=-1),
+        detector.p_values(X),
+        detector.score(X),
+        list(detector.id_accuracy(X, y).values()),
+        detector.calibrate(digits.X_fresh[:50]).offset_,
+    ]
+
+
+DETECTORS = {
+    "built": {"pretrain_epochs": 1},
+    "distillation": {"module": MakesTensors(), "distillation_weight": 1.0},
+    "odin": {"module": MakesTensors(), "score_function": "odin"},
+    "vim": {"module": MakesTensors(), "score_function": "vim", "penalty": "relative_l1"},
+    "images": {
+        "module": nn.Sequential(
+            nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(144, 10)
+        ),
+        "preprocess": lambda batch: (batch / 16).reshape(-1, 1, 8, 8),
+        "augment": "flip-crop",
+    },
+}
+
+
+@pytest.fixture(scope="module", params=DETECTORS)
+def outside(request, digits):
+    """A detector, and all that it tells if nothing surrounds it."""
+    detector = SparseEnergyOODDetector(max_epochs=1, random_state=0, **DETECTORS[request.param])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return detector, everything_told(clone(detector), digits)
+
+
+@pytest.mark.parametrize("context", CONTEXTS)
+def test_the_context_of_the_caller_changes_nothing(outside, digits, context):
+    detector, expected = outside
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with CONTEXTS[context]():
+            before = global_state()
+            found = everything_told(detector, digits)
+            after = global_state()
+    for own, other in zip(found, expected, strict=True):
+        assert np.array_equal(own, other)
+    assert same(before, after)
+
+
+def test_the_default_dtype_of_a_network_is_that_of_its_fit(digits):
+    class Starts(nn.Module):  # a network for users whose default is float64
+        def __init__(self):
+            super().__init__()
+            self.cell, self.head = nn.GRU(64, 8, batch_first=True), nn.Linear(8, 10)
+
+        def forward(self, x):
+            return self.head(self.cell(x[:, None], torch.zeros(1, len(x), 8))[0][:, -1])
+
+    with default_dtype(torch.float64):
+        detector = SparseEnergyOODDetector(Starts(), max_epochs=1, random_state=0)
+        quiet_fit(detector, digits.X[:100], digits.y[:100])
+        expected = detector.score_samples(digits.X_test)
+    assert np.array_equal(detector.score_samples(digits.X_test), expected)
+
+
+# What is interrupted
+
+
+@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="no timers here")
+@pytest.mark.parametrize("context", ["no_grad", "inference_mode", "autocast", "float64"])
+@pytest.mark.parametrize("parameters", [{"score_function": "react"}, {"precision": "bfloat16"}])
+def test_an_interrupted_call_leaves_nothing_behind(digits, monkeypatch, context, parameters):
+    detector = SparseEnergyOODDetector(digits.module, max_epochs=0, random_state=0, **parameters)
+    quiet_fit(detector, digits.X, digits.y)
+    expected, kept = detector.score_samples(digits.X_test), pickle.dumps(detector)
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    outside = signal.signal(signal.SIGALRM, interrupt)
+    try:
+        with CONTEXTS[context]():
+            before = global_state()
+            for delay in np.random.RandomState(0).uniform(1e-5, 4e-4, size=100):
+                try:
+                    signal.setitimer(signal.ITIMER_REAL, delay)
+                    detector.score_samples(digits.X_test[:1])
+                    time.sleep(0.01)
+                except KeyboardInterrupt:  # caught, so that its frames live on
+                    assert same(global_state(), before)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, outside)
+    assert pickle.dumps(detector) == kept
+    assert np.array_equal(detector.score_samples(digits.X_test), expected)
+
+
+@pytest.mark.parametrize("place", ["forward", "preprocess", "score"])
+def test_an_interrupt_in_code_of_the_users_leaves_nothing_behind(digits, place):
+    class Interrupts:
+        now = None
+
+        def __call__(self, found):
+            if self.now == place:
+                raise KeyboardInterrupt
+            return found
+
+    interrupts = Interrupts()
+
+    class Module(nn.Sequential):
+        def forward(self, x):
+            return interrupts(super().forward(x))
+
+    detector = SparseEnergyOODDetector(
+        Module(nn.Linear(64, 8), nn.ReLU(), nn.Linear(8, 10)),
+        preprocess=lambda batch: interrupts(batch.float()),
+        score_function=lambda features, logits: interrupts(logits.amax(dim=1)),
+        max_epochs=0,
+    )
+    quiet_fit(detector, digits.X, digits.y)
+    expected, before = detector.score_samples(digits.X_test), global_state()
+    interrupts.now = place
+    try:
+        detector.score_samples(digits.X_test)
+    except KeyboardInterrupt:
+        assert same(global_state(), before)
+    interrupts.now = None
+    assert np.array_equal(detector.score_samples(digits.X_test), expected)
 
 
 # A row's score depends on that row alone

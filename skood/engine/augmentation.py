@@ -45,7 +45,7 @@ def flip(batch: Tensor, generator: torch.Generator, share: Share | None = None) 
     """
     _check_images(batch)
     share = share or _whole(batch)
-    draws = torch.rand(share.n_rows, generator=generator, device="cpu") < 0.5
+    draws = torch.rand(share.n_rows, generator=generator, dtype=torch.float32, device="cpu") < 0.5
     mirrored = sent(draws[share.positions], batch.device).view(-1, *[1] * (batch.ndim - 1))
     return torch.where(mirrored, batch.flip(-1), batch)
 

@@ -2,53 +2,19 @@
 
 from __future__ import annotations
 
-import copy
 import threading
 from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from .outputs import run
-
-
-class Compiled:
-    """Features and logits of a module, by one compiled forward.
-
-    It uses the tensors of the module, and none of its attributes.
-    """
-
-    def __init__(self, module: nn.Module, head: str, device: torch.device) -> None:
-        # A second module on the same tensors, for hooks that must not show in the first.
-        shared = {id(tensor): tensor for tensor in (*module.parameters(), *module.buffers())}
-        self._view = copy.deepcopy(module, memo=shared)
-        self._forward = _compiled_forward(self._view, head, device)
-
-    def __call__(self, batch: Tensor) -> tuple[Tensor, Tensor]:
-        """Features (n, d) and logits (n, K) of a batch."""
-        return self._forward(batch)
-
-    def train(self, training: bool) -> None:
-        """Put the compiled module in training or in evaluation mode."""
-        self._view.train(training)
+Forward = Callable[[Tensor], tuple[Any, Tensor]]
+"""What enters the head, and logits, of a batch."""
 
 
-def _compiled_forward(
-    module: nn.Module, head: str, device: torch.device
-) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
-    # The compiler wants one lasting hook, where a hook per forward would make it compile again each
-    # time.
-    kept: dict[str, Tensor] = {}
-
-    def keep(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        kept["features"] = [*args, *kwargs.values()][0]
-
-    def forward(batch: Tensor) -> tuple[Tensor, Tensor]:
-        logits = run(module, batch)
-        return kept["features"].flatten(1), logits
-
-    module.get_submodule(head).register_forward_pre_hook(keep, with_kwargs=True)
+def compiled(forward: Forward, device: torch.device) -> Forward:
+    """A forward, compiled."""
     plain = torch.compile(forward, dynamic=False)
     if device.type != "cuda":
         return plain

@@ -152,6 +152,7 @@ def _recorded(network: Network, batch: Tensor) -> Forward | None:
 
 def _leaves_host_alone(twin: Network, batch: Tensor) -> bool:
     """Whether a pass, which may change this copy, changes nothing on the host and never waits."""
+    twin.train(True)
     host, generators = _Host(twin.module, batch.device), _random_states()
     mode = torch.cuda.get_sync_debug_mode()
     with warnings.catch_warnings(record=True) as caught:

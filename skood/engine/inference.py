@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 import torch
@@ -13,11 +12,12 @@ from torch import Tensor
 
 from ..exceptions import NonFiniteLogitsError, SlowScoringWarning
 from ..notices import warn_user
-from .hardware import autocast, keep_freed_memory
+from .hardware import keep_freed_memory
 from .loading import Index
 from .network import Network
 from .outputs import all_finite, as_float64, run
 from .rows import Rows
+from .surroundings import under_autocast, undisturbed
 
 T = TypeVar("T", bound=tuple[Any, ...])
 
@@ -37,10 +37,9 @@ def forward_rows(
     def forward(piece: slice, batch: Tensor) -> Callable[[], tuple[slice, Tensor | None, Tensor]]:
         size = piece.stop - piece.start
         hidden, logits = _forward(network, batch, features, network.precision.scoring)
-        with _for_gradients():
-            # A copy, as the network may use the memory of its features again.
-            kept = None if hidden is None else hidden[:size].clone()
-            logits = as_float64(logits[:size])
+        # A copy, as the network may use the memory of its features again.
+        kept = None if hidden is None else hidden[:size].clone()
+        logits = as_float64(logits[:size])
 
         def finish() -> tuple[slice, Tensor | None, Tensor]:
             _check_finite(logits, piece, rows)
@@ -88,9 +87,8 @@ def score_rows(
         # A small step would be lost in less than the network's own precision.
         precision = network.precision.scoring if unmoved is None else None
         hidden, logits = _forward(network, batch, features, precision)
-        with _for_gradients():
-            logits = as_float64(logits)
-            kept = None if hidden is None else as_float64(hidden)
+        logits = as_float64(logits)
+        kept = None if hidden is None else as_float64(hidden)
 
         def finish() -> tuple[slice, Tensor, Tensor]:
             _check_finite(logits[:size], piece, rows)
@@ -106,13 +104,11 @@ def _forward(
     network: Network, batch: Tensor, features: bool, precision: torch.dtype | None
 ) -> tuple[Tensor | None, Tensor]:
     """Features, where they are wanted, and logits of a batch."""
-    with autocast(network.device, precision):
+
+    def forward() -> tuple[Tensor | None, Tensor]:
         return network.features_and_logits(batch) if features else (None, network.logits(batch))
 
-
-def _for_gradients() -> AbstractContextManager[Any]:
-    """Tensors made inside may enter a gradient: scores and their fits may compute one."""
-    return torch.inference_mode(False)
+    return under_autocast(forward, network.device, precision)
 
 
 def _over_batches(
@@ -122,36 +118,57 @@ def _over_batches(
 ) -> Iterator[T]:
     """What a forward gives for each batch of the rows, first its position among them.
 
-    A forward starts the work on a batch and returns what waits for it and finishes it: meanwhile
-    the next batch is made ready. Where a GPU has no memory for one, the rest goes on in smaller
-    ones.
+    Where a GPU has no memory for a batch, the rest goes on in smaller ones.
     """
     if network.device.type == "cpu":
         keep_freed_memory()
     n_rows, done = len(rows), 0
     while done < n_rows:
-        batches, shape = _batches(network, rows, done), network.shapes.ladder[-1]
-        batch, finish, results = None, None, []
+        steps = _Steps(network, rows, done, forward)
         try:
             while done < n_rows:
-                # Left before the yield, as the caller's modes are its own.
-                with torch.inference_mode(), autocast(network.device, None):
-                    piece, batch = next(batches)
-                    if finish is not None:
-                        results.append(finish())
-                    shape, finish = len(batch), forward(piece, batch)
-                    if piece.stop == n_rows:
-                        results.append(finish())
-                while results:
-                    done = results[0][0].stop
-                    yield results.pop(0)
+                # Nothing of torch's is switched at the yield, as the caller's modes are its own.
+                for result in undisturbed(steps, network.device, network.default_dtype):
+                    done = result[0].stop
+                    yield result
         except torch.OutOfMemoryError:
+            shape = steps.shape
             if shape == 1 and not network.shapes.small:
                 raise
-            del batches, batch, finish, results  # and with the error, all that they hold
+            del steps  # and with the error, all that it holds
         else:
             return
         _shrink(network, shape)
+
+
+class _Steps(Generic[T]):
+    """A forward over the batches of rows, a call for each of them.
+
+    The forward starts the work on a batch and returns what waits for it and finishes it: meanwhile
+    the next batch is made ready. A call returns what is finished.
+    """
+
+    def __init__(
+        self,
+        network: Network,
+        rows: Rows,
+        start: int,
+        forward: Callable[[slice, Tensor], Callable[[], T]],
+    ) -> None:
+        self.shape = network.shapes.ladder[-1]
+        self._network = network
+        self._n_rows = len(rows)
+        self._batches = _batches(network, rows, start)
+        self._forward = forward
+        self._finish: Callable[[], T] | None = None
+
+    def __call__(self) -> list[T]:
+        piece, batch = next(self._batches)
+        finished = [] if self._finish is None else [self._finish()]
+        self.shape = len(batch)
+        self._network.evaluate()
+        self._finish = self._forward(piece, batch)
+        return [*finished, self._finish()] if piece.stop == self._n_rows else finished
 
 
 def _batches(network: Network, rows: Rows, start: int) -> Iterator[tuple[slice, Tensor]]:
@@ -188,7 +205,7 @@ def _perturbed(
             "The score moves the network's input along a gradient, which an input of dtype "
             f"{batch.dtype} does not have. Pass another score_function."
         )
-    with torch.inference_mode(False), torch.enable_grad(), autocast(network.device, None):
+    with torch.enable_grad():
         batch = batch.clone().requires_grad_()
         # A copy, as the network may write into its input; uncompiled, as gradients would make the
         # compiler start again.

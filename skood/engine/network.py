@@ -5,20 +5,22 @@ from __future__ import annotations
 import copy
 import dataclasses
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from ..exceptions import HeadNotFoundError
 from .batches import Batcher
-from .compiling import Compiled
+from .compiling import compiled
+from .copying import on_cpu
 from .hardware import Precision, available_device, rows_at_once
 from .outputs import run
 from .shapes import Shapes
 from .trials import captured_calls
+from .views import parts_with_a_mode, view_of
 
 TRIAL_ROWS = 8
 """Rows on which a network is tried before anything else."""
@@ -33,7 +35,9 @@ class Network:
     Parameters
     ----------
     module : nn.Module
-        The classifier, on the device of `batcher`; owned by this object.
+        The classifier, on the device of `batcher`; owned by this object. The attribute `module` is
+        a view of it, with one hook on the head, which is there for good: threads that score at the
+        same time could not add and remove hooks of their own.
     head : str or None
         Name of the last layer, which turns features into logits. None if TorchScript hides it:
         there are only logits then.
@@ -47,6 +51,8 @@ class Network:
         Numbers of rows that its forwards take.
     widest : int
         Values of a row where the network is widest.
+    default_dtype : torch.dtype, default=torch.float32
+        Dtype of what the network makes without naming one.
     compiled : bool, default=False
         Whether forwards run through torch.compile.
     replayed : bool, default=False
@@ -62,6 +68,7 @@ class Network:
         n_logits: int,
         shapes: Shapes,
         widest: int,
+        default_dtype: torch.dtype = torch.float32,
         compiled: bool = False,
         replayed: bool = False,
     ) -> None:
@@ -71,18 +78,44 @@ class Network:
         self.n_logits = n_logits
         self.shapes = shapes
         self.widest = widest
+        self.default_dtype = default_dtype
         self.compiled = compiled
         self.replayed = replayed
-        # While hooks are on the module, it must not be copied: the copies would keep them.
-        self._idle = threading.Condition()
-        self._captures = 0
         self.adopt(module)
 
     def adopt(self, module: nn.Module) -> None:
-        """Go on with another module of the same make, such as one trained before."""
-        self.module = module
-        if self.compiled:
-            self._compiled = Compiled(module, self.visible_head, self.device)
+        """Go on in evaluation mode with another module of the same make, as one trained before.
+
+        What runs is a view of it with a hook on the head. The module itself is for users.
+        """
+        module.train(False)  # copies and pickles of some come in training mode
+        self._public = module
+        self.module, _ = view_of(module)
+        self._parts = tuple(parts_with_a_mode(self.module).values())
+        seen = self._seen = _Seen()
+
+        def keep(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+            seen.by_head = next(iter([*args, *kwargs.values()]), None)
+
+        self._hook: RemovableHandle | None = None
+        if self.head is not None:
+            head = self.module.get_submodule(self.head)
+            self._hook = head.register_forward_hook(keep, with_kwargs=True)
+        self._forward = compiled(self._run, self.device) if self.compiled else self._run
+
+    @property
+    def public(self) -> nn.Module:
+        """The module as users see it: on the same tensors, and without a hook of ours.
+
+        What they do to it, beside changing its tensors, does not reach the one that runs.
+        """
+        if "_public" in vars(self):
+            return self._public
+        public, hook = view_of(self.module, self._hook)
+        if hook is not None:
+            hook.remove()
+        # The first that is made while the weights stay is kept, whichever thread makes it.
+        return public if self.module.training else vars(self).setdefault("_public", public)
 
     @property
     def device(self) -> torch.device:
@@ -141,56 +174,61 @@ class Network:
     def train(self, training: bool) -> None:
         """Put the network in training or in evaluation mode."""
         self.module.train(training)
-        if self.compiled:
-            self._compiled.train(training)
+        # Training may give it other buffers and attributes, so that the public one is made anew.
+        vars(self).pop("_public", None)
+
+    def evaluate(self) -> None:
+        """Put the network in evaluation mode, if others with whom it shares a part ended that."""
+        for part in self._parts:
+            if part.training:
+                self.module.train(False)
+                return
 
     def without_shape(self, shape: int) -> None:
         """Go on without forwards of so many rows, for which there is no memory."""
         self.shapes = self.shapes.below(shape)
 
     def uncompiled_copy(self) -> Network:
-        """A network of its own in the state of this one; functions of the user's are shared."""
+        """A network of its own with the weights of this one; functions of the user's are shared."""
         twin = copy.deepcopy(self, {id(self.batcher): self.batcher})
         twin.compiled = False
+        twin.adopt(twin.public)
         return twin
 
     def logits(self, batch: Tensor) -> Tensor:
         """Logits (n, K) of a batch."""
-        return self._compiled(batch)[1] if self.compiled else run(self.module, batch)
+        return self._forward(batch)[1]
 
     def features_and_logits(self, batch: Tensor) -> tuple[Tensor, Tensor]:
         """Features (n, d) and logits (n, K) of a batch, from one forward."""
-        return self._compiled(batch) if self.compiled else self.captured(batch)
+        return self._checked(*self._forward(batch))
 
     def captured(self, batch: Tensor) -> tuple[Tensor, Tensor]:
         """Features (n, d) and logits (n, K) of a batch, without the compiler."""
-        with self._capturing():
-            features, logits = features_and_logits(self.module, self.visible_head, batch)
+        return self._checked(*self._run(batch))
+
+    def _run(self, batch: Tensor) -> tuple[Any, Tensor]:
+        """What enters the head, and logits (n, K)."""
+        self._seen.by_head = None
+        logits = run(self.module, batch)
+        entered, self._seen.by_head = self._seen.by_head, None
+        return entered, logits
+
+    def _checked(self, entered: Any, logits: Tensor) -> tuple[Tensor, Tensor]:
+        if entered is None:
+            raise head_is_not_called(self.module, self.visible_head)
         if logits.shape[1] != self.n_logits:
             raise ValueError(
                 f"The module returns logits (n, {self.n_logits}) in evaluation mode, but "
                 f"{tuple(logits.shape)} in training mode. Make its forward return the same in both."
             )
-        return features, logits
-
-    @contextmanager
-    def _capturing(self) -> Iterator[None]:
-        with self._idle:
-            self._captures += 1
-        try:
-            yield
-        finally:
-            with self._idle:
-                self._captures -= 1
-                self._idle.notify_all()
+        return entered.flatten(1), logits
 
     def __getstate__(self) -> dict[str, Any]:
         # Weights travel on the CPU, so that what was trained on a GPU loads anywhere; compiled code
         # stays behind.
         state = {name: value for name, value in vars(self).items() if not name.startswith("_")}
-        with self._idle:
-            self._idle.wait_for(lambda: self._captures == 0)
-            return state | {"module": copy.deepcopy(self.module).cpu()}
+        return state | {"module": on_cpu(self.public)}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         device = available_device(state["batcher"].device)
@@ -204,17 +242,28 @@ class Network:
         Network.__init__(self, **(state | moved))
 
 
+class _Seen(threading.local):
+    """What entered the head in the last forward of this thread."""
+
+    by_head: Any = None
+
+
 def features_and_logits(module: nn.Module, head: str, batch: Tensor) -> tuple[Tensor, Tensor]:
-    """Features (n, d), the input of a head, and logits (n, K) of a batch, from one forward."""
+    """Features (n, d), the input of a head, and logits (n, K) of a batch, on trial."""
     with captured_calls({head: module.get_submodule(head)}) as calls:
         logits = run(module, batch)
     if head not in calls:
-        mode = "training" if module.training else "evaluation"
-        raise RuntimeError(
-            f"In {mode} mode the module does not call its head, {head!r}, so there are no "
-            "features. Make its forward call it in both modes, or pass another head=."
-        )
+        raise head_is_not_called(module, head)
     return calls[head].features.flatten(1), logits
+
+
+def head_is_not_called(module: nn.Module, head: str) -> RuntimeError:
+    """The error for a forward that passes over the head."""
+    mode = "training" if module.training else "evaluation"
+    return RuntimeError(
+        f"In {mode} mode the module does not call its head, {head!r}, so there are no "
+        "features. Make its forward call it in both modes, or pass another head=."
+    )
 
 
 def trainable(module: nn.Module) -> list[nn.Parameter]:

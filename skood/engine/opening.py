@@ -107,7 +107,15 @@ def open_network(
         results = _results(module, head, batcher, dtypes.scoring, tried)
         shapes = _choose_shapes(results, most, small)
     return Network(
-        module, head, batcher, dtypes, logits.shape[1], shapes, widest, compiled=compiled
+        module,
+        head,
+        batcher,
+        dtypes,
+        logits.shape[1],
+        shapes,
+        widest,
+        default_dtype=torch.get_default_dtype(),
+        compiled=compiled,
     )
 
 
@@ -155,7 +163,7 @@ def _results(
             index = np.arange(piece.start, piece.stop)
             batch = batcher(rows, np.resize(index, n_rows))
             with (
-                torch.inference_mode(),
+                torch.no_grad(),
                 autocast(batcher.device, precision),
                 explained(module, batch, rows, batcher),
             ):

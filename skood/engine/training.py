@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -27,6 +28,7 @@ from .network import Network, trainable
 from .objective import Counts, Objective, Term
 from .outputs import all_finite
 from .rows import Rows
+from .surroundings import own_defaults
 
 Record = dict[str, float]
 
@@ -45,6 +47,15 @@ FLOAT32_NOISE = 1e-6
 """Relative range of energies that rounding alone may cause."""
 
 _training_lock = threading.RLock()
+
+
+def _renew_lock() -> None:
+    global _training_lock
+    _training_lock = threading.RLock()
+
+
+if hasattr(os, "register_at_fork"):  # the thread that holds it may not be there
+    os.register_at_fork(after_in_child=_renew_lock)
 
 
 @dataclass(frozen=True)
@@ -155,7 +166,7 @@ class Training:
                 self._check_progress(spread, record)
                 history.append(record)
                 state = self._optimizer.state_dict()
-                after_epoch(Progress(history, spread, network.module, state))
+                after_epoch(Progress(history, spread, network.public, state))
         finally:
             self._optimizer.zero_grad(set_to_none=True)
             release(objective.forward_of_network)
@@ -172,7 +183,7 @@ class Training:
         means: list[tuple[float, dict[str, Tensor]]] = []
         sums: list[Tensor] = []
         # Dropout is drawn by each process, for its own rows.
-        with reproducible(orders[3] + ranks.rank, network.device):
+        with reproducible(orders[3] + ranks.rank, network.device, network.default_dtype):
             # First, as a network may keep some of its layers in evaluation mode, by their class.
             network.train(True)
             with ranks.batch_norm(network.module):
@@ -346,15 +357,18 @@ def pretraining_recipe(n_rows: int, batch_size: int, epochs: int | None) -> Reci
 
 
 @contextmanager
-def reproducible(seed: int, device: torch.device) -> Iterator[None]:
+def reproducible(
+    seed: int, device: torch.device, default_dtype: torch.dtype = torch.float32
+) -> Iterator[None]:
     """Seed torch's generators for dropout and initial weights, and give them back as they were.
 
-    The generators belong to the whole process: a lock lets one thread train at a time. Gradients
-    are on inside, whatever mode the caller is in.
+    The generators belong to the whole process: a lock lets one thread train at a time. Inside,
+    gradients are on, and defaults are the network's, whatever mode the caller is in.
     """
     gpus = [device] if device.type == "cuda" else []
     with (
         _training_lock,
+        own_defaults(device, default_dtype),
         torch.random.fork_rng(devices=gpus),
         torch.inference_mode(False),
         torch.enable_grad(),

@@ -9,7 +9,6 @@ import torch
 from modules import hooks_of, mlp
 from torch import nn
 
-from skood.engine.compiling import Compiled
 from skood.rows import as_rows
 
 X = np.random.RandomState(0).randn(10, 6)
@@ -24,25 +23,46 @@ def _eager_compiler(monkeypatch):
     torch.compiler.reset()
 
 
-def test_a_compiled_forward_shares_the_tensors_and_not_the_hooks():
-    module = mlp().eval()
-    compiled = Compiled(module, "4", torch.device("cpu"))
-    batch = torch.tensor(X)
+def test_a_compiled_network_shares_its_tensors_and_not_its_mode_with_what_users_see(opened):
+    network = opened(mlp(), X, compiled=True)
+    public, batch = network.public, torch.tensor(X)
+    public.train()
     with torch.no_grad():
-        module[4].bias.fill_(7)
-        features, logits = compiled(batch)
-        torch.testing.assert_close(features, module[:4](batch))
-        torch.testing.assert_close(logits, module(batch))
-    assert hooks_of(module) == []
+        public[4].bias.fill_(7)
+        features, logits = network.features_and_logits(batch)
+        torch.testing.assert_close(features, public.eval()[:4](batch))
+        torch.testing.assert_close(logits, public(batch))
+    assert hooks_of(public) == []
 
 
-def test_a_compiled_forward_changes_its_mode_apart_from_the_module():
-    module = mlp().eval()
-    compiled = Compiled(module, "4", torch.device("cpu"))
-    compiled.train(True)
-    first, second = (compiled(torch.tensor(X))[1] for _ in range(2))
+def test_a_compiled_network_changes_its_mode(opened):
+    network = opened(mlp(), X, compiled=True)
+    network.train(True)
+    first, second = (network.logits(torch.tensor(X)) for _ in range(2))
     assert not torch.equal(first, second)  # by dropout
-    assert not module.training
+    network.train(False)
+    first, second = (network.logits(torch.tensor(X)) for _ in range(2))
+    assert torch.equal(first, second)
+
+
+def test_what_a_compiled_network_puts_in_the_place_of_a_buffer_is_seen(opened):
+    class Counts(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("mean", torch.zeros(6))
+            self.head = nn.Linear(6, 4)
+
+        def forward(self, x):
+            if self.training:
+                self.mean = 0.5 * self.mean + 0.5 * x.mean(dim=0)
+            return self.head(x - self.mean)
+
+    network = opened(Counts().double(), X, compiled=True)
+    network.train(True)
+    network.logits(torch.tensor(X))
+    network.train(False)
+    assert network.public.mean.any()
+    assert torch.equal(network.logits(torch.tensor(X)), network.public(torch.tensor(X)))
 
 
 def test_a_compiled_network_agrees_with_the_plain_one(opened):
@@ -58,7 +78,7 @@ def test_a_compiled_network_agrees_with_the_plain_one(opened):
                 atol=1e-8,
             )
             torch.testing.assert_close(network.logits(batch), plain.logits(batch))
-        assert hooks_of(network.module) == []
+        assert hooks_of(network.public) == []
 
 
 def test_a_compiled_network_trains_the_weights_that_it_shows(opened):

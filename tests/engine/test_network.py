@@ -27,12 +27,12 @@ IMAGES = np.random.RandomState(0).rand(8, 3, 32, 32).astype(np.float32)
 
 def test_no_hook_is_left_behind(opened):
     network = opened(mlp(), X)
-    assert hooks_of(network.module) == []
+    assert hooks_of(network.public) == []
     network.features_and_logits(torch.tensor(X))
-    assert hooks_of(network.module) == []
+    assert hooks_of(network.public) == []
     with pytest.raises(RuntimeError):
         network.features_and_logits(torch.zeros(3, 99))
-    assert hooks_of(network.module) == []
+    assert hooks_of(network.public) == []
 
 
 def test_hooks_of_the_user_keep_running(opened):
@@ -42,7 +42,7 @@ def test_hooks_of_the_user_keep_running(opened):
     network = opened(module, X)
     batch = torch.tensor(X)
     torch.testing.assert_close(network.features_and_logits(batch)[1], plain(batch))
-    assert len(hooks_of(network.module)) == 1
+    assert len(hooks_of(network.public)) == 1
 
 
 def test_other_logits_in_training_mode_are_refused(opened):
@@ -96,7 +96,22 @@ def test_eight_threads_at_once_get_the_features_of_their_own_batches(opened, mon
             for (features, logits), (own_features, own_logits) in zip(found, expected, strict=True):
                 assert torch.equal(features, own_features)
                 assert torch.equal(logits, own_logits)
-    assert hooks_of(network.module) == []
+    assert hooks_of(network.public) == []
+
+
+def test_threads_that_start_and_end_forwards_at_any_time_do_not_meet(opened):
+    network = opened(mlp(), X)
+    batch = torch.tensor(X)
+    with torch.no_grad():
+        expected = network.features_and_logits(batch)
+
+        def same(_):
+            with torch.no_grad():
+                found = network.features_and_logits(batch)
+            return all(map(torch.equal, found, expected))
+
+        with ThreadPoolExecutor(8) as pool:
+            assert all(pool.map(same, range(2000)))
 
 
 def test_copies_made_while_features_are_captured_carry_no_hooks(opened):
@@ -118,7 +133,100 @@ def test_copies_made_while_features_are_captured_carry_no_hooks(opened):
         for thread in threads:
             thread.join()
     for copied in copies:
-        assert not any(part._forward_hooks for part in copied.module.modules())
+        assert not any(part._forward_hooks for part in copied.public.modules())
+
+
+# What users see of it
+
+
+class Moves(nn.Module):
+    """Puts a new tensor in the place of its buffer, and keeps what it computes, in each step."""
+
+    def __init__(self):
+        super().__init__()
+        self.head, self.kept = nn.Linear(6, 4), []
+        self.register_buffer("mean", torch.zeros(6))
+
+    def forward(self, x):
+        if self.training:
+            self.mean = 0.5 * self.mean + 0.5 * x.mean(dim=0)
+            self.kept.append(self.head(x))
+        return self.head(x - self.mean)
+
+
+def test_what_users_do_to_the_module_that_they_see_does_not_reach_the_one_that_runs(opened):
+    network = opened(mlp(), X)
+    batch = torch.tensor(X)
+    expected = network.features_and_logits(batch)
+    assert network.public is network.public
+    network.public.train()
+    network.public[0].register_forward_hook(lambda *args: args[-1] * 100)
+    network.public[4] = nn.Identity()
+    for own, other in zip(network.features_and_logits(batch), expected, strict=True):
+        assert torch.equal(own, other)
+    with torch.no_grad():
+        network.public[0].weight.zero_()  # the tensors are the same
+    assert not torch.equal(network.logits(batch), expected[1])
+
+
+def test_what_training_changes_is_seen_and_travels(opened):
+    network = opened(Moves().double(), X)
+    before, batch = network.public, torch.tensor(X)
+    network.train(True)
+    network.logits(batch)
+    assert network.public is not before
+    network.train(False)
+    assert hooks_of(network.public) == []
+    assert not any(part.training for part in network.public.modules())
+    expected = network.logits(batch)
+    for module in (network.public, pickle.loads(pickle.dumps(network)).public):
+        assert module.mean.any()
+        assert torch.equal(module(batch), expected)
+
+
+def test_a_copy_of_a_network_that_keeps_what_it_computed_in_training(opened):
+    network = opened(Moves().double(), X)
+    network.train(True)
+    network.logits(torch.tensor(X))
+    twin = network.uncompiled_copy()
+    network.train(False)
+    batch = torch.tensor(X)
+    assert torch.equal(twin.logits(batch), network.logits(batch))
+    assert twin.public.mean is not network.public.mean
+
+
+class Wakes(nn.Dropout):
+    """Comes in training mode from every copy."""
+
+    def __setstate__(self, state):
+        super().__setstate__(state)
+        self.train()
+
+
+@pytest.mark.parametrize(
+    "part", [Wakes(), torch.fx.symbolic_trace(nn.Sequential(nn.Dropout(), nn.BatchNorm1d(8)))]
+)
+def test_copies_and_pickles_are_in_evaluation_mode(opened, part):
+    module = nn.Sequential(nn.Linear(6, 8), part, nn.Linear(8, 4)).double()
+    network, batch = opened(module, X), torch.tensor(X)
+    expected = network.logits(batch)
+    for _ in range(2):
+        for twin in (pickle.loads(pickle.dumps(network)), copy.deepcopy(network)):
+            assert not any(part.training for part in twin.public.modules())
+            assert torch.equal(twin.logits(batch), expected)
+        network = twin
+
+
+def test_a_part_that_others_put_in_training_mode_is_put_back(opened):
+    class Shared(nn.Dropout):
+        def __deepcopy__(self, memo):
+            return self
+
+    part = Shared()
+    network = opened(nn.Sequential(nn.Linear(6, 8), part, nn.Linear(8, 4)), X)
+    part.train()
+    network.evaluate()
+    assert not part.training
 
 
 # What is known of a network
@@ -187,6 +295,21 @@ def convolutional():
         nn.Flatten(),
         nn.Linear(8, 4),
     )
+
+
+@pytest.mark.parametrize(("make", "rows"), [(mlp, X), (convolutional, IMAGES), (Moves, X)])
+def test_all_pickles_of_a_network_are_the_same(opened, make, rows):
+    network = opened(make().float(), rows)
+    network.train(True)
+    network.logits(network.batcher(as_rows(rows)))
+    network.train(False)
+    first = pickle.dumps(network)
+    network.features_and_logits(network.batcher(as_rows(rows)))
+    assert pickle.dumps(network) == first
+    loaded = pickle.loads(first)
+    again = pickle.dumps(loaded)
+    loaded.features_and_logits(loaded.batcher(as_rows(rows)))
+    assert pickle.dumps(loaded) == again
 
 
 @pytest.mark.parametrize(
