@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -10,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .copying import deepcopied
+from .modes import set_mode
 from .outputs import run
 
 
@@ -22,7 +23,7 @@ class Compiled:
     def __init__(self, module: nn.Module, head: str, device: torch.device) -> None:
         # A second module on the same tensors, for hooks that must not show in the first.
         shared = {id(tensor): tensor for tensor in (*module.parameters(), *module.buffers())}
-        self._view = copy.deepcopy(module, memo=shared)
+        self._view = deepcopied(module, shared)
         self._forward = _compiled_forward(self._view, head, device)
 
     def __call__(self, batch: Tensor) -> tuple[Tensor, Tensor]:
@@ -31,7 +32,7 @@ class Compiled:
 
     def train(self, training: bool) -> None:
         """Put the compiled module in training or in evaluation mode."""
-        self._view.train(training)
+        set_mode(self._view, training)
 
 
 def _compiled_forward(

@@ -15,7 +15,9 @@ from torch import Tensor, nn
 from ..exceptions import HeadNotFoundError
 from .batches import Batcher
 from .compiling import Compiled
+from .copying import deepcopied
 from .hardware import Precision, available_device, rows_at_once
+from .modes import set_mode
 from .outputs import run
 from .shapes import Shapes
 from .trials import captured_calls
@@ -140,7 +142,7 @@ class Network:
 
     def train(self, training: bool) -> None:
         """Put the network in training or in evaluation mode."""
-        self.module.train(training)
+        set_mode(self.module, training)
         if self.compiled:
             self._compiled.train(training)
 
@@ -190,12 +192,14 @@ class Network:
         state = {name: value for name, value in vars(self).items() if not name.startswith("_")}
         with self._idle:
             self._idle.wait_for(lambda: self._captures == 0)
-            return state | {"module": copy.deepcopy(self.module).cpu()}
+            module = deepcopied(self.module)
+            module.cpu()
+            return state | {"module": module}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         device = available_device(state["batcher"].device)
+        state["module"].to(device)
         moved = {
-            "module": state["module"].to(device),
             "batcher": dataclasses.replace(state["batcher"], device=device),
         }
         if device.type != state["batcher"].device.type and state["shapes"].ladder != (1,):

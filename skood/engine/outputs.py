@@ -95,6 +95,13 @@ def check_usable(logits: Tensor, batch: Tensor, module: nn.Module) -> None:
             f"it, or pass device={str(logits.device)!r}."
         )
     bad = (~torch.isfinite(logits)).any(dim=1)
+    if bad.any() and bool((logits.isfinite() | logits.isneginf()).all()):
+        raise NonFiniteLogitsError(
+            f"The network gives logits of -inf for {int(bad.sum())} of {len(bad)} rows, as a mask "
+            "of classes does: neither training nor all scores can take them. Return the logits "
+            "without the mask. If some classes should never be predicted, make the head a "
+            "torch.nn.Linear with the rows of weight and bias for the others alone."
+        )
     if bad.any():
         broken = _first_nonfinite(module)
         remedy = (
