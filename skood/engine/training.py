@@ -251,7 +251,6 @@ class Training:
             loss, record = self._loss(batch, step.labels, step.counts)
             self._optimizer.zero_grad(set_to_none=True)
             loss.backward()
-            _make_dense(self._optimizer)
             self._optimizer.step()
             return record
         except torch.OutOfMemoryError:
@@ -409,6 +408,7 @@ def _optimizer(network: Network, recipe: Recipe) -> torch.optim.Optimizer:
         weight_decay=recipe.weight_decay,
         fused=fused or None,  # one kernel on a GPU; None leaves the choice to torch
     )
+    optimizer.register_step_pre_hook(_make_dense)
     if fused and recipe.momentum > 0:
         # Which torch asks for where a parameter has its first gradient later than another.
         for p in parameters:
@@ -416,7 +416,7 @@ def _optimizer(network: Network, recipe: Recipe) -> torch.optim.Optimizer:
     return optimizer
 
 
-def _make_dense(optimizer: torch.optim.Optimizer) -> None:
+def _make_dense(optimizer: torch.optim.Optimizer, *_: Any) -> None:
     """Fill up sparse gradients, such as an embedding's, which momentum and weight decay refuse."""
     for group in optimizer.param_groups:
         for p in group["params"]:
