@@ -139,7 +139,6 @@ class _Border(TorchDispatchMode):
 
     def _look_at(self, tensor: Tensor, place: Any) -> None:
         """Stop before the use of a tensor that the forward did not make, if it is not allowed."""
-        shape = tuple(tensor.shape)
         if place in self._given:
             raise _Crossing(
                 f"In a copy of the module, forward uses {self._given[place]!r} of the module "
@@ -154,13 +153,14 @@ class _Border(TorchDispatchMode):
                 self.used_without_gradient = True
             elif place not in self._registered:
                 raise _Crossing(
-                    f"The forward uses a parameter of shape {shape} that training would not "
-                    f"change, because it is in a plain list, dict or object. {REGISTER}"
+                    f"The forward uses a parameter of shape {tuple(tensor.shape)} that training "
+                    f"would not change: it is in a plain list, dict or object. {REGISTER}"
                 )
         elif isinstance(tensor, nn.Parameter) or tensor.requires_grad:
             raise _Crossing(
-                f"The forward uses a parameter of shape {shape} that is no part of the module: its "
-                f"layer is in a global, an attribute of a class, a function or a cache. {REGISTER}"
+                f"The forward uses a parameter of shape {tuple(tensor.shape)} that is no part of "
+                "the module: its layer is in a global, an attribute of a class, a function or a "
+                f"cache. {REGISTER}"
             )
         elif isinstance(place, tuple) and place not in self._others:
             self._others[place] = weakref.ref(tensor), tensor.clone()

@@ -140,7 +140,9 @@ def test_a_part_that_copies_as_itself_is_refused_by_name():
 def test_an_exported_program_is_refused_with_what_to_pass(inside, unflatten):
     program = torch.export.export(Body().eval(), (torch.zeros(8, 6),))
     module = torch.export.unflatten(program) if unflatten else program.module()
-    with pytest.raises(HeadNotFoundError, match=r"exported program.*Pass the nn\.Module from which"):
+    with pytest.raises(
+        HeadNotFoundError, match=r"exported program.*Pass the nn\.Module from which"
+    ):
         copy_module(nn.Sequential(module) if inside else module)
 
 
