@@ -16,8 +16,12 @@ from .scripted import has_bare_scripts, portable, wrapped_scripts
 COMPILED = "_orig_mod"
 """Name under which what torch.compile returns holds the module."""
 
-HOOK_OF_WEIGHT_NORM = "weight_norm.<locals>._weight_norm_compat_hook"
-"""Reads older state dicts; torch's weight_norm leaves it in a module, and it cannot be pickled."""
+LOCAL_HOOKS = ("weight_norm.<locals>._weight_norm_compat_hook", ".<locals>.output_capturing_hook")
+"""Hooks that cannot be pickled, and that no copy needs.
+
+The first reads older state dicts; torch leaves it in a module that once had a weight_norm. The
+others are added by networks of transformers in their first forward.
+"""
 
 
 def copy_module(module: nn.Module) -> nn.Module:
@@ -57,14 +61,28 @@ def deepcopied(module: nn.Module, memo: dict[int, Any] | None = None) -> nn.Modu
     memo.update(wrapped_scripts(module))
     with _ByValue():
         copied: nn.Module = copy.deepcopy(module, memo)
+    make_picklable(copied)
+    return copied
+
+
+def make_picklable(copied: nn.Module) -> None:
+    """Mend the parts of a copy that cannot be pickled, but could.
+
+    torch keeps parametrized tensors in properties of a class, which all copies share. Each gets its
+    own: it could lose them as soon as they are removed from the module given.
+    """
     for part in copied.modules():
         if parametrize.is_parametrized(part):
-            _parametrize_anew(part)
-        hooks: dict[int, Any] = part._load_state_dict_pre_hooks
-        for key, kept in list(hooks.items()):
-            if getattr(kept.hook, "__qualname__", None) == HOOK_OF_WEIGHT_NORM:
-                del hooks[key]
-    return copied
+            part.__class__ = parametrize.type_before_parametrizations(part)
+            _add_class(part)
+            _add_properties(part)
+        all_hooks: tuple[dict[int, Any], ...] = part._load_state_dict_pre_hooks, part._forward_hooks
+        for hooks in all_hooks:
+            for key, hook in list(hooks.items()):
+                if getattr(getattr(hook, "hook", hook), "__qualname__", "").endswith(LOCAL_HOOKS):
+                    del hooks[key]
+        if "_output_capturing_hooks_installed" in vars(part):
+            del vars(part)["_output_capturing_hooks_installed"]  # the next forward adds them
 
 
 def on_cpu(module: nn.Module) -> Any:
@@ -129,17 +147,6 @@ def _check_has_layers(module: nn.Module) -> None:
                 "layers are gone, the last one too, and it stays in the mode in which it was "
                 "exported. Pass the nn.Module from which it was exported."
             )
-
-
-def _parametrize_anew(part: nn.Module) -> None:
-    """Give a copy of a parametrized module a class of its own, whose objects can be pickled.
-
-    torch keeps parametrized tensors in properties of a class, which all copies share: without its
-    own, a copy would lose them as soon as they are removed from the module given.
-    """
-    part.__class__ = parametrize.type_before_parametrizations(part)
-    _add_class(part)
-    _add_properties(part)
 
 
 def _add_class(part: nn.Module) -> None:

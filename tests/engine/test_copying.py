@@ -217,3 +217,28 @@ def test_what_is_pickled_of_a_module_on_the_cpu_is_on_its_tensors():
     module = mlp()
     pairs = zip(module.parameters(), on_cpu(module).parameters(), strict=True)
     assert all(own is other for own, other in pairs)
+
+
+class Recording(Body):
+    """In the way of transformers: the first forward adds hooks that cannot be pickled."""
+
+    def forward(self, x):
+        if not getattr(self, "_output_capturing_hooks_installed", False):
+            self._output_capturing_hooks_installed = True
+
+            def output_capturing_hook(module, args, output):
+                vars(self).setdefault("seen", []).append(len(output))
+
+            self.body.register_forward_hook(output_capturing_hook)
+        return super().forward(x)
+
+
+def test_hooks_that_a_forward_adds_again_do_not_keep_a_module_from_pickling():
+    module = Recording()
+    rows = torch.tensor(X).to(module.body.weight.dtype)
+    module(rows)
+    loaded = pickle.loads(pickle.dumps(on_cpu(module)))
+    loaded.seen = []
+    loaded(rows)
+    assert loaded.seen == [len(X)]
+    assert len(module.body._forward_hooks) == 1
