@@ -65,7 +65,8 @@ class SparseEnergyOODDetector(OutlierMixin, BaseEstimator):
     ----------
     module : torch.nn.Module, default=None
         Your trained classifier. It returns logits (n, K); a copy is trained and yours never
-        changes. None builds a small network for X and trains it first.
+        changes. Parts without parameters that require a gradient stay as they are, and so do the
+        statistics of their batch-norm. None builds a small network for X and trains it first.
     head : str, default=None
         Name of the last layer, which turns features into logits. None searches for it.
     sparsity_weight : float, default=0.02

@@ -351,7 +351,8 @@ class Fit:
         detector, first = self.detector, self.ranks.first
         if detector.module is not None:
             penalized = any(t.parameter == "sparsity_weight" and t.weight > 0 for t in terms)
-            check_trainable(network, data.rows, penalized=penalized)
+            given = cast(nn.Module, detector.module)
+            check_trainable(network, data.rows, given=given, penalized=penalized)
         training = Training(network, data, terms, recipe, seed, get_augment(detector.augment))
         store, resume = None, None
         if self._memory is not None and first:
@@ -510,4 +511,5 @@ def _opened(
         precision=detector.precision,
         compiled=detector.compile,
         small_shape=small_shape,
+        given=detector.module,
     )

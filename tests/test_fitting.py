@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ast
+import copy
 import inspect
+import pickle
 import textwrap
 import threading
 import warnings
@@ -15,11 +17,12 @@ import pytest
 import torch
 from sklearn.base import clone
 from torch import nn
+from torch.nn.utils import prune
 from torch.utils.data import TensorDataset
 
 from skood import SparseEnergyOODDetector
 from skood.engine.objective import FINE_TUNING_TERMS
-from skood.exceptions import HeadNotFoundError
+from skood.exceptions import HeadNotFoundError, NonFiniteLogitsError
 
 LONGEST_FIT = 25
 """Lines of code that `fit` may have."""
@@ -229,3 +232,124 @@ def test_preprocess_need_not_be_copied(digits, distillation_weight):
         random_state=0,
     )
     assert len(quiet_fit(detector, digits.X, digits.y).history_) == 2
+
+
+# Copies of the module given
+
+
+class Reaching(nn.Module):
+    """A classifier that keeps a function of its own layer."""
+
+    def __init__(self):
+        super().__init__()
+        self.body, self.head = nn.Linear(64, 8), nn.Linear(8, 10)
+        self.step = lambda x: self.body(x)
+
+    def forward(self, x):
+        return self.head(self.step(x).relu())
+
+
+class InTraining(Reaching):
+    def forward(self, x):
+        return self.head((self.step if self.training else self.body)(x).relu())
+
+
+class Method(Reaching):
+    def __init__(self):
+        super().__init__()
+        del self.step
+
+    def step(self, x):
+        return self.body(x)
+
+
+@pytest.mark.parametrize(
+    ("kind", "max_epochs"), [(Reaching, 0), (Reaching, 1), (InTraining, 1)], ids=str
+)
+def test_a_copy_that_reaches_the_module_given_is_refused(digits, kind, max_epochs):
+    module = kind()
+    before = {name: x.clone() for name, x in module.state_dict().items()}
+    detector = SparseEnergyOODDetector(module, max_epochs=max_epochs, random_state=0)
+    with pytest.raises(TypeError, match=r"'body\.weight' of the module given.*method") as raised:
+        quiet_fit(detector, digits.X, digits.y)
+    assert not hasattr(raised.value, "__notes__")
+    assert not hasattr(detector, "offset_")
+    assert all(torch.equal(x, before[name]) for name, x in module.state_dict().items())
+    assert all(parameter.grad is None for parameter in module.parameters())
+    quiet_fit(detector.set_params(module=Method()), digits.X, digits.y)
+
+
+class WithoutReturn(nn.Sequential):
+    """Keeps its batch-norm in evaluation mode, and forgets to return itself."""
+
+    def train(self, mode=True):
+        super().train(mode)
+        self[1].eval()
+
+    def eval(self):
+        super().eval()
+
+
+@pytest.mark.parametrize("parameters", [{"max_epochs": 0}, {"distillation_weight": 1.0}], ids=str)
+def test_train_and_eval_may_return_nothing(digits, parameters):
+    module = WithoutReturn(nn.Linear(64, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 10))
+    parameters = {"max_epochs": 1, "random_state": 0} | parameters
+    detector = quiet_fit(SparseEnergyOODDetector(module, **parameters), digits.X, digits.y)
+    assert torch.equal(detector.module_[1].running_mean, torch.zeros(8))
+    assert not detector.module_[0].training
+
+
+class Keeping(nn.Sequential):
+    """Keeps what it computed, for a plot."""
+
+    def forward(self, x):
+        self.kept = {"last": [super().forward(x)]}
+        return self.kept["last"][0]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda module: nn.utils.weight_norm(module[0]),
+        lambda module: nn.utils.spectral_norm(module[0]),
+        lambda module: nn.utils.parametrizations.weight_norm(module[0]),
+        lambda module: nn.utils.parametrizations.spectral_norm(module[0]),
+        lambda module: prune.l1_unstructured(module[0], "weight", 0.5),
+        lambda module: None,
+    ],
+    ids=[
+        "weight norm",
+        "spectral norm",
+        "weight norm as parametrization",
+        "spectral norm as parametrization",
+        "pruned",
+        "keeping",
+    ],
+)
+def test_computed_weights_and_kept_activations_are_fitted_and_travel(digits, tmp_path, change):
+    module = Keeping(nn.Linear(64, 8), nn.ReLU(), nn.Linear(8, 10))
+    change(module)
+    module(torch.zeros(2, 64))
+    detector = SparseEnergyOODDetector(
+        module, max_epochs=1, distillation_weight=1.0, memory=tmp_path, random_state=0
+    )
+    scores = quiet_fit(detector, digits.X, digits.y).score_samples(digits.X_test)
+    for other in (
+        pickle.loads(pickle.dumps(detector)),
+        copy.deepcopy(detector),
+        quiet_fit(clone(detector), digits.X, digits.y),  # from memory
+    ):
+        assert np.array_equal(other.score_samples(digits.X_test), scores)
+
+
+def test_a_head_for_some_classes_alone_takes_the_place_of_a_mask(digits):
+    module = nn.Sequential(nn.Linear(64, 8), nn.ReLU(), nn.Linear(8, 12))
+    with torch.no_grad():
+        module[2].bias[10:] = -torch.inf
+    detector = SparseEnergyOODDetector(module, max_epochs=1, random_state=0)
+    with pytest.raises(NonFiniteLogitsError, match="with the rows of weight and bias"):
+        quiet_fit(detector, digits.X, digits.y)
+    head = nn.Linear(8, 10)
+    head.weight, head.bias = nn.Parameter(module[2].weight[:10]), nn.Parameter(module[2].bias[:10])
+    module[2] = head
+    assert quiet_fit(detector, digits.X, digits.y).head_ == "2"

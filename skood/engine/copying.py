@@ -1,85 +1,179 @@
-"""Copies of the user's module, which share nothing with it."""
+"""Copies of the user's module, which share nothing with it, and pickle."""
 
 from __future__ import annotations
 
 import copy
-import types
-from collections.abc import Mapping
+from typing import Any
 
+import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
+from torch.overrides import TorchFunctionMode
 
+from ..exceptions import HeadNotFoundError
 from .scripted import has_bare_scripts, portable, wrapped_scripts
 
 COMPILED = "_orig_mod"
 """Name under which what torch.compile returns holds the module."""
 
+LOCAL_HOOKS = ("weight_norm.<locals>._weight_norm_compat_hook", ".<locals>.output_capturing_hook")
+"""Hooks that cannot be pickled, and that no copy needs.
+
+The first reads older state dicts; torch leaves it in a module that once had a weight_norm. The
+others are added by networks of transformers in their first forward.
+"""
+
 
 def copy_module(module: nn.Module) -> nn.Module:
     """Deep copy of a classifier, without the wrappers that tie it to devices or to a compiler."""
-    wrapper = {nn.DataParallel: "module", nn.parallel.DistributedDataParallel: "module"}
-    while (name := wrapper.get(type(module), COMPILED)) in module._modules:
-        module = module.get_submodule(name)
-    # Tensors computed by an earlier forward and kept as attributes have a graph, which copies of
-    # modules must not: they are copied by value.
-    attributes = [value for part in module.modules() for value in vars(part).values()]
-    computed = [value for value in attributes if isinstance(value, Tensor) and not value.is_leaf]
+    module = unwrapped(module)
+    _check_has_layers(module)
     try:
-        copied = copy.deepcopy(
-            module,
-            {id(value): value.detach().clone() for value in computed} | wrapped_scripts(module),
-        )
+        copied = deepcopied(module)
     except Exception as error:
         raise TypeError(
             f"The module ({type(module).__name__}) cannot be copied: {error}. fit trains a copy "
-            "and never touches the module given; remove what copy.deepcopy refuses, such as "
-            "stored activations."
+            "and never touches the module given; remove what copy.deepcopy refuses."
         ) from error
     for part in list(copied.modules()):
         for name, child in part.named_children():
             if COMPILED in child._modules:
                 setattr(part, name, child._modules[COMPILED])
-    for name, part in copied.named_modules():
-        _check_shares_nothing(name or "the module", part)
+    _check_is_other(copied, module)
     return copied
 
 
-def _check_shares_nothing(name: str, part: nn.Module) -> None:
-    """Refuse functions that reach, from a copy, into the module that it was made of."""
-    for attribute, value in vars(part).items():
-        values = value.values() if isinstance(value, Mapping) else [value]
-        things = [x for v in values for x in (v if isinstance(v, list | tuple) else [v])]
-        functions = [x for x in things if isinstance(x, types.FunctionType) and x.__closure__]
-        if attribute == "forward" and functions:
+def unwrapped(module: nn.Module) -> nn.Module:
+    """A module without wrappers around it."""
+    wrapper = {nn.DataParallel: "module", nn.parallel.DistributedDataParallel: "module"}
+    while (name := wrapper.get(type(module), COMPILED)) in module._modules:
+        module = module.get_submodule(name)
+    return module
+
+
+def deepcopied(module: nn.Module, memo: dict[int, Any] | None = None) -> nn.Module:
+    """A deep copy that pickles, also of a module that torch neither copies nor pickles.
+
+    Tensors that an earlier forward computed and left anywhere in the module have a graph, which
+    copies must not: they are copied by value. `memo` is that of `copy.deepcopy`.
+    """
+    memo = {} if memo is None else memo
+    memo.update(wrapped_scripts(module))
+    with _ByValue():
+        copied: nn.Module = copy.deepcopy(module, memo)
+    make_picklable(copied)
+    return copied
+
+
+def make_picklable(copied: nn.Module) -> None:
+    """Mend the parts of a copy that cannot be pickled, but could.
+
+    torch keeps parametrized tensors in properties of a class, which all copies share. Each gets its
+    own: it could lose them as soon as they are removed from the module given.
+    """
+    for part in copied.modules():
+        if parametrize.is_parametrized(part):
+            part.__class__ = parametrize.type_before_parametrizations(part)
+            _add_class(part)
+            _add_properties(part)
+        all_hooks: tuple[dict[int, Any], ...] = part._load_state_dict_pre_hooks, part._forward_hooks
+        for hooks in all_hooks:
+            for key, hook in list(hooks.items()):
+                if getattr(getattr(hook, "hook", hook), "__qualname__", "").endswith(LOCAL_HOOKS):
+                    del hooks[key]
+        if "_output_capturing_hooks_installed" in vars(part):
+            del vars(part)["_output_capturing_hooks_installed"]  # the next forward adds them
+
+
+def on_cpu(module: nn.Module) -> Any:
+    """What to pickle in the place of a module: it comes back as the module, on the CPU."""
+    tensors = (*module.parameters(), *module.buffers())
+    here = all(tensor.device.type == "cpu" for tensor in tensors)
+    copied = deepcopied(module, {id(tensor): tensor for tensor in tensors} if here else {})
+    if not here:
+        copied.cpu()
+    return portable(copied) if has_bare_scripts(module) else copied
+
+
+def memory_of(tensor: Tensor) -> Any:
+    """What two tensors have in common if they are, or look at, the same values in memory."""
+    try:
+        address = tensor.untyped_storage().data_ptr()
+    except Exception:  # it has none of its own, such as a sparse tensor, or none yet
+        address = 0
+    return (tensor.device, address) if address else id(tensor)
+
+
+def named_tensors(module: nn.Module) -> dict[str, Tensor]:
+    """Parameters and buffers of a module, by their names without those of wrappers."""
+    tensors = (*module.named_parameters(), *module.named_buffers())
+    return {name.replace(f"{COMPILED}.", ""): tensor for name, tensor in tensors}
+
+
+class _ByValue(TorchFunctionMode):
+    """Inside, `copy.deepcopy` takes the values of tensors that it would refuse."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if func is not Tensor.__deepcopy__ or (args[0].is_leaf and not args[0].is_inference()):
+            return func(*args, **(kwargs or {}))
+        tensor, memo = args
+        if id(tensor) not in memo:
+            memo[id(tensor)] = tensor.detach().clone()
+        return memo[id(tensor)]
+
+
+def _check_is_other(copied: nn.Module, module: nn.Module) -> None:
+    """Refuse a copy with tensors of the module that it was made of."""
+    given = {memory_of(tensor) for tensor in named_tensors(module).values()}
+    for name, tensor in named_tensors(copied).items():
+        if memory_of(tensor) in given:
             raise TypeError(
-                f"The forward of {name!r} was replaced by a function, as "
-                "module.forward = torch.compile(module.forward) does. Copies share it, and with "
-                "it the weights of the module given, which fit must not touch. Use "
-                "module.compile() or torch.compile(module), or a subclass with another forward."
-            )
-        if any(_holds_weights(function) for function in functions):
-            raise TypeError(
-                f"{attribute!r} of {name!r} holds a function that reaches a module or a tensor "
-                "from outside, such as a lambda that calls self.layer. Copies share it, and with "
-                "it the weights of the module given, which fit must not touch. Make it a method, "
-                "or an nn.Module that holds what it calls."
+                f"The module ({type(module).__name__}) cannot be copied: {name!r} of the copy is "
+                "that of the module given, because a __deepcopy__ returns what it should copy. fit "
+                "trains a copy and never touches the module given; remove that method."
             )
 
 
-def _holds_weights(function: types.FunctionType) -> bool:
-    cells = function.__closure__ or ()
-    contents = []
-    for cell in cells:
-        try:
-            contents.append(cell.cell_contents)
-        except ValueError:  # not assigned yet
-            continue
-    return any(isinstance(content, nn.Module | nn.Parameter) for content in contents)
+def _check_has_layers(module: nn.Module) -> None:
+    """Refuse exported programs, which have operations in the place of layers."""
+    for name, part in module.named_modules():
+        graph = vars(part).get("_graph", vars(part).get("graph"))
+        nodes = graph.nodes if isinstance(graph, torch.fx.Graph) else ()
+        if any(getattr(node.target, "namespace", None) == "aten" for node in nodes):
+            raise HeadNotFoundError(
+                f"The module{f', in its {name!r},' if name else ''} is an exported program: its "
+                "layers are gone, the last one too, and it stays in the mode in which it was "
+                "exported. Pass the nn.Module from which it was exported."
+            )
 
 
-def on_cpu(module: nn.Module) -> nn.Module:
-    """The module itself where it lies on the CPU and pickles, else a copy that does."""
-    if has_bare_scripts(module):
-        return portable(module)
-    if all(tensor.device.type == "cpu" for tensor in (*module.parameters(), *module.buffers())):
-        return module
-    return copy.deepcopy(module).cpu()
+def _add_class(part: nn.Module) -> None:
+    parametrize._inject_new_class(part)
+    kind: Any = type(part)
+    del kind.__getstate__  # an error
+    kind.__reduce_ex__, kind.__setstate__ = _reduced, _restore
+
+
+def _add_properties(part: nn.Module) -> None:
+    for name in part.get_submodule("parametrizations")._modules:
+        parametrize._inject_property(part, name)
+
+
+def _reduced(part: nn.Module, protocol: int) -> tuple[Any, ...]:
+    before: Any = parametrize.type_before_parametrizations(part)
+    return _parametrized, (before,), before.__getstate__(part)
+
+
+def _parametrized(kind: type[nn.Module]) -> nn.Module:
+    """A parametrized module without its state."""
+    part = kind.__new__(kind)
+    _add_class(part)
+    return part
+
+
+def _restore(part: nn.Module, state: dict[str, Any]) -> None:
+    kind: Any = type(part).__base__
+    kind.__setstate__(part, state)
+    _add_properties(part)

@@ -96,6 +96,9 @@ class Ranks:
         if self.size == 1:
             return objective
         self.share_buffers(module)
+        for part in module.modules():
+            if isinstance(part, nn.Embedding | nn.EmbeddingBag):
+                part.sparse = False  # ranks exchange dense gradients alone
         # Which parameters have a gradient does not change from step to step, and some have none.
         return DistributedDataParallel(objective, static_graph=True)
 

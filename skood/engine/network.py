@@ -15,8 +15,9 @@ from torch.utils.hooks import RemovableHandle
 from ..exceptions import HeadNotFoundError
 from .batches import Batcher
 from .compiling import compiled
-from .copying import on_cpu
+from .copying import make_picklable, on_cpu
 from .hardware import Precision, available_device, rows_at_once
+from .modes import set_mode
 from .outputs import run
 from .shapes import Shapes
 from .trials import captured_calls
@@ -88,7 +89,8 @@ class Network:
 
         What runs is a view of it with a hook on the head. The module itself is for users.
         """
-        module.train(False)  # copies and pickles of some come in training mode
+        set_mode(module, training=False)  # copies and pickles of some come in training mode
+        make_picklable(module)
         self._public = module
         self.module, _ = view_of(module)
         self._parts = tuple(parts_with_a_mode(self.module).values())
@@ -114,6 +116,7 @@ class Network:
         public, hook = view_of(self.module, self._hook)
         if hook is not None:
             hook.remove()
+        make_picklable(public)
         # The first that is made while the weights stay is kept, whichever thread makes it.
         return public if self.module.training else vars(self).setdefault("_public", public)
 
@@ -173,7 +176,7 @@ class Network:
 
     def train(self, training: bool) -> None:
         """Put the network in training or in evaluation mode."""
-        self.module.train(training)
+        set_mode(self.module, training)
         # Training may give it other buffers and attributes, so that the public one is made anew.
         vars(self).pop("_public", None)
 
@@ -181,7 +184,7 @@ class Network:
         """Put the network in evaluation mode, if others with whom it shares a part ended that."""
         for part in self._parts:
             if part.training:
-                self.module.train(False)
+                set_mode(self.module, training=False)
                 return
 
     def without_shape(self, shape: int) -> None:
@@ -228,12 +231,13 @@ class Network:
         # Weights travel on the CPU, so that what was trained on a GPU loads anywhere; compiled code
         # stays behind.
         state = {name: value for name, value in vars(self).items() if not name.startswith("_")}
-        return state | {"module": on_cpu(self.public)}
+        public = self.public
+        return state | {"module": public if self.device.type == "cpu" else on_cpu(public)}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         device = available_device(state["batcher"].device)
+        state["module"].to(device)
         moved = {
-            "module": state["module"].to(device),
             "batcher": dataclasses.replace(state["batcher"], device=device),
         }
         if device.type != state["batcher"].device.type and state["shapes"].ladder != (1,):

@@ -20,14 +20,16 @@ from ..exceptions import (
 from ..notices import warn_user
 from .advice import explained
 from .batches import Batcher
-from .copying import copy_module
+from .copying import deepcopied
 from .hardware import autocast, resolve_precision, rows_at_once, rows_of_small_shape
 from .heads import find_head
+from .modes import set_mode
 from .network import TRIAL_ROWS, Network, features_and_logits, trainable
 from .outputs import check_usable, describe, is_plain_tuple, logits_of, run
 from .rows import Rows, slices
 from .scripted import rounds_by_batch, scripted_parts
 from .shapes import Results, Shapes, same_bits
+from .sharing import check_scoring, check_training
 from .trials import Trial, close
 
 ROWS_OF_A_SHAPE = 64
@@ -46,6 +48,7 @@ def open_network(
     precision: str,
     compiled: bool,
     small_shape: bool,
+    given: nn.Module | None = None,
 ) -> Network:
     """Make a module ready to run, having tried it on real rows.
 
@@ -66,6 +69,8 @@ def open_network(
     small_shape : bool
         Whether requests of few images may run in a forward of their own size, which is faster and
         agrees with others to 1e-5.
+    given : nn.Module or None
+        The user's module, if the classifier is a copy of it.
 
     Returns
     -------
@@ -83,9 +88,12 @@ def open_network(
             "compile=True cannot compile a TorchScript module. Pass compile=False, or the "
             "nn.Module from which it was made."
         )
-    module = module.to(batcher.device).eval()
+    module.to(batcher.device)
+    set_mode(module, training=False)
     few = rows.spaced(TRIAL_ROWS)
     batch = batcher(few)
+    if given is not None:
+        check_scoring(module, batch, given, explained(module, batch, rows, batcher))
     with torch.no_grad():
         with explained(module, batch, rows, batcher):
             output = module(batch)
@@ -249,7 +257,9 @@ def _head_of(module: nn.Module, batch: Tensor, output: Any, name: str | None) ->
     return None
 
 
-def check_trainable(network: Network, rows: Rows, *, penalized: bool = True) -> None:
+def check_trainable(
+    network: Network, rows: Rows, *, given: nn.Module | None = None, penalized: bool = True
+) -> None:
     """Refuse to train what training would not change as it should.
 
     The logits must carry a gradient to the parameters, and be what the head gives in training mode
@@ -264,6 +274,8 @@ def check_trainable(network: Network, rows: Rows, *, penalized: bool = True) -> 
             "pretrain_epochs=0, if you set it) to use the network as it is."
         )
     batch = network.batcher(rows.spaced(TRIAL_ROWS))
+    if given is not None and len(batch) > 1:
+        check_training(module, batch, given, explained(module, batch, rows, network.batcher))
     parameters = trainable(module)
     with torch.enable_grad(), explained(module, batch, rows, network.batcher):
         features, logits = features_and_logits(module, head, batch)
@@ -279,8 +291,9 @@ def check_trainable(network: Network, rows: Rows, *, penalized: bool = True) -> 
     if len(batch) > 1:
         # On a copy: in training mode a forward changes statistics, and draws for dropout.
         with torch.random.fork_rng(devices=[]), explained(module, batch, rows, network.batcher):
-            trial = Trial(copy_module(module).train(), batch)
-            same = trial.gives(head, logits_of)
+            twin = deepcopied(module)
+            set_mode(twin, training=True)
+            same = Trial(twin, batch).gives(head, logits_of)
         if not same:
             raise ValueError(
                 f"In training mode the module does not return what its head, {head!r}, "
@@ -303,10 +316,12 @@ def _has_gradient(values: Tensor, parameters: list[nn.Parameter]) -> bool:
         return False
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of operators without a gradient, which is what we ask
-        gradients = torch.autograd.grad(
-            values.sum(), parameters, retain_graph=True, allow_unused=True
-        )
-    return any(gradient is not None for gradient in gradients)
+        # Re-entrant checkpoints refuse torch.autograd.grad.
+        values.sum().backward(retain_graph=True)
+    found = any(parameter.grad is not None for parameter in parameters)
+    for parameter in parameters:
+        parameter.grad = None
+    return found
 
 
 def _check_rows_alone(module: nn.Module, batcher: Batcher, rows: Rows) -> None:

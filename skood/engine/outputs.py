@@ -95,6 +95,13 @@ def check_usable(logits: Tensor, batch: Tensor, module: nn.Module) -> None:
             f"it, or pass device={str(logits.device)!r}."
         )
     bad = (~torch.isfinite(logits)).any(dim=1)
+    if bad.any() and _is_masked(logits):
+        raise NonFiniteLogitsError(
+            f"The network gives logits of -inf for {int(bad.sum())} of {len(bad)} rows, as a mask "
+            "of classes does: neither training nor all scores can take them. Return the logits "
+            "without the mask. If some classes should never be predicted, make the head a "
+            "torch.nn.Linear with the rows of weight and bias for the others alone."
+        )
     if bad.any():
         broken = _first_nonfinite(module)
         remedy = (
@@ -120,6 +127,12 @@ def check_usable(logits: Tensor, batch: Tensor, module: nn.Module) -> None:
         f"for every row. Return the logits themselves: leave out the last {layer}, and where a "
         "loss needs it, apply it there."
     )
+
+
+def _is_masked(logits: Tensor) -> bool:
+    """Whether all that is not finite is -inf, beside finite logits in each row."""
+    finite = logits.isfinite()
+    return bool((finite | logits.isneginf()).all() and finite.any(dim=1).all())
 
 
 def _first_nonfinite(module: nn.Module) -> str | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import io
 from typing import Any
 
@@ -77,9 +76,8 @@ def wrapped_scripts(module: nn.Module) -> dict[int, Scripted]:
         ) from error
 
 
-def portable(module: nn.Module) -> Any:
-    """Stand-in for a module with TorchScript parts: pickled, it becomes the module, on the CPU."""
-    copied = copy.deepcopy(module, wrapped_scripts(module)).cpu()
+def portable(copied: nn.Module) -> Any:
+    """Stand-in for a copy: pickled, it becomes the module with its bare TorchScript parts."""
     if isinstance(copied, Scripted):
         return _Portable(copied.script)
     for part in list(copied.modules()):

@@ -147,7 +147,8 @@ class Training:
         for term in self.terms:
             term.start(network)
         if resume is not None:
-            network.adopt(resume.module.to(network.device))
+            resume.module.to(network.device)
+            network.adopt(resume.module)
         objective = Objective(network, self.terms)
         self._optimizer = _optimizer(network, recipe)
         if resume is None:
@@ -412,8 +413,7 @@ def _optimizer(network: Network, recipe: Recipe) -> torch.optim.Optimizer:
             "The module has no parameter with requires_grad=True, so there is nothing to "
             "fine-tune. Unfreeze some, or set max_epochs=0 to use the network as it is."
         )
-    sparse = any(getattr(module, "sparse", False) for module in network.module.modules())
-    fused = not sparse and all(p.is_cuda and p.is_floating_point() for p in parameters)
+    fused = all(p.is_cuda and p.is_floating_point() for p in parameters)
     optimizer = torch.optim.SGD(
         parameters,
         lr=recipe.learning_rate,
@@ -422,11 +422,20 @@ def _optimizer(network: Network, recipe: Recipe) -> torch.optim.Optimizer:
         weight_decay=recipe.weight_decay,
         fused=fused or None,  # one kernel on a GPU; None leaves the choice to torch
     )
+    optimizer.register_step_pre_hook(_make_dense)
     if fused and recipe.momentum > 0:
         # Which torch asks for where a parameter has its first gradient later than another.
         for p in parameters:
             optimizer.state[p]["momentum_buffer"] = torch.zeros_like(p)
     return optimizer
+
+
+def _make_dense(optimizer: torch.optim.Optimizer, *_: Any) -> None:
+    """Fill up sparse gradients, such as an embedding's, which momentum and weight decay refuse."""
+    for group in optimizer.param_groups:
+        for p in group["params"]:
+            if p.grad is not None and p.grad.layout is not torch.strided:
+                p.grad = p.grad.to_dense()
 
 
 def _cosine(recipe: Recipe, steps: int, epoch: int) -> list[float]:

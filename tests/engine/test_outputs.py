@@ -11,6 +11,7 @@ from modules import Body
 from torch import nn
 
 from skood.engine.outputs import check_usable, logits_of, run
+from skood.exceptions import NonFiniteLogitsError
 
 X = np.random.RandomState(0).randn(10, 6)
 Z = torch.randn(3, 4, generator=torch.Generator().manual_seed(0))
@@ -140,6 +141,20 @@ def test_a_weight_that_is_not_finite_is_named():
     batch = torch.tensor(X)
     with pytest.raises(ValueError, match=r"Its 'head\.bias' holds such values"):
         check_usable(module(batch), batch, module)
+
+
+@pytest.mark.parametrize(
+    "mask", [[[0, 0, 0, 1]], [[1, 0, 0, 0], [0, 1, 1, 0]] * 5], ids=["all", "each"]
+)
+def test_a_mask_of_classes_is_refused_with_what_to_return(mask):
+    batch = torch.tensor(X)
+    logits = torch.randn(10, 4).masked_fill(torch.tensor(mask, dtype=torch.bool), -torch.inf)
+    for masked in (logits, logits.log_softmax(dim=1)):
+        with pytest.raises(NonFiniteLogitsError, match=r"-inf.*Return the logits without"):
+            check_usable(masked, batch, Body())
+    logits[0] = -torch.inf
+    with pytest.raises(NonFiniteLogitsError, match=r"NaN or infinite logits for 10 of 10 rows"):
+        check_usable(logits, batch, Body())
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])

@@ -512,6 +512,46 @@ def test_frozen_parameters_stay_and_the_others_move(opened):
     assert not network.module[0].weight.requires_grad
 
 
+def test_a_frozen_body_keeps_its_statistics_and_trains_on_single_rows(opened):
+    X, labels = rows_and_labels(5)
+    body = nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6), nn.ReLU()).requires_grad_(False)
+    network = opened(nn.Sequential(body, nn.Linear(6, N_CLASSES)).double(), X)
+    before = copy.deepcopy(network.module.state_dict())
+    train(network, data_of(X, labels), terms_of(l1), Recipe(1, 1, 0.1, 0.9, 0), seed=0)
+    after = network.module.state_dict()
+    moved = {name for name in before if not torch.equal(before[name], after[name])}
+    assert moved == {"1.weight", "1.bias"}
+
+
+class Embedded(nn.Module):
+    """A classifier of tokens."""
+
+    def __init__(self, sparse, of_layer=True):
+        super().__init__()
+        torch.manual_seed(0)
+        self.embedding = nn.Embedding(10, 6, sparse=sparse and of_layer)
+        self.sparse, self.head = sparse, nn.Linear(6, N_CLASSES)
+
+    def forward(self, x):
+        if self.embedding.sparse:
+            return self.head(self.embedding(x.long()).mean(dim=1))
+        hidden = nn.functional.embedding(x.long(), self.embedding.weight, sparse=self.sparse)
+        return self.head(hidden.mean(dim=1))
+
+
+@pytest.mark.parametrize("of_layer", [False, True])
+def test_sparse_embeddings_train_as_dense_ones(opened, of_layer):
+    X = np.random.RandomState(0).randint(10, size=(40, 3)).astype(np.float32)
+    labels = np.arange(40) % N_CLASSES
+    weights = []
+    for sparse in (False, True):
+        network = opened(Embedded(sparse, of_layer), X)
+        recipe = Recipe(2, 8, 0.1, 0.9, 0.01)
+        train(network, data_of(X, labels), terms_of(l1, 0.1), recipe, seed=0)
+        weights.append(network.module.state_dict())
+    assert all(torch.allclose(weights[0][name], weights[1][name]) for name in weights[0])
+
+
 def test_nothing_to_train_is_refused_with_what_to_do(opened):
     X, labels = rows_and_labels()
     network = opened(small_network().requires_grad_(False), X)

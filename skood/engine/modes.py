@@ -1,0 +1,28 @@
+"""Training and evaluation mode of a network, of which a part may be frozen."""
+
+from __future__ import annotations
+
+from torch import nn
+
+
+def set_mode(module: nn.Module, training: bool) -> None:
+    """Put a module in training or in evaluation mode; what is frozen keeps its statistics.
+
+    A part is frozen if it has parameters, and none of them requires a gradient. One without
+    parameters goes with what comes before it in the same part, else with the part around it.
+    """
+    module.train(training)  # which may return nothing, if it is the user's own
+    if training:
+        _keep_statistics(module, before_is_frozen=False)
+
+
+def _keep_statistics(part: nn.Module, before_is_frozen: bool) -> bool:
+    """Put frozen layers with buffers in evaluation mode; whether the part as a whole is frozen."""
+    needs = [p.requires_grad for p in part.parameters()]
+    frozen = not any(needs) if needs else before_is_frozen
+    if frozen and any(buffer is not None for buffer in part._buffers.values()):
+        part.training = False  # of the layer alone, as its parts are asked themselves
+    before_is_frozen = frozen
+    for child in part.children():
+        before_is_frozen = _keep_statistics(child, before_is_frozen)
+    return frozen
