@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import copy
+import functools
 import pickle
 import signal
 import subprocess
@@ -311,6 +312,48 @@ def test_the_default_dtype_of_a_network_is_that_of_its_fit(digits):
         quiet_fit(detector, digits.X[:100], digits.y[:100])
         expected = detector.score_samples(digits.X_test)
     assert np.array_equal(detector.score_samples(digits.X_test), expected)
+
+
+# What a network keeps while it scores
+
+
+class Remembers(nn.Module):
+    """Makes what it needs in the first forward of a size, and keeps it."""
+
+    def __init__(self):
+        super().__init__()
+        self.body, self.cell = nn.Linear(64, 8), nn.GRU(8, 8, batch_first=True)
+        self.head = nn.Linear(8, 10)
+        self.state, self.scales = None, {}
+        self.register_buffer("shift", None, persistent=False)
+
+    @functools.cache  # noqa: B019
+    def table(self, n):
+        return torch.linspace(0, 1, 8).expand(n, 8).clone()
+
+    def forward(self, x):
+        n = len(x)
+        if self.state is None or self.state.shape[1] != n:
+            self.state = torch.zeros(1, n, 8)
+            self.register_buffer("shift", torch.ones(n, 8), persistent=False)
+        scale = self.scales.setdefault(n, torch.full((n, 8), 0.5))
+        hidden = self.cell((self.body(x) * scale)[:, None], self.state)[0][:, -1]
+        return self.head(hidden * self.table(n) + self.shift)
+
+
+@pytest.mark.parametrize(
+    "parameters",
+    [{}, {"pretrain_epochs": 1, "distillation_weight": 1.0}, {"score_function": "odin"}],
+)
+def test_what_a_network_keeps_in_scoring_can_be_trained_on(digits, parameters):
+    detector = SparseEnergyOODDetector(Remembers(), max_epochs=1, random_state=0, **parameters)
+    quiet_fit(detector, digits.X[:200], digits.y[:200])
+    expected = detector.score_samples(digits.X_test)
+    with torch.inference_mode():
+        assert np.array_equal(detector.score_samples(digits.X_test), expected)
+    detector.module_(torch.ones(3, 64)).sum().backward()
+    refitted = SparseEnergyOODDetector(detector.module_, max_epochs=1)
+    quiet_fit(refitted, digits.X[:200], digits.y[:200])
 
 
 # What is interrupted

@@ -96,6 +96,6 @@ def test_a_head_that_is_not_affine_is_refused(opened, head):
 def test_reading_a_head_leaves_no_hook_and_no_gradient(opened):
     network = opened(mlp(), X)
     affine_head(network, as_rows(X))
-    assert hooks_of(network.module) == []
+    assert hooks_of(network.public) == []
     assert all(parameter.grad is None for parameter in network.module.parameters())
     assert not network.module.training
