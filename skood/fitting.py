@@ -8,12 +8,10 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from numbers import Real
-from os import PathLike
 from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
-from joblib import Memory
 from numpy.typing import ArrayLike, NDArray
 from sklearn.base import BaseEstimator
 from torch import Tensor, nn
@@ -21,7 +19,7 @@ from torch.nn.parameter import is_lazy
 from tqdm.auto import tqdm
 
 from .accuracy import warn_if_accuracy_dropped, warn_if_near_chance, warn_if_seen_before
-from .caching import TrainingStore, training_key
+from .caching import TrainingMemory
 from .calibration import calibration_split
 from .engine.affine import affine_head
 from .engine.augmentation import get_augment
@@ -290,16 +288,18 @@ class Fit:
                     f"{name}=0."
                 )
 
-    def _usable_memory(self) -> str | PathLike[str] | Memory | None:
+    def _usable_memory(self) -> TrainingMemory | None:
         detector = self.detector
-        if detector.memory is not None and detector.random_state is None:
+        if detector.memory is None:
+            return None
+        if detector.random_state is None:
             warn_user(
                 "memory= keeps nothing while random_state=None, as no two fits are alike "
                 "then. Pass an int as random_state.",
                 MemoryEntryWarning,
             )
             return None
-        return detector.memory
+        return TrainingMemory(detector.memory)
 
     def _pretraining_epochs(self) -> int | None:
         """Epochs of pre-training; None if they depend on the number of rows."""
@@ -352,9 +352,10 @@ class Fit:
         training = Training(network, data, terms, recipe, seed, get_augment(detector.augment))
         store, resume = None, None
         if self._memory is not None and first:
-            key = training_key(network, data, terms, recipe, detector.augment, seed)
-            store = TrainingStore(self._memory, key)
-            resume = store.load()
+            key = self._memory.key(network, data, terms, recipe, detector.augment, seed)
+            if key is not None:
+                store = self._memory.store(key)
+                resume = store.load()
         resume = self.ranks.from_first(resume)
         n_kept = 0 if resume is None else len(resume.history)
         with tqdm(

@@ -14,10 +14,11 @@ from joblib import Memory
 from torch import nn
 
 import skood
-from skood.caching import TrainingStore, fingerprint, training_key
+from skood.caching import TrainingMemory, training_key
 from skood.engine.objective import fine_tuning_terms
 from skood.engine.training import Recipe, Training, TrainingData
 from skood.exceptions import MemoryEntryWarning
+from skood.fingerprints import fingerprint
 from skood.penalties import Relative, l1, l1_over_l2
 from skood.rows import as_rows
 
@@ -356,7 +357,7 @@ class KeptTraining:
         network = self.opened(module or classifier(), X)
         # A key of its own keeps this apart from how keys are made.
         name = f"seed {seed}, weights {network.module[1].weight.sum().item()}"
-        store = TrainingStore(self.memory, name)
+        store = TrainingMemory(self.memory).store(name)
 
         def after_epoch(progress):
             self.epochs += 1
@@ -445,7 +446,7 @@ def test_a_damaged_entry_is_computed_again(training, tmp_path, damage):
     first = training()
     (entry,) = tmp_path.rglob("*.pt")
     entry.write_bytes(damage(entry.read_bytes()))
-    with pytest.warns(MemoryEntryWarning, match="is damaged, so what it kept is computed again"):
+    with pytest.warns(MemoryEntryWarning, match="so it is computed again: the entry is damaged"):
         again = training()
     assert_bitwise_but_seconds(again, first)
     assert training.epochs == 2 * RECIPE.epochs
