@@ -62,15 +62,16 @@ class TrainingMemory:
         except UnreadableError as error:
             self.warn(
                 "keeps nothing, as it cannot tell what decides the training",
-                f"{error}. Remove that part, or make it one that can be pickled",
+                str(error),
+                "Remove that part, or make it one that can be pickled",
             )
             return None
 
-    def warn(self, problem: str, remedy: str) -> None:
-        """Say once what is wrong with the memory."""
-        if problem not in self._said:
-            self._said.add(problem)
-            warn_user(f"memory= {problem}: {remedy}.", MemoryEntryWarning)
+    def warn(self, problem: str, reason: str, remedy: str) -> None:
+        """Say what is wrong with the memory, once for each reason."""
+        if reason not in self._said:
+            self._said.add(reason)
+            warn_user(f"memory= {problem}: {reason}. {remedy}.", MemoryEntryWarning)
 
     def _folder(self, memory: str | PathLike[str] | Memory) -> Path | None:
         if isinstance(memory, Memory):
@@ -78,7 +79,7 @@ class TrainingMemory:
             return None if backend is None else Path(backend.location) / "skood"
         folder = os.fsdecode(memory)
         if not folder or "\0" in folder:
-            self.warn(f"keeps nothing, as {folder!r} is no folder", "Pass the path of one, or None")
+            self.warn("keeps nothing", f"{_quoted(folder)!r} is no folder", "Pass one, or None")
             return None
         return Path(folder) / "joblib" / "skood"
 
@@ -112,7 +113,8 @@ class TrainingStore:
         except Exception as error:  # whatever the classes of a network raise, if they are there
             self._memory.warn(
                 "cannot use what was kept, so it is computed again",
-                f"{_reason(error)}, for {_quoted(self.path)}",
+                _reason(error),
+                f"The entry is {_quoted(self.path)}",
             )
             return None
         return progress
@@ -124,10 +126,12 @@ class TrainingStore:
         try:
             self._write(progress, self.path)
         except Exception as error:  # of the disk, or of what in a network cannot be pickled
+            of_disk = isinstance(error, OSError)
+            remedy = "a folder with room that you may write to" if of_disk else "memory=None"
             self._memory.warn(
-                "cannot keep this training, and the fit goes on without it",
-                f"{_reason(error)}, for {_quoted(self.path)}. If it is the disk, pass a folder "
-                "that you may write to, with room for the network; if it is the network, None",
+                "cannot keep this training, and the fit goes on without that",
+                _reason(error),
+                f"Pass {remedy}. The entry would be {_quoted(self.path)}",
             )
 
     def _write(self, progress: Progress, path: Path) -> None:

@@ -44,7 +44,7 @@ UNTELLING = {
     *("__module__", "__qualname__", "__doc__", "__dict__", "__weakref__", "__firstlineno__"),
     *("__annotations__", "__annotate__", "__annotate_func__", "__annotations_cache__"),
     *("__static_attributes__", "__orig_bases__", "__parameters__", "__type_params__"),
-    *("__abstractmethods__", "_abc_impl", "__match_args__"),
+    *("__abstractmethods__", "_abc_impl", "__match_args__", "__slotnames__"),
     *("__dataclass_fields__", "__dataclass_params__"),  # __init__ has what they hold
     "_backward_cls",  # of an autograd function, with a number of its own
 }
@@ -55,6 +55,8 @@ LOOKS_UP_ANYTHING = {"eval", "exec", "globals", "__import__"}
 
 READS_OF_GLOBALS = {"LOAD_GLOBAL", "LOAD_NAME", "LOAD_FROM_DICT_OR_GLOBALS"}
 READS_OF_ATTRIBUTES = {"LOAD_ATTR", "LOAD_METHOD"}
+
+HOOKS = [name for name in vars(nn.Module()) if "_hooks" in name]
 
 ABSENT = object()
 
@@ -194,8 +196,8 @@ class _Reader:
         if values.numel():
             self._hashed.update(values.view(torch.uint8).numpy().data)
 
-    def _storage(self, storage: torch.UntypedStorage) -> None:
-        self._write("storage", bytes(storage.cpu()))
+    def _storage(self, storage: torch.UntypedStorage | torch.TypedStorage) -> None:
+        self._write("storage", bytes(getattr(storage, "_untyped_storage", storage).cpu()))
 
     def _method(self, method: types.MethodType) -> None:
         self._sequence([method.__func__, method.__self__])
@@ -244,7 +246,7 @@ class _Reader:
         self.read(type(module))
         made = {"_graph"} if isinstance(module, torch.fx.GraphModule) else set()  # into code
         state = {k: v for k, v in vars(module).items() if k not in made | {"_compiled_call_impl"}}
-        hooks = {k: state.pop(k) for k in vars(module) if "_hooks" in k}
+        hooks = {k: state.pop(k) for k in HOOKS if k in state}
         # The numbers of hooks go on from one module to the next; their order is what counts.
         told = {k: v for k, v in hooks.items() if "state_dict" not in k}
         for name, numbered in told.items():
@@ -370,7 +372,7 @@ READERS: list[tuple[Any, Callable[[_Reader, Any], None]]] = [
     (type, _Reader._class),
     (nn.Module, _Reader._network),
     (Tensor, _Reader._tensor),
-    (torch.UntypedStorage, _Reader._storage),
+    ((torch.UntypedStorage, torch.TypedStorage), _Reader._storage),
     (types.ModuleType, _Reader._module),
     (types.CodeType, _Reader._code),
     (types.MethodType, _Reader._method),
@@ -511,7 +513,7 @@ def _installed(folder: Path) -> dict[str, str]:
     packages: dict[str, list[str]] = {}
     for found in metadata.distributions(path=[str(folder)]):
         record = found.read_text("RECORD")
-        names = {re.split(r"[/.]", line, maxsplit=1)[0] for line in (record or "").splitlines()}
+        names = set(re.findall(r"^[^/.\n]+", record or "", re.MULTILINE))
         if record is None and (folder.suffix == ".egg" or folder.name.endswith("-packages")):
             names = set((found.read_text("top_level.txt") or found.name).split())
         for name in names:
