@@ -337,7 +337,6 @@ class SparseEnergyOODDetector(OutlierMixin, BaseEstimator):
         before: a `ThresholdWarning` if it was placed on rows that the network has probably seen, or
         on too few.
         """
-        self._validate_params()
         with unchanged_on_error(self), joined_ranks() as ranks:
             run = Fit(self, X, y, ranks)  # refuses early what it cannot use
             with run.reproducible():
