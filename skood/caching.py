@@ -8,8 +8,10 @@ from __future__ import annotations
 import hashlib
 import io
 import os
+import pickle
 import tempfile
 import time
+import types
 from collections.abc import Sequence
 from contextlib import suppress
 from os import PathLike
@@ -19,16 +21,16 @@ from typing import Any
 import numpy as np
 import torch
 from joblib import Memory
-from torch import nn
+from torch import Tensor, nn
 
 from .engine.network import Network
 from .engine.objective import Term
 from .engine.training import Progress, Recipe, TrainingData
 from .exceptions import MemoryEntryWarning
-from .fingerprints import UnreadableError, fingerprint
+from .fingerprints import UnreadableError, fingerprint, found
 from .notices import warn_user
 
-__all__ = ["TrainingMemory", "TrainingStore", "training_key"]
+__all__ = ["TrainingMemory", "TrainingStore", "packed", "training_key", "unpacked"]
 
 DIGEST_BYTES = hashlib.sha256().digest_size
 
@@ -95,8 +97,8 @@ class TrainingStore:
         self._memory = memory
         self.path = None if memory.folder is None else memory.folder / f"{key}.pt"
 
-    def load(self) -> Progress | None:
-        """The last epoch that was kept; None if there is none, or if it cannot be used."""
+    def load(self, module: nn.Module) -> Progress | None:
+        """The last epoch kept of a module; None if there is none, or if it cannot be used."""
         if self.path is None:
             return None
         try:
@@ -104,8 +106,7 @@ class TrainingStore:
             digest, payload = content[:DIGEST_BYTES], content[DIGEST_BYTES:]
             if hashlib.sha256(payload).digest() != digest:
                 raise ValueError("the entry is damaged")
-            # What was trained on a GPU goes on anywhere. The bytes are our own, and may hold code.
-            progress = torch.load(io.BytesIO(payload), map_location="cpu", weights_only=False)
+            progress = unpacked(payload, module)
             if not isinstance(progress, Progress):
                 raise TypeError(f"the entry holds a {type(progress).__name__}")
         except FileNotFoundError:
@@ -135,9 +136,7 @@ class TrainingStore:
             )
 
     def _write(self, progress: Progress, path: Path) -> None:
-        buffer = io.BytesIO()
-        torch.save(progress, buffer)
-        payload = buffer.getvalue()
+        payload = packed(progress)
         path.parent.mkdir(parents=True, exist_ok=True)
         _remove_unfinished(path.parent)
         handle, name = tempfile.mkstemp(UNFINISHED, dir=path.parent)
@@ -149,6 +148,68 @@ class TrainingStore:
             with suppress(OSError):
                 os.unlink(name)
             raise
+
+
+def packed(progress: Progress) -> bytes:
+    """An epoch as bytes, which `unpacked` understands wherever there is the same network."""
+    buffer = io.BytesIO()
+    torch.save(progress, buffer, pickle_module=_pickling(_Pickler, None))
+    return buffer.getvalue()
+
+
+def unpacked(payload: bytes, module: nn.Module) -> Progress:
+    """An epoch from its bytes, with the classes and functions of a module of the same make."""
+    names = _Pickler(io.BytesIO(), tensors=False)
+    names.dump(module)
+
+    class Unpickler(pickle.Unpickler):
+        def find_class(self, place: str, name: str) -> Any:
+            if name == _held_by_network.__name__:
+                return lambda place, name: names.held.get((place, name)) or found(place, name)
+            return names.held.get((place, name)) or super().find_class(place, name)
+
+    # What was trained on a GPU goes on anywhere. The bytes are our own, and may hold code.
+    progress: Progress = torch.load(
+        io.BytesIO(payload),
+        map_location="cpu",
+        weights_only=False,
+        pickle_module=_pickling(None, Unpickler),
+    )
+    return progress
+
+
+class _Pickler(pickle.Pickler):
+    """Names classes and functions that a network holds and no module does.
+
+    Such are the local ones; and in a worker of joblib, all of those of the script.
+    """
+
+    def __init__(self, file: Any, protocol: int | None = None, *, tensors: bool = True) -> None:
+        super().__init__(file, protocol)
+        self.held: dict[tuple[str, str], Any] = {}
+        self._tensors = tensors
+
+    def persistent_id(self, thing: Any) -> Any:
+        return "tensor" if not self._tensors and isinstance(thing, Tensor) else None
+
+    def reducer_override(self, thing: Any) -> Any:
+        if not isinstance(thing, type | types.FunctionType):
+            return NotImplemented
+        name = thing.__module__, thing.__qualname__
+        if found(*name) is thing:
+            return NotImplemented
+        if self.held.setdefault(name, thing) is not thing:
+            raise pickle.PicklingError(f"the network holds two things of the name {name[1]}")
+        return _held_by_network, name
+
+
+def _held_by_network(place: str, name: str) -> Any:
+    """Stands in a pickle for what `unpacked` finds in the network."""
+
+
+def _pickling(pickler: Any, unpickler: Any) -> Any:
+    """A module for pickling, as torch wants it."""
+    return types.SimpleNamespace(__name__=__name__, Pickler=pickler, Unpickler=unpickler)
 
 
 def training_key(

@@ -36,7 +36,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-__all__ = ["UnreadableError", "fingerprint"]
+__all__ = ["UnreadableError", "fingerprint", "found"]
 
 PACKAGE = __name__.partition(".")[0]
 
@@ -409,7 +409,7 @@ def _name_in_package(thing: Any) -> str | None:
         return None
     package = _package(place)
     for name in (getattr(thing, "__qualname__", None), thing.__name__):
-        if package and name and _found(place, name) is thing:
+        if package and name and found(place, name) is thing:
             return f"{place}.{name} of {package}"
     return None
 
@@ -422,12 +422,12 @@ def _is_of_package(function: types.FunctionType) -> bool:
     return own and _package(name) is not None
 
 
-def _found(place: str, name: str) -> Any:
+def found(place: str, name: str) -> Any:
     """What a module holds under a dotted name."""
-    found: Any = sys.modules.get(place)
+    thing: Any = sys.modules.get(place)
     for part in name.split("."):
-        found = getattr(found, part, ABSENT)
-    return found
+        thing = getattr(thing, part, ABSENT)
+    return thing
 
 
 def _reached(value: Any, attributes: tuple[str, ...]) -> Any:

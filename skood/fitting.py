@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from .accuracy import warn_if_accuracy_dropped, warn_if_near_chance, warn_if_seen_before
-from .caching import TrainingMemory
+from .caching import TrainingMemory, packed, unpacked
 from .calibration import calibration_split
 from .engine.affine import affine_head
 from .engine.augmentation import get_augment
@@ -357,8 +357,10 @@ class Fit:
             key = self._memory.key(network, data, terms, recipe, detector.augment, seed)
             if key is not None:
                 store = self._memory.store(key)
-                resume = store.load()
-        resume = self.ranks.from_first(resume)
+                resume = store.load(network.module)
+        if self.ranks.size > 1:
+            sent = self.ranks.from_first(None if resume is None else packed(resume))
+            resume = None if sent is None else unpacked(sent, network.module)
         n_kept = 0 if resume is None else len(resume.history)
         with tqdm(
             total=recipe.epochs,

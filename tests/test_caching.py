@@ -357,7 +357,7 @@ class KeptTraining:
             if self.epochs == killed_after:
                 raise KeyboardInterrupt
 
-        history = training_of(network, seed).run(store.load(), after_epoch)
+        history = training_of(network, seed).run(store.load(network.module), after_epoch)
         return network.module, history
 
 
@@ -482,7 +482,8 @@ def test_whoever_is_killed_while_saving_leaves_the_epoch_before(training, tmp_pa
 
 def fit(memory, module=None, **parameters):
     """A fit in two phases, and its warnings about the memory."""
-    parameters = {"pretrain_epochs": 1, "max_epochs": 2, "random_state": 0} | parameters
+    parameters = {"max_epochs": 2, "random_state": 0} | parameters
+    parameters.setdefault("pretrain_epochs", 1 if module is None else 0)
     detector = SparseEnergyOODDetector(module, memory=memory, **parameters)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -617,3 +618,39 @@ def test_a_repeated_fit_is_loaded(tmp_path):
     again, _ = fit(tmp_path)
     assert entries == {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.pt")}
     assert again.history_ == first.history_
+
+
+def local_network(n_hooks):
+    """A network of a class, and with functions, that no module holds, as a worker of joblib has."""
+
+    class Local(nn.Sequential):
+        def forward(self, x):
+            return super().forward(x)
+
+    network = Local(*classifier())
+    for factor in range(n_hooks):
+        network[1].register_forward_hook(
+            lambda module, args, output, factor=factor: (1 + factor) * output
+        )
+    return network
+
+
+def test_a_network_that_no_module_holds_is_kept_and_loaded(tmp_path):
+    first, messages = fit(tmp_path, local_network(n_hooks=1))
+    assert messages == []
+    (entry,) = (path for path in tmp_path.rglob("*.pt"))
+    written = entry.stat().st_mtime_ns
+    module = local_network(n_hooks=1)
+    again, messages = fit(tmp_path, module)
+    assert messages == []
+    assert entry.stat().st_mtime_ns == written
+    assert again.history_ == first.history_
+    assert again.offset_ == first.offset_
+    assert type(again.module_) is type(module)
+
+
+def test_functions_of_one_name_cannot_be_kept(tmp_path):
+    detector, messages = fit(tmp_path, local_network(n_hooks=2))
+    (message,) = messages
+    assert "the network holds two things of the name" in message
+    assert detector.offset_ == fit(None, local_network(n_hooks=2))[0].offset_
