@@ -329,7 +329,8 @@ class SparseEnergyOODDetector(OutlierMixin, BaseEstimator):
         UnscaledImagesWarning
             If images in uint8 reach your module without `preprocess`.
         MemoryEntryWarning
-            If `memory` keeps nothing because there is no `random_state`.
+            If `memory` keeps nothing, for want of a `random_state` or because it cannot tell what
+            decides the training; or if its folder or an entry cannot be used. The fit goes on.
 
         Notes
         -----
