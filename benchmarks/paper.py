@@ -49,10 +49,10 @@ from torch import Tensor, nn
 
 import skood
 from skood import SparseEnergyOODDetector
-from skood.caching import fingerprint
 from skood.calibration import calibration_split, place_threshold
 from skood.engine.inference import forward_rows
 from skood.exceptions import DivergenceError
+from skood.fingerprints import fingerprint
 from skood.metrics import aupr, auroc, fpr_at_tpr
 from skood.model_selection import surrogate_outliers
 from skood.penalties import PENALTIES, hoyer_index, l1

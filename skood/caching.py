@@ -1,18 +1,19 @@
-"""Trained networks kept on disk, keyed by the bytes of everything that made them."""
+"""Trained networks kept on disk, keyed by everything that decides what they become.
+
+What cannot be kept or read costs no fit: it is said once, and the fit goes on without it.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import io
-import marshal
 import os
 import pickle
-import sys
-import sysconfig
 import tempfile
+import time
 import types
 from collections.abc import Sequence
-from functools import cache
+from contextlib import suppress
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -20,78 +21,195 @@ from typing import Any
 import numpy as np
 import torch
 from joblib import Memory
-from torch import Tensor
+from torch import Tensor, nn
 
 from .engine.network import Network
 from .engine.objective import Term
 from .engine.training import Progress, Recipe, TrainingData
 from .exceptions import MemoryEntryWarning
+from .fingerprints import UnreadableError, fingerprint, found
 from .notices import warn_user
 
-__all__ = ["TrainingStore", "fingerprint", "training_key"]
+__all__ = ["TrainingMemory", "TrainingStore", "packed", "training_key", "unpacked"]
 
 DIGEST_BYTES = hashlib.sha256().digest_size
 
-# What a class holds that decides behaviour: its functions and plain values.
-TELLING = (
-    types.FunctionType,
-    property,
-    staticmethod,
-    classmethod,
-    int,
-    float,
-    str,
-    tuple,
-    list,
-    Tensor,
-    np.ndarray,
-)
+UNFINISHED = ".tmp"
+"""How the name of a file ends that is being written."""
+
+SECONDS_OF_A_WRITE = 24 * 3600
+"""Age at which a file that is being written counts as left behind by a process that was killed."""
+
+LONGEST_QUOTE = 120
+
+
+class TrainingMemory:
+    """The folder of ``memory=``, during one fit.
+
+    If `memory` is a `joblib.Memory`, its folder is used, which its ``clear`` empties.
+    """
+
+    def __init__(self, memory: str | PathLike[str] | Memory) -> None:
+        self._said: set[str] = set()
+        self.folder = self._folder(memory)
+
+    def store(self, key: str) -> TrainingStore:
+        """What is kept under a key."""
+        return TrainingStore(self, key)
+
+    def key(self, *training: Any) -> str | None:
+        """`training_key`; None, with a warning, where it cannot be told."""
+        try:
+            return training_key(*training)
+        except UnreadableError as error:
+            self.warn(
+                "keeps nothing, as it cannot tell what decides the training",
+                str(error),
+                "Remove that part, or make it one that can be pickled",
+            )
+            return None
+
+    def warn(self, problem: str, reason: str, remedy: str) -> None:
+        """Say what is wrong with the memory, once for each reason."""
+        if reason not in self._said:
+            self._said.add(reason)
+            warn_user(f"memory= {problem}: {reason}. {remedy}.", MemoryEntryWarning)
+
+    def _folder(self, memory: str | PathLike[str] | Memory) -> Path | None:
+        if isinstance(memory, Memory):
+            backend = memory.store_backend
+            return None if backend is None else Path(backend.location) / "skood"
+        folder = os.fsdecode(memory)
+        if not folder or "\0" in folder:
+            self.warn("keeps nothing", f"{_quoted(folder)!r} is no folder", "Pass one, or None")
+            return None
+        return Path(folder) / "joblib" / "skood"
 
 
 class TrainingStore:
     """What is left of one training, after each of its epochs, in a folder.
 
     A training that was interrupted goes on from there, and one that was finished need not run. An
-    entry carries a digest of its bytes: a damaged one counts as none. If `memory` is a
-    `joblib.Memory`, its folder is used, which its ``clear`` empties.
+    entry carries a digest of its bytes: a damaged one counts as none.
     """
 
-    def __init__(self, memory: str | PathLike[str] | Memory, key: str) -> None:
-        memory = memory if isinstance(memory, Memory) else Memory(os.fspath(memory), verbose=0)
-        backend = memory.store_backend
-        self.path = None if backend is None else Path(backend.location) / "skood" / f"{key}.pt"
+    def __init__(self, memory: TrainingMemory, key: str) -> None:
+        self._memory = memory
+        self.path = None if memory.folder is None else memory.folder / f"{key}.pt"
 
-    def load(self) -> Progress | None:
-        """The last epoch that was kept; None if there is none, or if it is damaged."""
-        if self.path is None or not self.path.exists():
+    def load(self, module: nn.Module) -> Progress | None:
+        """The last epoch kept of a module; None if there is none, or if it cannot be used."""
+        if self.path is None:
             return None
-        content = self.path.read_bytes()
-        digest, payload = content[:DIGEST_BYTES], content[DIGEST_BYTES:]
-        if hashlib.sha256(payload).digest() != digest:
-            warn_user(
-                f"{self.path} is damaged, so what it kept is computed again.",
-                MemoryEntryWarning,
+        try:
+            content = self.path.read_bytes()
+            digest, payload = content[:DIGEST_BYTES], content[DIGEST_BYTES:]
+            if hashlib.sha256(payload).digest() != digest:
+                raise ValueError("the entry is damaged")
+            progress = unpacked(payload, module)
+            if not isinstance(progress, Progress):
+                raise TypeError(f"the entry holds a {type(progress).__name__}")
+        except FileNotFoundError:
+            return None
+        except Exception as error:  # whatever the classes of a network raise, if they are there
+            self._memory.warn(
+                "cannot use what was kept, so it is computed again",
+                _reason(error),
+                f"The entry is {_quoted(self.path)}",
             )
             return None
-        # What was trained on a GPU goes on anywhere. The bytes are our own, so they may hold code.
-        progress: Progress = torch.load(io.BytesIO(payload), map_location="cpu", weights_only=False)
         return progress
 
     def save(self, progress: Progress) -> None:
         """Keep an epoch in place of the one before; whoever is killed meanwhile leaves that one."""
         if self.path is None:
             return
-        buffer = io.BytesIO()
-        torch.save(progress, buffer)
-        payload = buffer.getvalue()
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=self.path.parent, delete=False) as file:
-            file.write(hashlib.sha256(payload).digest() + payload)
         try:
-            os.replace(file.name, self.path)
+            self._write(progress, self.path)
+        except Exception as error:  # of the disk, or of what in a network cannot be pickled
+            of_disk = isinstance(error, OSError)
+            remedy = "a folder with room that you may write to" if of_disk else "memory=None"
+            self._memory.warn(
+                "cannot keep this training, and the fit goes on without that",
+                _reason(error),
+                f"Pass {remedy}. The entry would be {_quoted(self.path)}",
+            )
+
+    def _write(self, progress: Progress, path: Path) -> None:
+        payload = packed(progress)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _remove_unfinished(path.parent)
+        handle, name = tempfile.mkstemp(UNFINISHED, dir=path.parent)
+        try:
+            with open(handle, "wb") as file:
+                file.write(hashlib.sha256(payload).digest() + payload)
+            os.replace(name, path)
         except BaseException:
-            os.unlink(file.name)
+            with suppress(OSError):
+                os.unlink(name)
             raise
+
+
+def packed(progress: Progress) -> bytes:
+    """An epoch as bytes, which `unpacked` understands wherever there is the same network."""
+    buffer = io.BytesIO()
+    torch.save(progress, buffer, pickle_module=_pickling(_Pickler, None))
+    return buffer.getvalue()
+
+
+def unpacked(payload: bytes, module: nn.Module) -> Progress:
+    """An epoch from its bytes, with the classes and functions of a module of the same make."""
+    names = _Pickler(io.BytesIO(), tensors=False)
+    names.dump(module)
+
+    class Unpickler(pickle.Unpickler):
+        def find_class(self, place: str, name: str) -> Any:
+            if name == _held_by_network.__name__:
+                return lambda place, name: names.held.get((place, name)) or found(place, name)
+            return names.held.get((place, name)) or super().find_class(place, name)
+
+    # What was trained on a GPU goes on anywhere. The bytes are our own, and may hold code.
+    progress: Progress = torch.load(
+        io.BytesIO(payload),
+        map_location="cpu",
+        weights_only=False,
+        pickle_module=_pickling(None, Unpickler),
+    )
+    return progress
+
+
+class _Pickler(pickle.Pickler):
+    """Names classes and functions that a network holds and no module does.
+
+    Such are the local ones; and in a worker of joblib, all of those of the script.
+    """
+
+    def __init__(self, file: Any, protocol: int | None = None, *, tensors: bool = True) -> None:
+        super().__init__(file, protocol)
+        self.held: dict[tuple[str, str], Any] = {}
+        self._tensors = tensors
+
+    def persistent_id(self, thing: Any) -> Any:
+        return "tensor" if not self._tensors and isinstance(thing, Tensor) else None
+
+    def reducer_override(self, thing: Any) -> Any:
+        if not isinstance(thing, type | types.FunctionType):
+            return NotImplemented
+        name = thing.__module__, thing.__qualname__
+        if found(*name) is thing:
+            return NotImplemented
+        if self.held.setdefault(name, thing) is not thing:
+            raise pickle.PicklingError(f"the network holds two things of the name {name[1]}")
+        return _held_by_network, name
+
+
+def _held_by_network(place: str, name: str) -> Any:
+    """Stands in a pickle for what `unpacked` finds in the network."""
+
+
+def _pickling(pickler: Any, unpickler: Any) -> Any:
+    """A module for pickling, as torch wants it."""
+    return types.SimpleNamespace(__name__=__name__, Pickler=pickler, Unpickler=unpickler)
 
 
 def training_key(
@@ -102,138 +220,69 @@ def training_key(
     augment: Any,
     seed: int,
 ) -> str:
-    """Digest, in hexadecimal, of all that decides the outcome of a training."""
-    digest = hashlib.sha256()
-    settings = (
-        torch.__version__,
-        torch.get_num_threads(),
-        str(network.device),
-        data.ranks.size,
-        network.precision,
-        network.compiled,
-        [(type(term).__name__, vars(term)) for term in terms],
-        recipe,
-        augment,
-        seed,
-    )
-    digest.update(fingerprint((settings, network.public, data.labels, len(data.outliers))))
+    """Digest, in hexadecimal, of all that decides the outcome of a training.
+
+    An `UnreadableError` says what cannot be told.
+    """
+    parts = {
+        "module": network.public,
+        "head": network.head,
+        "penalty": list(terms),
+        "augment": augment,
+        "recipe": recipe,
+        "seed": seed,
+        "labels": data.labels,
+        "outliers": len(data.outliers),
+        "processes": data.ranks.size,
+        "computation": _computation(network),
+    }
+    hashed = hashlib.sha256()
+    for name, part in parts.items():
+        hashed.update(fingerprint(part, name))
     # Batches as the network gets them: what preprocess and a data set make of X is what counts.
     for rows in (data.rows, data.outliers):
         for batch in network.batcher.stream(rows):
-            digest.update(fingerprint(batch))
-    return digest.hexdigest()
+            hashed.update(fingerprint(batch, "X"))
+    return hashed.hexdigest()
 
 
-def fingerprint(thing: Any) -> bytes:
-    """Bytes that are equal for things that behave alike, and outlive the process.
-
-    They hold the code of functions and classes, and the values they use. A TypeError says if a part
-    can be neither pickled nor read.
-    """
-    buffer = io.BytesIO()
-    try:
-        _Fingerprinter(buffer).dump(thing)
-    except Exception as error:
-        raise TypeError(
-            f"memory= cannot tell what decides the training: {error}. Pass memory=None, or modules "
-            "and callables whose attributes can be pickled."
-        ) from error
-    return buffer.getvalue()
-
-
-class _Fingerprinter(pickle.Pickler):
-    """Pickles behaviour instead of references: code, source and bytes, never names alone."""
-
-    def __init__(self, buffer: io.BytesIO) -> None:
-        super().__init__(buffer, protocol=4)
-        # Without a memo, equal things give equal bytes, whichever of their parts are one object.
-        self.fast = True
-        self._seen: set[int] = set()
-
-    def reducer_override(self, thing: Any) -> Any:
-        if isinstance(thing, types.FunctionType):
-            return self._function(thing)
-        if isinstance(thing, types.ModuleType):
-            return str, (_source_of_module(thing),)
-        if isinstance(thing, Tensor):
-            raw = thing.detach().cpu().contiguous().flatten()
-            values = raw.view(torch.uint8).numpy().tobytes() if raw.numel() else b""
-            return tuple, ((str(thing.dtype), tuple(thing.shape), thing.requires_grad, values),)
-        if isinstance(thing, np.ndarray) and thing.dtype != object:
-            return tuple, ((str(thing.dtype), thing.shape, thing.tobytes()),)
-        if isinstance(thing, type) and thing.__module__ != "builtins":
-            return self._class(thing)
-        if isinstance(thing, property):
-            return tuple, ((thing.fget, thing.fset),)
-        if isinstance(thing, staticmethod | classmethod):
-            return tuple, ((thing.__func__,),)
-        return NotImplemented
-
-    def _class(self, thing: type) -> Any:
-        name = f"{thing.__module__}.{thing.__qualname__}"
-        if id(thing) in self._seen or _is_installed(sys.modules.get(thing.__module__)):
-            return str, (name,)
-        self._seen.add(id(thing))
-        own = {
-            key: value
-            for key, value in vars(thing).items()
-            if isinstance(value, TELLING) and key not in ("__doc__", "__module__")
-        }
-        return tuple, ((name, thing.__bases__, own),)
-
-    def _function(self, function: types.FunctionType) -> Any:
-        if id(function) in self._seen:  # functions may call each other
-            return str, (function.__qualname__,)
-        self._seen.add(id(function))
-        names = _names_used(function.__code__)
-        used = {name: function.__globals__[name] for name in names if name in function.__globals__}
-        # What the function reaches through modules of the user's, such as helpers.scale.
-        reached = [
-            getattr(value, name)
-            for value in used.values()
-            if isinstance(value, types.ModuleType) and not _is_installed(value)
-            for name in names
-            if hasattr(value, name)
-        ]
-        closure = [cell.cell_contents for cell in function.__closure__ or ()]
-        code = marshal.dumps(_unplaced(function.__code__), 2)  # 2 has no reference counts in it
-        return tuple, (
-            (code, function.__defaults__, function.__kwdefaults__, closure, used, reached),
-        )
+def _computation(network: Network) -> dict[str, Any]:
+    """In which numbers the training computes, and what rounds them."""
+    return {
+        "skood, torch and numpy": [Network, torch, np],  # each with its version
+        "device": network.device,
+        "dtypes": network.dtypes,
+        "compiled": network.compiled,
+        "threads": torch.get_num_threads(),
+        "default": (torch.get_default_dtype(), torch.get_default_device()),
+        "deterministic": torch.are_deterministic_algorithms_enabled(),
+        "products": torch.get_float32_matmul_precision(),
+        "convolutions": torch.backends.cudnn.allow_tf32,
+        "hooks": _hooks_of_all_modules(),
+    }
 
 
-def _unplaced(code: types.CodeType) -> types.CodeType:
-    """Code without its file and lines, which change when other code of the file does."""
-    constants = (_unplaced(c) if isinstance(c, types.CodeType) else c for c in code.co_consts)
-    return code.replace(
-        co_consts=tuple(constants), co_filename="", co_firstlineno=1, co_linetable=b""
-    )
+def _hooks_of_all_modules() -> list[Any]:
+    """What `torch.nn.modules.module.register_module_forward_hook` and its like have put in."""
+    kinds = vars(nn.modules.module).items()
+    return [list(v.values()) for k, v in kinds if k.startswith("_global_") and k.endswith("_hooks")]
 
 
-def _names_used(code: types.CodeType) -> list[str]:
-    """Names that a function and those defined in it look up, in order."""
-    nested = (part for part in code.co_consts if isinstance(part, types.CodeType))
-    return [*code.co_names, *(name for part in nested for name in _names_used(part))]
+def _remove_unfinished(folder: Path) -> None:
+    """Remove what processes have left behind that were killed while they wrote."""
+    for path in folder.glob(f"*{UNFINISHED}"):
+        with suppress(OSError):  # another process may do the same
+            if time.time() - path.stat().st_mtime > SECONDS_OF_A_WRITE:
+                path.unlink()
 
 
-def _source_of_module(module: types.ModuleType) -> str:
-    """Name of an installed module, whose version decides; the text of any other."""
-    path = getattr(module, "__file__", None)
-    if _is_installed(module) or path is None:
-        return f"{module.__name__} {getattr(module, '__version__', '')}"
-    with open(path, "rb") as file:
-        return hashlib.sha256(file.read()).hexdigest()
+def _reason(error: Exception) -> str:
+    """What an error says, without the path, which may be long."""
+    text = error.strerror if isinstance(error, OSError) else None
+    return _quoted(text or (str(error).splitlines() or [""])[0] or type(error).__name__)
 
 
-def _is_installed(module: types.ModuleType | None) -> bool:
-    """Whether a module is Python's own or an installed package, and not the user's code."""
-    path = getattr(module, "__file__", None)
-    if path is None:
-        return module is not None and module.__name__ != "__main__"
-    return any(Path(path).is_relative_to(folder) for folder in _installation_folders())
-
-
-@cache
-def _installation_folders() -> list[str]:
-    names = ("stdlib", "platstdlib", "purelib", "platlib")
-    return [folder for name in names if (folder := sysconfig.get_path(name))]
+def _quoted(thing: Any) -> str:
+    """The end of a text, which tells more of a path than its beginning."""
+    text = str(thing)
+    return text if len(text) <= LONGEST_QUOTE else f"...{text[-LONGEST_QUOTE:]}"

@@ -330,7 +330,8 @@ class SparseEnergyOODDetector(OutlierMixin, BaseEstimator):
         UnscaledImagesWarning
             If images in uint8 reach your module without `preprocess`.
         MemoryEntryWarning
-            If `memory` keeps nothing because there is no `random_state`.
+            If `memory` keeps nothing, for want of a `random_state` or because it cannot tell what
+            decides the training; or if its folder or an entry cannot be used. The fit goes on.
 
         Notes
         -----
@@ -338,7 +339,6 @@ class SparseEnergyOODDetector(OutlierMixin, BaseEstimator):
         before: a `ThresholdWarning` if it was placed on rows that the network has probably seen, or
         on too few.
         """
-        self._validate_params()
         with unchanged_on_error(self), joined_ranks() as ranks:
             run = Fit(self, X, y, ranks)  # refuses early what it cannot use
             with run.reproducible():

@@ -8,26 +8,23 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from numbers import Real
-from os import PathLike
 from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
-from joblib import Memory
 from numpy.typing import ArrayLike, NDArray
 from sklearn.base import BaseEstimator
 from torch import Tensor, nn
-from torch.nn.parameter import is_lazy
 from tqdm.auto import tqdm
 
 from .accuracy import warn_if_accuracy_dropped, warn_if_near_chance, warn_if_seen_before
-from .caching import TrainingStore, training_key
+from .caching import TrainingMemory, packed, unpacked
 from .calibration import calibration_split
 from .engine.affine import affine_head
 from .engine.augmentation import get_augment
 from .engine.batches import Batcher, channels_first, moments
 from .engine.copying import copy_module
-from .engine.distributed import Ranks, digest
+from .engine.distributed import Ranks
 from .engine.hardware import resolve_device
 from .engine.inference import forward_rows, score_rows
 from .engine.network import Network, floating_dtype
@@ -45,6 +42,7 @@ from .engine.training import (
     reproducible,
 )
 from .exceptions import MemoryEntryWarning, SkoodWarning, ThresholdWarning
+from .fingerprints import UnreadableError, fingerprint
 from .labels import as_labels, cluster_labels, encode_labels, is_outlier
 from .networks import default_network
 from .notices import held_back, warn_user
@@ -75,9 +73,6 @@ ROWS_OF_A_PENALTY = 1024
 
 ROWS_OF_A_TRIAL = 1024
 """Rows on which a score is tried before training, at most."""
-
-ROWS_OF_A_COMPARISON = 16
-"""Rows by which the processes of a group see whether they have the same X."""
 
 PARAMETERS_OF_A_RANK = {"module", "device", "num_workers", "memory", "random_state", "verbose"}
 """Parameters that may differ between the processes of a group, or are compared by what they do."""
@@ -113,18 +108,23 @@ class Fit:
     def __init__(self, detector: Detector, X: Any, y: ArrayLike | None, ranks: Ranks) -> None:
         self.detector = detector
         self.ranks = ranks
-        get_score(detector.score_function)  # refuses a name that is unknown
-        self.rows = rows_like_fit(detector, X, detector.preprocess, reset=True)
-        y = self.rows.labels(n_workers(detector)) if y is None else y
-        if detector.preprocess is None:
-            self.rows.check_finite()
-            if detector.module is not None:
-                warn_if_unscaled(self.rows)
-        self._inliers, self._outliers, self._labels = _split_outliers(self.rows, y, detector)
-        self._check_counts()
-        self._memory = self._usable_memory()
-        self.seeds = self._agreed_seeds(y)
-        self.device = ranks.device(resolve_device(detector.device))
+        with ranks.together():
+            detector._validate_params()
+            get_score(detector.score_function)  # refuses a name that is unknown
+            self.rows = rows_like_fit(detector, X, detector.preprocess, reset=True)
+            y = self.rows.labels(n_workers(detector)) if y is None else y
+            if detector.preprocess is None:
+                self.rows.check_finite()
+                if detector.module is not None:
+                    warn_if_unscaled(self.rows)
+            self._inliers, self._outliers, self._labels = _split_outliers(self.rows, y, detector)
+            self._check_counts()
+            self._memory = self._usable_memory()
+            self.device = ranks.device(resolve_device(detector.device))
+            seeds = _drawn_seeds(detector)
+            facts = self._facts(y, seeds) if ranks.size > 1 else {}
+        ranks.agree(facts)
+        self.seeds = ranks.from_first(seeds)
 
     def reproducible(self) -> AbstractContextManager[None]:
         """Inside, torch draws from the seed of the network, and gradients are on."""
@@ -293,16 +293,18 @@ class Fit:
                     f"{name}=0."
                 )
 
-    def _usable_memory(self) -> str | PathLike[str] | Memory | None:
+    def _usable_memory(self) -> TrainingMemory | None:
         detector = self.detector
-        if detector.memory is not None and detector.random_state is None:
+        if detector.memory is None:
+            return None
+        if detector.random_state is None:
             warn_user(
                 "memory= keeps nothing while random_state=None, as no two fits are alike "
                 "then. Pass an int as random_state.",
                 MemoryEntryWarning,
             )
             return None
-        return detector.memory
+        return TrainingMemory(detector.memory)
 
     def _pretraining_epochs(self) -> int | None:
         """Epochs of pre-training; None if they depend on the number of rows."""
@@ -356,10 +358,13 @@ class Fit:
         training = Training(network, data, terms, recipe, seed, get_augment(detector.augment))
         store, resume = None, None
         if self._memory is not None and first:
-            key = training_key(network, data, terms, recipe, detector.augment, seed)
-            store = TrainingStore(self._memory, key)
-            resume = store.load()
-        resume = self.ranks.from_first(resume)
+            key = self._memory.key(network, data, terms, recipe, detector.augment, seed)
+            if key is not None:
+                store = self._memory.store(key)
+                resume = store.load(network.module)
+        if self.ranks.size > 1:
+            sent = self.ranks.from_first(None if resume is None else packed(resume))
+            resume = None if sent is None else unpacked(sent, network.module)
         n_kept = 0 if resume is None else len(resume.history)
         with tqdm(
             total=recipe.epochs,
@@ -380,45 +385,63 @@ class Fit:
             history = training.run(resume, after_epoch)
         return [{"phase": phase, **record} for record in history]
 
-    def _agreed_seeds(self, y: ArrayLike | None) -> Seeds:
-        """The seeds of rank 0, once all ranks are known to fit the same."""
-        random = random_generator(self.detector.random_state)
-        seeds = Seeds(*random.randint(np.iinfo(np.int32).max, size=len(Seeds._fields)).tolist())
-        if self.ranks.size == 1:
-            return seeds
-        if self.detector.compile:
+    def _facts(self, y: ArrayLike | None, seeds: Seeds) -> dict[str, str]:
+        """What must be the same on all ranks, in a few characters each."""
+        rows, detector = self.rows, self.detector
+        if detector.compile:
             raise ValueError(
                 f"compile=True trains on one process, and there are {self.ranks.size}. Pass "
                 "compile=False."
             )
-        self.ranks.agree(self._facts(y, seeds))
-        return self.ranks.from_first(seeds)
-
-    def _facts(self, y: ArrayLike | None, seeds: Seeds) -> dict[str, str]:
-        """What must be the same on all ranks, in a few characters each."""
-        rows, detector = self.rows, self.detector
-        some = rows.values(spaced(len(rows), ROWS_OF_A_COMPARISON))
-        facts = {
-            "X": f"{len(rows)} rows of shape {rows.shape}, {rows.dtype}, digest {digest(*some)}",
-            "y": "none",
-        }
+        columns = getattr(detector, "feature_names_in_", None)
+        pieces = [fingerprint(piece.contiguous()) for piece in rows.compared()]
+        shown = f"{len(rows)} rows of shape {rows.shape}, {rows.dtype}"
+        facts = {"X": f"{shown}, digest {_digest([columns, pieces])}", "y": "none"}
         if y is not None:
             labels, indices = np.unique(as_labels(y, len(rows)), return_inverse=True)
-            facts["y"] = f"{len(labels)} labels, digest {digest(labels.astype(str), indices)}"
-        module = nn.Module() if detector.module is None else detector.module
-        state = (*module.parameters(), *module.buffers())
-        values = [x for x in state if not is_lazy(x) and not x.is_meta]
-        facts["module"] = (
-            f"{type(module).__name__} of {len(state)} tensors, digest {digest(*values)}"
-        )
+            facts["y"] = f"{len(labels)} labels, digest {_digest([labels.tolist(), indices])}"
+        if (module := detector.module) is not None:
+            told = _told(_deciding(module)) or _told([*module.parameters(), *module.buffers()])
+            facts["module"] = f"{type(module).__name__}{told}"
         for name, value in detector.get_params(deep=False).items():
             if name not in PARAMETERS_OF_A_RANK:
                 plain = isinstance(value, str | Real | None)
-                facts[name] = repr(value) if plain else type(value).__name__
+                facts[name] = repr(value) if plain else f"{type(value).__name__}{_told(value)}"
         given = detector.random_state is not None
         facts["random_state"] = f"seeds {tuple(seeds)}" if given else "None"
         facts["memory"] = "none" if self._memory is None else "a folder"
         return facts
+
+
+def _drawn_seeds(detector: Detector) -> Seeds:
+    random = random_generator(detector.random_state)
+    return Seeds(*random.randint(np.iinfo(np.int32).max, size=len(Seeds._fields)).tolist())
+
+
+def _deciding(module: nn.Module) -> list[Any]:
+    """What must be the same of a module on all ranks: not what a forward has left in it."""
+    return [
+        (
+            name,
+            type(part),
+            {k: v for k, v in vars(part).items() if isinstance(v, str | Real | None | tuple)},
+            part._parameters,
+            part._buffers,
+        )
+        for name, part in module.named_modules(remove_duplicate=False)
+    ]
+
+
+def _told(thing: Any) -> str:
+    """A digest of what a thing does, to be read after the name of its type, if it can be told."""
+    try:
+        return f", digest {_digest(thing)}"
+    except UnreadableError:
+        return ""
+
+
+def _digest(thing: Any) -> str:
+    return fingerprint(thing).hex()[:8]
 
 
 def n_workers(detector: Detector) -> int | None:

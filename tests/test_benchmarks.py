@@ -260,7 +260,7 @@ def test_only_what_is_new_is_computed(paper, files, monkeypatch, capsys):
         return {"classes": scorer.study.y_test, "l1": np.ones(1), "hoyer": np.ones(1)}
 
     monkeypatch.setattr(Training, "run", lambda *arguments: [])
-    monkeypatch.setattr("skood.fitting.training_key", lambda *arguments: "key")
+    monkeypatch.setattr("skood.caching.training_key", lambda *arguments: "key")
     monkeypatch.setattr(paper.Scorer, "cell", cell)
     monkeypatch.setattr(paper.Scorer, "description", description)
     monkeypatch.setattr(paper, "report", lambda study, runs: SimpleNamespace(markdown=str))

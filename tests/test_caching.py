@@ -1,10 +1,15 @@
 from __future__ import annotations
 
+import errno
 import functools
+import hashlib
 import importlib
+import io
 import os
+import shutil
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +19,8 @@ from joblib import Memory
 from torch import nn
 
 import skood
-from skood.caching import TrainingStore, fingerprint, training_key
+from skood import SparseEnergyOODDetector
+from skood.caching import UNFINISHED, TrainingMemory, training_key
 from skood.engine.objective import fine_tuning_terms
 from skood.engine.training import Recipe, Training, TrainingData
 from skood.exceptions import MemoryEntryWarning
@@ -269,19 +275,6 @@ def test_other_code_in_a_function_that_is_called_changes_the_key(key, monkeypatc
     assert keys[0] != keys[1]
 
 
-def test_where_code_stands_does_not_change_the_key(key):
-    def made(source, file):
-        namespace = {}
-        exec(compile(source, file, "exec"), namespace)
-        return namespace["preprocess"]
-
-    source = "def preprocess(batch):\n    return [row * 2 for row in batch]\n"
-    here, elsewhere = made(source, "a.py"), made("\n\n" + source, "folder/b.py")
-    other = made(source.replace("2", "3"), "a.py")
-    assert fingerprint(here) == fingerprint(elsewhere)
-    assert fingerprint(here) != fingerprint(other)
-
-
 def test_functions_that_call_each_other_have_a_key(key):
     assert key(preprocess=ping) == key(preprocess=ping)
 
@@ -356,7 +349,7 @@ class KeptTraining:
         network = self.opened(module or classifier(), X)
         # A key of its own keeps this apart from how keys are made.
         name = f"seed {seed}, weights {network.module[1].weight.sum().item()}"
-        store = TrainingStore(self.memory, name)
+        store = TrainingMemory(self.memory).store(name)
 
         def after_epoch(progress):
             self.epochs += 1
@@ -364,7 +357,7 @@ class KeptTraining:
             if self.epochs == killed_after:
                 raise KeyboardInterrupt
 
-        history = training_of(network, seed).run(store.load(), after_epoch)
+        history = training_of(network, seed).run(store.load(network.module), after_epoch)
         return network.module, history
 
 
@@ -445,7 +438,7 @@ def test_a_damaged_entry_is_computed_again(training, tmp_path, damage):
     first = training()
     (entry,) = tmp_path.rglob("*.pt")
     entry.write_bytes(damage(entry.read_bytes()))
-    with pytest.warns(MemoryEntryWarning, match="is damaged, so what it kept is computed again"):
+    with pytest.warns(MemoryEntryWarning, match="so it is computed again: the entry is damaged"):
         again = training()
     assert_bitwise_but_seconds(again, first)
     assert training.epochs == 2 * RECIPE.epochs
@@ -484,49 +477,180 @@ def test_whoever_is_killed_while_saving_leaves_the_epoch_before(training, tmp_pa
     assert training.epochs == epochs + RECIPE.epochs - 1
 
 
-HELPERS = """
-import torch
-from torch import nn
-
-def activation(x):
-    return torch.{function}(x)
-
-class Classifier(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.head = nn.Linear(4, 3)
-
-    def forward(self, x):
-        return self.head(activation(x))
-
-class Preprocess:
-    def __call__(self, batch):
-        return activation(batch)
-"""
+# What cannot be kept or read
 
 
-@pytest.mark.parametrize("name", ["Classifier", "Preprocess"])
-def test_code_that_methods_call_changes_the_fingerprint(name, tmp_path, monkeypatch):
-    prints = []
-    for function in ("relu", "tanh", "relu"):
-        namespace = {"__name__": "users_own"}
-        exec(HELPERS.format(function=function), namespace)
-        with torch.random.fork_rng():
-            torch.manual_seed(0)
-            prints.append(fingerprint(namespace[name]()))
-    assert prints[0] == prints[2]
-    assert prints[0] != prints[1]
+def fit(memory, module=None, **parameters):
+    """A fit in two phases, and its warnings about the memory."""
+    parameters = {"max_epochs": 2, "random_state": 0} | parameters
+    parameters.setdefault("pretrain_epochs", 1 if module is None else 0)
+    detector = SparseEnergyOODDetector(module, memory=memory, **parameters)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        detector.fit(X, np.arange(len(X)) % 3)
+    return detector, [str(w.message) for w in caught if w.category is MemoryEntryWarning]
 
 
-def test_a_changed_module_of_the_users_changes_the_fingerprint(tmp_path, monkeypatch):
-    monkeypatch.syspath_prepend(tmp_path)
-    prints = []
-    for factor in (2, 3):
-        (tmp_path / "users_helpers.py").write_text(f"def scale(x):\n    return {factor} * x\n")
-        sys.modules.pop("users_helpers", None)
-        importlib.invalidate_caches()
-        namespace = {"users_helpers": importlib.import_module("users_helpers")}
-        exec("def preprocess(batch):\n    return users_helpers.scale(batch)", namespace)
-        prints.append(fingerprint(namespace["preprocess"]))
-    sys.modules.pop("users_helpers", None)
-    assert prints[0] != prints[1]
+@pytest.fixture(scope="module")
+def offset():
+    """The threshold of a fit without a memory."""
+    return fit(None)[0].offset_
+
+
+def fails(error):
+    def function(*_, **__):
+        raise error
+
+    return function
+
+
+@pytest.mark.parametrize(
+    ("place", "error"),
+    [
+        ("skood.caching.os.replace", OSError(errno.ENOSPC, "No space left on device")),
+        ("skood.caching.os.replace", OSError(errno.ESTALE, "Stale file handle")),
+        ("skood.caching.tempfile.mkstemp", OSError(errno.EDQUOT, "Disk quota exceeded")),
+        ("skood.caching.Path.mkdir", PermissionError(errno.EACCES, "Permission denied")),
+        ("skood.caching.Path.read_bytes", PermissionError(errno.EACCES, "Permission denied")),
+        ("skood.caching.torch.save", RuntimeError("cannot pickle this network")),
+    ],
+)
+def test_what_cannot_be_written_or_read_is_said_once_and_costs_nothing(
+    tmp_path, monkeypatch, offset, place, error
+):
+    monkeypatch.setattr(place, fails(error))
+    detector, messages = fit(tmp_path)
+    assert detector.offset_ == offset
+    (message,) = messages
+    assert str(error.args[-1]) in message
+    assert len(message) < 400
+    assert not list(tmp_path.rglob(f"*{UNFINISHED}"))
+
+
+@pytest.mark.parametrize("name", ["", "nul\0", "z" * 300, "/".join(["y" * 200] * 30), "file", b"b"])
+def test_what_is_no_folder_is_said_once_and_costs_nothing(tmp_path, monkeypatch, offset, name):
+    monkeypatch.chdir(tmp_path)
+    Path("file").write_text("")
+    memory = AsPath(name) if isinstance(name, bytes) else name
+    detector, messages = fit(memory)
+    assert detector.offset_ == offset
+    assert len(messages) == (name != b"b")
+    assert all(len(message) < 400 for message in messages)
+    assert {path.name for path in tmp_path.iterdir()} == {"file"} | (
+        {"b"} if name == b"b" else set()
+    )
+
+
+class AsPath:
+    def __init__(self, name):
+        self.name = name
+
+    def __fspath__(self):
+        return self.name
+
+
+def unreadable(features):
+    return features.abs().sum(dim=1) * next(VALUES)
+
+
+VALUES = (1 for _ in range(1_000_000))
+
+
+def test_where_the_key_cannot_be_told_nothing_is_kept_and_that_is_said(tmp_path):
+    detector, messages = fit(tmp_path, penalty=unreadable)
+    (message,) = messages
+    assert message.startswith("memory= keeps nothing, as it cannot tell what decides the training")
+    assert "penalty" in message
+    assert len(message) < 400
+    # Pre-training has no penalty of the user's.
+    assert len(list(tmp_path.rglob("*.pt"))) == 1
+    assert detector.offset_ == fit(None, penalty=unreadable)[0].offset_
+
+
+def entry_of(thing):
+    buffer = io.BytesIO()
+    torch.save(thing, buffer)
+    payload = buffer.getvalue()
+    return hashlib.sha256(payload).digest() + payload
+
+
+class Gone:
+    def __reduce__(self):
+        return importlib.import_module, ("there_is_no_such_module",)
+
+
+@pytest.mark.parametrize("content", [b"", b"no", entry_of("text"), entry_of(Gone())])
+def test_an_entry_that_cannot_be_used_is_computed_again(tmp_path, offset, content):
+    fit(tmp_path)
+    for entry in tmp_path.rglob("*.pt"):
+        entry.write_bytes(content)
+    detector, messages = fit(tmp_path)
+    assert detector.offset_ == offset
+    assert len(messages) == 1
+    assert fit(tmp_path)[1] == []
+
+
+def test_a_folder_that_goes_meanwhile_is_made_again(tmp_path, offset):
+    folder = tmp_path / "kept"
+    store = TrainingMemory(folder).store("key")
+    for _ in range(2):
+        store.save(None)
+        assert len(list(folder.rglob("*.pt"))) == 1
+        shutil.rmtree(folder)
+
+
+def test_what_a_killed_process_has_left_is_removed_after_a_day(tmp_path):
+    store = TrainingMemory(tmp_path).store("key")
+    store.save(None)
+    old, new = (store.path.with_name(f"{name}{UNFINISHED}") for name in ("old", "new"))
+    for path in (old, new):
+        path.write_text("")
+    os.utime(old, (0, 0))
+    store.save(None)
+    assert not old.exists()
+    assert new.exists()
+
+
+def test_a_repeated_fit_is_loaded(tmp_path):
+    first, _ = fit(tmp_path)
+    entries = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.pt")}
+    assert len(entries) == 2
+    again, _ = fit(tmp_path)
+    assert entries == {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.pt")}
+    assert again.history_ == first.history_
+
+
+def local_network(n_hooks):
+    """A network of a class, and with functions, that no module holds, as a worker of joblib has."""
+
+    class Local(nn.Sequential):
+        def forward(self, x):
+            return super().forward(x)
+
+    network = Local(*classifier())
+    for factor in range(n_hooks):
+        network[1].register_forward_hook(
+            lambda module, args, output, factor=factor: (1 + factor) * output
+        )
+    return network
+
+
+def test_a_network_that_no_module_holds_is_kept_and_loaded(tmp_path):
+    first, messages = fit(tmp_path, local_network(n_hooks=1))
+    assert messages == []
+    (entry,) = (path for path in tmp_path.rglob("*.pt"))
+    written = entry.stat().st_mtime_ns
+    module = local_network(n_hooks=1)
+    again, messages = fit(tmp_path, module)
+    assert messages == []
+    assert entry.stat().st_mtime_ns == written
+    assert again.history_ == first.history_
+    assert again.offset_ == first.offset_
+    assert type(again.module_) is type(module)
+
+
+def test_functions_of_one_name_cannot_be_kept(tmp_path):
+    detector, messages = fit(tmp_path, local_network(n_hooks=2))
+    (message,) = messages
+    assert "the network holds two things of the name" in message
+    assert detector.offset_ == fit(None, local_network(n_hooks=2))[0].offset_

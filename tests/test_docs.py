@@ -26,6 +26,7 @@ from api_page import PUBLIC_MODULES, section  # noqa: E402
 INTERNAL_MODULES = {
     "accuracy",
     "caching",
+    "fingerprints",
     "detector",
     "engine",
     "fitting",

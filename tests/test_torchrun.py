@@ -10,13 +10,16 @@ import time
 import warnings
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from sklearn.datasets import load_digits
 from torch import distributed, nn
+from torch.utils.data import Dataset
 
 from skood import SparseEnergyOODDetector
 from skood.exceptions import LostRankError
+from skood.scores import Knn
 
 N_ROWS = 301
 
@@ -262,35 +265,130 @@ def test_rank_0_alone_warns(group):
 # What is refused, on both ranks
 
 
+class Scaled(nn.Module):
+    """A classifier with a number that is no weight."""
+
+    def __init__(self, factor=1.0):
+        super().__init__()
+        self.factor = factor
+        self.layers = perceptron()
+
+    def forward(self, x):
+        self.kept = x  # differs between ranks, and decides nothing
+        return self.layers(x) * self.factor
+
+
+class Rows(Dataset):
+    """Digits as a data set that must be loaded."""
+
+    def __init__(self, X, y):
+        self.X, self.y = X, y
+
+    def __len__(self):
+        return len(self.X)
+
+    def __getitem__(self, row):
+        return torch.tensor(self.X[row]), int(self.y[row])
+
+
+def penalty_of(factor):
+    return lambda features: factor * features.abs().sum(dim=1)
+
+
+def changed_row(X, row):
+    X = X.copy()
+    X[row] += 1
+    return X
+
+
+CHANGES = {
+    "X": lambda X, y: {"X": 2 * X},
+    "X, in a row": lambda X, y: {"X": changed_row(X, 151)},
+    "X, in its columns": lambda X, y: {"X": pd.DataFrame(X).add_prefix("a")},
+    "X, fewer": lambda X, y: {"X": X[:-1], "y": y[:-1]},
+    "y": lambda X, y: {"y": y[::-1]},
+    "y, a label": lambda X, y: {"y": np.where(np.arange(len(y)) == 151, y[0], y)},
+    "module": lambda X, y: {"module": nn.Sequential(*perceptron(), nn.Identity())},
+    "module, its code": lambda X, y: {"module": Scaled(2.0)},
+    "module, frozen": lambda X, y: {"module": frozen(Scaled())},
+    "random_state": lambda X, y: {"random_state": 1},
+    "batch_size": lambda X, y: {"batch_size": 64},
+    "memory": lambda X, y: {"memory": "/nowhere"},
+    "penalty": lambda X, y: {"penalty": penalty_of(2.0)},
+    "augment": lambda X, y: {"augment": lambda batch: batch + 1},
+    "preprocess": lambda X, y: {"preprocess": lambda batch: batch + 1},
+    "score_function": lambda X, y: {"score_function": Knn(n_neighbors=3)},
+}
+"""What rank 1 alone passes, by the name of what differs."""
+
+
+def frozen(module):
+    module.layers[0].requires_grad_(False)
+    return module
+
+
 def fit_with(name):
     """A fit in which something is another on rank 1."""
     X, y = data(images=False)
-    other = distributed.get_rank() == 1
-    module, parameters = perceptron(), {}
-    if name == "X" and other:
-        X = 2 * X
-    elif name == "fewer X" and other:
-        X, y = X[:-1], y[:-1]
-    elif name == "y" and other:
-        y = y[::-1]
-    elif name == "module" and other:
-        module[0].weight.data.add_(1)
-    elif name == "random_state" and other:
-        parameters["random_state"] = 1
-    elif name == "batch_size" and other:
-        parameters["batch_size"] = 64
-    elif name == "memory" and other:
-        parameters["memory"] = "/nowhere"
-    outcome(module, X, y, **parameters)
+    given = {
+        "module": Scaled(),
+        "X": pd.DataFrame(X) if name == "X, in its columns" else X,
+        "y": y,
+        "penalty": penalty_of(1.0),
+        "augment": lambda batch: batch,
+        "preprocess": lambda batch: batch,
+        "score_function": Knn(n_neighbors=5),
+        "max_epochs": 1,
+    }
+    if distributed.get_rank() == 1 and name is not None:
+        given |= CHANGES[name](X, y)
+    given["module"](torch.full((2, 64), float(distributed.get_rank())))
+    outcome(given.pop("module"), given.pop("X"), given.pop("y"), **given)
 
 
-@pytest.mark.parametrize(
-    "name", ["X", "fewer X", "y", "module", "random_state", "batch_size", "memory"]
-)
+@pytest.mark.parametrize("name", CHANGES)
 def test_ranks_that_disagree_are_refused(group, name):
     for error in group(fit_with, name):
         assert isinstance(error, ValueError)
-        assert f"Rank 1 calls fit with another {name.split()[-1]} than rank 0: " in str(error)
+        differs = name.partition(",")[0]
+        assert f"Rank 1 calls fit with another {differs} than rank 0: " in str(error)
+
+
+def test_ranks_that_agree_are_not_refused(group):
+    assert group(fit_with, None) == [None, None]
+
+
+def fit_of_a_data_set(changed):
+    X, y = data(images=False)
+    if changed and distributed.get_rank() == 1:
+        X = X + 1
+    outcome(perceptron().double(), Rows(X, y), None, num_workers=0, max_epochs=1)
+
+
+def test_data_sets_that_differ_are_refused(group):
+    for error in group(fit_of_a_data_set, True):
+        assert isinstance(error, ValueError)
+        assert "Rank 1 calls fit with another X than rank 0: " in str(error)
+
+
+def fit_that_one_rank_refuses(**parameters):
+    X, y = data(images=False)
+    if distributed.get_rank() == 1:
+        return outcome(perceptron(), np.where(X > 0, X, np.nan), y)
+    return outcome(perceptron(), X, y)
+
+
+def fit_with_a_parameter_out_of_range():
+    return outcome(perceptron(), *data(images=False), tpr=2.0 * distributed.get_rank() or 0.5)
+
+
+@pytest.mark.parametrize("fit", [fit_that_one_rank_refuses, fit_with_a_parameter_out_of_range])
+def test_what_one_rank_refuses_ends_the_others_at_once(group, fit):
+    lost, own = group(fit)
+    assert isinstance(lost, LostRankError)
+    assert str(lost).startswith("Rank 1 of 2 refused its fit, so that rank 0 cannot begin: ")
+    assert isinstance(own, ValueError)
+    assert str(own)[:100] in str(lost)
 
 
 def fit_of(**parameters):

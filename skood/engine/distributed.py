@@ -10,24 +10,25 @@ statistics of all rows; a subclass of batch-norm does more than that, so it stay
 from __future__ import annotations
 
 import atexit
-import hashlib
 import multiprocessing
 import os
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, distributed, nn
+from torch import distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ..exceptions import LostRankError
 
 T = TypeVar("T")
+
+LONGEST_QUOTE = 250
 
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
@@ -70,6 +71,26 @@ class Ranks:
         things = [thing if self.first else None]
         distributed.broadcast_object_list(things, src=0)
         return things[0]  # type: ignore[return-value]
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """Inside, where ranks do not exchange anything, an error of one ends all of them.
+
+        A `LostRankError` says on the others which it was.
+        """
+        try:
+            yield
+        except Exception as error:
+            with suppress(RuntimeError):  # of ranks that are lost: this error says more
+                self.gather(f"{type(error).__name__}: {str(error)[:LONGEST_QUOTE]}")
+            raise
+        reasons: list[str | None] = self.gather(None)
+        for rank, reason in enumerate(reasons):
+            if reason is not None:
+                raise LostRankError(
+                    f"Rank {rank} of {self.size} refused its fit, so that rank {self.rank} cannot "
+                    f"begin: {reason}"
+                )
 
     def agree(self, facts: Mapping[str, str]) -> None:
         """Refuse with a ValueError, on every rank, facts that are not the same on all."""
@@ -157,18 +178,6 @@ def joined_ranks() -> Iterator[Ranks]:
             "must call fit. Start all of them again: with memory= and a random_state, fit goes on "
             "after the last epoch."
         ) from error
-
-
-def digest(*parts: NDArray[Any] | Tensor) -> str:
-    """A few characters that differ where dtype, shape or bytes do."""
-    hashed = hashlib.sha256()
-    for part in parts:
-        hashed.update(f"{part.dtype} {tuple(part.shape)}".encode())
-        if isinstance(part, Tensor):
-            part = part.detach().cpu().contiguous().flatten()
-            part = (part.view(torch.uint8) if part.numel() else part).numpy()
-        hashed.update(np.ascontiguousarray(part).tobytes())
-    return hashed.hexdigest()[:8]
 
 
 def _ranks() -> Ranks:

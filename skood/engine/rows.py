@@ -28,6 +28,12 @@ SHARE_OF_FREE_MEMORY = 0.25
 PIECE = 4096
 """Rows that are checked at a time."""
 
+BYTES_TO_COMPARE = 2**30
+"""Bytes of X by which processes compare it, at most: about a second."""
+
+LOADED_TO_COMPARE = 16
+"""Rows by which processes compare an X that must be loaded."""
+
 STREAM_ROWS = 256
 """Rows of a batch where nothing else decides."""
 
@@ -85,9 +91,9 @@ class Rows(ABC):
         """The labels that X brings along for these rows; None if it brings none."""
         return None
 
-    def values(self, index: NDArray[np.intp]) -> list[Tensor]:
-        """Values by which two processes compare their X; none if they would have to be loaded."""
-        return []
+    def compared(self) -> Iterator[Tensor]:
+        """Rows by which two processes see whether they have the same X: few, which are loaded."""
+        yield self.read(spaced(len(self), LOADED_TO_COMPARE))
 
     def check_finite(self) -> None:
         """Refuse NaN and infinity, if the rows are in memory; others are checked when loaded."""
@@ -145,9 +151,12 @@ class InMemory(Rows):
             return self._labels
         return self._labels[np.ascontiguousarray(self.index)]
 
-    def values(self, index: NDArray[np.intp]) -> list[Tensor]:
-        """Values by which two processes compare their X."""
-        return [self.read(index)]
+    def compared(self) -> Iterator[Tensor]:
+        """Rows by which two processes compare their X: all, or spaced ones of a large X."""
+        bytes_of_a_row = max(self._read(slice(0, 1)).nbytes, 1)
+        index = spaced(len(self), max(BYTES_TO_COMPARE // bytes_of_a_row, 1))
+        for piece in slices(len(index), PIECE):
+            yield self.read(index[piece])
 
     def check_finite(self) -> None:
         """Refuse NaN and infinity, slice by slice."""

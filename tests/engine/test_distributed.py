@@ -8,7 +8,7 @@ import torch
 from torch import distributed, nn
 
 from skood.engine.batches import Batcher
-from skood.engine.distributed import ALONE, Ranks, digest, joined_ranks
+from skood.engine.distributed import ALONE, Ranks, joined_ranks
 from skood.engine.objective import (
     Counts,
     Objective,
@@ -18,6 +18,7 @@ from skood.engine.objective import (
 )
 from skood.engine.opening import open_network
 from skood.engine.training import Recipe, Training, TrainingData
+from skood.exceptions import LostRankError
 from skood.penalties import l1_over_l2
 from skood.rows import as_rows
 
@@ -50,6 +51,10 @@ def test_alone_nothing_is_copied_or_sent():
     assert ALONE.from_first(facts) is facts
     assert ALONE.gather(facts) == [facts]
     ALONE.agree(facts)
+    with ALONE.together():
+        pass
+    with pytest.raises(ZeroDivisionError), ALONE.together():
+        raise ZeroDivisionError
     ALONE.share_buffers(nn.BatchNorm1d(2))
     assert not distributed.is_initialized()
 
@@ -86,16 +91,6 @@ def test_an_error_of_the_users_stays_what_it_is():
     with pytest.raises(RuntimeError, match="mine") as raised, joined_ranks():
         raise RuntimeError("mine")
     assert type(raised.value) is RuntimeError
-
-
-def test_a_digest_tells_bytes_shapes_and_dtypes_apart():
-    zeros = torch.zeros(2, 3)
-    others = [zeros.int(), zeros.view(3, 2), zeros + 1, zeros[:0], zeros.bfloat16()]
-    assert len({digest(x) for x in [zeros, *others]}) == 6
-    assert digest(np.zeros(2)) != digest(np.zeros(2, dtype=int))
-    assert digest(zeros, zeros) != digest(zeros)
-    assert digest(zeros.T) == digest(zeros.T.contiguous())
-    assert digest() != digest(torch.tensor(0.0))
 
 
 # In a group
@@ -140,6 +135,22 @@ def test_both_ranks_refuse_what_differs(group):
             "Rank 1 calls fit with another y than rank 0: labels of 1 instead of labels of 0"
             in (str(error))
         )
+
+
+def an_error_of_one():
+    ranks = ranks_here()
+    with ranks.together():
+        if not ranks.first:
+            raise ZeroDivisionError("of the second")
+
+
+def test_an_error_of_one_rank_before_the_start_ends_the_others_at_once(group):
+    lost, own = group(an_error_of_one)
+    assert isinstance(lost, LostRankError)
+    assert str(lost) == (
+        "Rank 1 of 2 refused its fit, so that rank 0 cannot begin: ZeroDivisionError: of the second"
+    )
+    assert isinstance(own, ZeroDivisionError)
 
 
 # Batch-norm over ranks. That of torch runs on GPUs alone; here it is put in and taken out.

@@ -133,12 +133,17 @@ def test_picked_rows_arrive_in_order(form):
     np.testing.assert_array_equal(batch, TABLE[picks])
 
 
-def test_only_rows_in_memory_are_compared_between_processes(form):
-    picks = np.array([3, 50])
-    values = FORMS[form]().values(picks)
-    assert len(values) == (form in IN_MEMORY)
-    for some in values:
-        np.testing.assert_array_equal(some, TABLE[picks])
+def test_all_rows_in_memory_are_compared_between_processes_and_some_of_others(form):
+    rows = FORMS[form]()
+    compared = np.concatenate(list(rows.compared()))
+    picks = np.arange(N) if form in IN_MEMORY else spaced(N, 16)
+    np.testing.assert_array_equal(compared, TABLE[picks])
+
+
+def test_of_a_large_array_some_rows_are_compared(monkeypatch):
+    monkeypatch.setattr("skood.engine.rows.BYTES_TO_COMPARE", TABLE[:20].nbytes)
+    (compared,) = FORMS[IN_MEMORY[0]]().compared()
+    np.testing.assert_array_equal(compared, TABLE[spaced(N, 20)])
 
 
 # Rows that stay on the device
@@ -419,7 +424,6 @@ def test_a_form_of_rows_needs_two_methods_to_be_fitted_and_scored(opened):
     assert outcomes[0][0] == outcomes[1][0]
     assert torch.equal(outcomes[0][1], outcomes[1][1])
     assert rows.labels(0) is None
-    assert rows.values(np.arange(3)) == []
     rows.check_finite()
 
 
