@@ -11,6 +11,7 @@ from functools import partial
 from numbers import Integral, Real
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from sklearn.utils._param_validation import validate_parameter_constraints
 from torch import Tensor, nn
@@ -18,7 +19,7 @@ from torch.nn import functional as F
 
 from .engine.hardware import sent
 from .engine.rows import has_channels_last
-from .validation import Number, validated
+from .validation import Number, shortened, valid_array, validated
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
@@ -72,7 +73,7 @@ def default_network(
 
     Raises
     ------
-    ValueError
+    TypeError, ValueError
         If `input_shape` or `n_classes` is not one of those above, or if `mean` or `std` does not
         fit the rows or is refused by :class:`Standardize`.
 
@@ -124,9 +125,10 @@ class Standardize(nn.Module):
 
     Raises
     ------
-    ValueError
-        If `mean` and `std` are not vectors of one length, or if in float32 a value is not finite
-        or a `std` is negative.
+    TypeError, ValueError
+        If `mean` and `std` are not vectors of real numbers of one length, or if in float32 a value
+        is not finite or a `std` is negative. In a call, if there is not one column or channel for
+        each value.
 
     Examples
     --------
@@ -140,7 +142,7 @@ class Standardize(nn.Module):
 
     def __init__(self, mean: ArrayLike, std: ArrayLike) -> None:
         super().__init__()
-        means, stds = _as_float32(mean), _as_float32(std)
+        means, stds = _as_float32(mean, "mean"), _as_float32(std, "std")
         if means.ndim != 1 or means.shape != stds.shape:
             raise ValueError(
                 "mean and std must be vectors of one length, got shapes "
@@ -150,6 +152,12 @@ class Standardize(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Standardize a batch."""
+        if not isinstance(x, Tensor) or x.ndim < 2 or len(self.mean) not in (1, x.shape[1]):
+            got = tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__
+            raise ValueError(
+                f"x is {got}; expected a tensor of rows, (n, {len(self.mean)}) or (n, "
+                f"{len(self.mean)}, h, w)."
+            )
         return _standardized(x, self.mean, self.std)
 
 
@@ -168,9 +176,9 @@ class NormalizeImages(nn.Module):
 
     Raises
     ------
-    ValueError
-        If `mean` and `std` are neither numbers nor vectors of one length, or if in float32 a value
-        is not finite or a `std` is negative.
+    TypeError, ValueError
+        If `mean` and `std` are neither real numbers nor vectors of one length, or if in float32 a
+        value is not finite or a `std` is negative.
 
     Notes
     -----
@@ -193,7 +201,7 @@ class NormalizeImages(nn.Module):
 
     def __init__(self, mean: ArrayLike = 0.0, std: ArrayLike = 1.0) -> None:
         super().__init__()
-        means, stds = _as_float32(mean), _as_float32(std)
+        means, stds = _as_float32(mean, "mean"), _as_float32(std, "std")
         lengths = {values.shape for values in (means, stds) if values.ndim > 0}
         if len(lengths) > 1 or any(len(shape) > 1 for shape in lengths):
             raise ValueError(
@@ -413,8 +421,9 @@ class _PreActivationBlock(nn.Module):
         return out + (x if self.shortcut is None else self.shortcut(activated))
 
 
-def _as_float32(values: ArrayLike) -> Tensor:
-    return torch.asarray(values, dtype=torch.float32, copy=True)
+def _as_float32(values: ArrayLike, name: str) -> Tensor:
+    numbers = valid_array(values, name, None, missing=True).astype(np.float64)
+    return torch.from_numpy(numbers).to(torch.float32)
 
 
 def _buffers(means: Tensor, stds: Tensor) -> tuple[nn.Buffer, nn.Buffer]:
@@ -422,7 +431,7 @@ def _buffers(means: Tensor, stds: Tensor) -> tuple[nn.Buffer, nn.Buffer]:
     if not (means.isfinite().all() and stds.isfinite().all() and (stds >= 0).all()):
         raise ValueError(
             "mean and std must be finite in float32 and std at least 0, "
-            f"got mean={means.tolist()} and std={stds.tolist()}."
+            f"got mean={shortened(means.tolist())} and std={shortened(stds.tolist())}."
         )
     # The std of a constant column may be a rounding error.
     constant = stds <= torch.finfo(torch.float32).eps * means.abs()
@@ -536,12 +545,12 @@ def _checked_shape(input_shape: Sequence[int]) -> tuple[int, ...]:
     shape = tuple(input_shape) if isinstance(input_shape, Sequence) else ()
     smallest = SMALLEST_ROWS.get(len(shape))
     if smallest is None or not all(
-        isinstance(size, Integral) and size >= least
+        Number(Integral, least, None, closed="left").is_satisfied_by(size)
         for size, least in zip(shape, smallest, strict=True)
     ):
         raise ValueError(
             "input_shape must be the shape of one row, in positive integers: (d,) for columns, "
             "(h, w) or (c, h, w) for images, with h and w of at least 4; "
-            f"got {input_shape!r}."
+            f"got {shortened(repr(input_shape))}."
         )
     return shape

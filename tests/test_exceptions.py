@@ -20,6 +20,7 @@ from skood.exceptions import (
     FewCalibrationRowsWarning,
     FewTrainingRowsWarning,
     HeadNotFoundError,
+    LabelOrderWarning,
     LostRankError,
     MemoryEntryWarning,
     NearChanceWarning,
@@ -29,6 +30,7 @@ from skood.exceptions import (
     SkoodWarning,
     SlowScoringWarning,
     ThresholdWarning,
+    TiedScoresWarning,
     UnscaledImagesWarning,
 )
 from skood.model_selection import make_ood_scorer
@@ -128,6 +130,18 @@ def permute_labels():
     detector_of(module, calibration_size=None).fit(X, (labels + 1) % 4)
 
 
+def pass_an_untrained_network():
+    labels = np.random.RandomState(1).randint(4, size=len(X))
+    detector_of(network(), calibration_size=None).fit(X, labels)
+
+
+def saturate():
+    module = network()
+    with torch.no_grad():
+        module[-1].weight.mul_(1e6)
+    detector_of(module, score_function="msp", max_epochs=0).fit(X).calibrate(X)
+
+
 def pass_bytes():
     module = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 4))
     detector_of(module, calibration_size=None).fit(IMAGES)
@@ -174,7 +188,9 @@ WARNINGS = [
     (use_a_threshold_of_training_rows, ThresholdWarning),
     (calibrate_on_few_rows, FewCalibrationRowsWarning),
     (lose_accuracy, AccuracyDropWarning),
-    (permute_labels, NearChanceWarning),
+    (permute_labels, LabelOrderWarning),
+    (pass_an_untrained_network, NearChanceWarning),
+    (saturate, TiedScoresWarning),
     (pass_bytes, UnscaledImagesWarning),
     (freeze_the_body, PenaltyWithoutEffectWarning),
     (fit_covariances_to_few_rows, FewTrainingRowsWarning),

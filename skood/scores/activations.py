@@ -86,7 +86,7 @@ class Dice(FittedScore):
         """
         self._validate_params()
         total, n_rows = torch.zeros_like(head.weight[0]), 0
-        for features, _, _ in outputs:
+        for features, _, _ in self._pieces(outputs, head):
             total += features.sum(dim=0)
             n_rows += len(features)
         contributions = total / n_rows * head.weight
@@ -166,7 +166,7 @@ class ReAct(FittedScore):
         """
         self._validate_params()
         sample = Sample(max(SAMPLED_VALUES // head.weight.shape[1], 1))
-        for features, _, _ in outputs:
+        for features, _, _ in self._pieces(outputs, head):
             sample.add(features)
         activations = sample.rows().cpu().numpy()
         self.head_ = head
@@ -239,7 +239,7 @@ class Scale(FittedScore):
             If `percentile` is out of range, or features are negative.
         """
         self._validate_params()
-        for features, _, _ in islice(outputs, 1):
+        for features, _, _ in islice(self._pieces(outputs, head), 1):
             _check_not_negative(features)
         self.head_ = head
         return self

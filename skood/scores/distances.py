@@ -97,7 +97,7 @@ class Knn(FittedScore):
                 f"{2 * self.n_neighbors}. Got {self.bank_size} instead."
             )
         sample = Sample(self.bank_size)
-        for features, _, _ in outputs:
+        for features, _, _ in self._pieces(outputs, head):
             sample.add(F.normalize(features))
         bank = sample.rows().double()
         if len(bank) < self.n_neighbors:
@@ -174,7 +174,7 @@ class Mahalanobis(FittedScore):
         FewTrainingRowsWarning
             If there are fewer rows, beyond one per class, than features.
         """
-        pieces = iter(outputs)
+        pieces = self._pieces(outputs, head)
         first = next(pieces)
         n_classes, width = first.logits.shape[1], first.features.shape[1]
         centre = first.features.mean(dim=0)  # near the mean, so that squares lose no digits
@@ -304,7 +304,7 @@ class Vim(FittedScore):
         origin = -torch.linalg.pinv(head.weight) @ head.bias
         squares = torch.zeros(width, width).to(head.weight)
         sample = Sample(max(SAMPLED_VALUES // (width + 1), 1))
-        for features, logits, _ in outputs:
+        for features, logits, _ in self._pieces(outputs, head):
             shifted = features - origin
             squares += shifted.T @ shifted
             sample.add(torch.cat([shifted, logits.amax(dim=1, keepdim=True)], dim=1))
