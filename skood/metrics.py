@@ -343,7 +343,7 @@ class DetectionReport:
 @validated(
     tpr=SHARE,
     positive=POSITIVE,
-    n_bootstrap=[Number(Integral, 0, None, closed="left")],
+    n_bootstrap=[Number(Integral, 0, 10_000_000, closed="both")],
     confidence=SHARE,
     random_state=["random_state"],
 )

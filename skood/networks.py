@@ -29,10 +29,11 @@ __all__ = ["CifarResNet", "NormalizeImages", "Standardize", "WideResNet", "defau
 # By number of dimensions. A side of three pixels is mostly a channel axis in the wrong place.
 SMALLEST_ROWS = {1: (1,), 2: (4, 4), 3: (1, 4, 4)}
 
+# The upper bounds are far beyond what fits any memory or takes a reasonable time.
 CONSTRAINTS = {
-    "depth": [Number(Integral, 1, None, closed="left")],
-    "n_classes": [Number(Integral, 2, None, closed="left")],
-    "widen_factor": [Number(Integral, 1, None, closed="left")],
+    "depth": [Number(Integral, 1, 10_000, closed="both")],
+    "n_classes": [Number(Integral, 2, 10_000_000, closed="both")],
+    "widen_factor": [Number(Integral, 1, 1000, closed="both")],
     "dropout": [Number(Real, 0, 1, closed="both")],
 }
 

@@ -292,8 +292,8 @@ def fit_penalty(penalty: Penalty, features: Callable[[], Tensor]) -> Penalty:
     3.0
     """
     for name, value in (("penalty", penalty), ("features", features)):
-        if not callable(value):
-            raise TypeError(f"{name} is a {type(value).__name__}; pass a callable.")
+        if isinstance(value, type) or not callable(value):
+            raise TypeError(f"{name} is a {type(value).__name__}; pass an object to be called.")
     if not hasattr(penalty, "fit"):
         return penalty
     fitted = copy.deepcopy(penalty)

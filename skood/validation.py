@@ -12,8 +12,17 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from sklearn.utils._param_validation import Interval, validate_params
+from sklearn.utils.validation import _num_samples
 
-__all__ = ["Number", "comparable", "shortened", "valid_array", "valid_scores", "validated"]
+__all__ = [
+    "Number",
+    "comparable",
+    "number_of_rows",
+    "shortened",
+    "valid_array",
+    "valid_scores",
+    "validated",
+]
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -102,6 +111,17 @@ def valid_array(
         _check_finite(values, name, finite, missing)
         _check_exact(values, array, name)
     return values
+
+
+def number_of_rows(X: Any, name: str) -> int:
+    """How many rows X has; a TypeError says if it has none to count."""
+    try:
+        return int(_num_samples(X))
+    except Exception as error:
+        raise TypeError(
+            f"{name} is a {type(X).__name__} without rows ({shortened(error)}); expected an "
+            "array, a data frame or another sequence of rows."
+        ) from error
 
 
 def comparable(*arrays: NDArray[Any]) -> list[NDArray[Any]]:

@@ -61,6 +61,7 @@ def valid_tensor(tensor: Tensor, name: str, axes: tuple[str, ...]) -> Tensor:
     if (
         isinstance(tensor, Tensor)
         and tensor.is_floating_point()
+        and tensor.layout == torch.strided
         and tensor.ndim == len(axes)
         and (len(axes) == 1 or tensor.shape[1] > 0)
     ):
@@ -69,7 +70,10 @@ def valid_tensor(tensor: Tensor, name: str, axes: tuple[str, ...]) -> Tensor:
     if not isinstance(tensor, Tensor):
         raise TypeError(f"{name} is a {type(tensor).__name__}; expected {expected}.")
     error = ValueError if tensor.is_floating_point() else TypeError
-    raise error(f"{name} is {tensor.dtype} of shape {tuple(tensor.shape)}; expected {expected}.")
+    raise error(
+        f"{name} is {tensor.dtype}, {tensor.layout}, of shape {tuple(tensor.shape)}; expected "
+        f"{expected}."
+    )
 
 
 def as_float64(values: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import ndimage
+from torch import Tensor
 
 from ..engine.rows import has_channels_last, slices
 from ..labels import as_labels
@@ -99,6 +100,7 @@ def surrogate_outliers(
     >>> sorted(surrogate_outliers(X, random_state=0)[:, 1].tolist())
     [1, 3, 5]
     """
+    X = valid_array(X, "X", None) if isinstance(X, Tensor) else X
     _check_form(as_numbers(X))
     X = valid_array(X, "X", None)
     makers = _makers(X)

@@ -15,7 +15,7 @@ from sklearn.utils._param_validation import validate_parameter_constraints
 from ..metrics import METRICS
 from ..model_selection.guard import TOLERANCE, AccuracyGuard, accurate_enough
 from ..validation import Number
-from .shared import COLOURS, MARKERS, looks, new_axes
+from .shared import COLOURS, MARKERS, looks, new_axes, valid_axes
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -116,6 +116,11 @@ class SelectionDisplay:
             {"metric": metric, "tolerance": tolerance, "chosen": chosen},
             caller_name="SelectionDisplay",
         )
+        if not isinstance(cv_results, Mapping):
+            raise TypeError(
+                f"cv_results is a {type(cv_results).__name__}; expected the cv_results_ of a "
+                "search, a dict of columns."
+            )
         params = list(cv_results["params"]) if "params" in cv_results else []
         name = _weight_name(params)
         self.weights = _valid_weights(params, name)
@@ -237,12 +242,14 @@ class SelectionDisplay:
         ValueError
             If there is not one axes for each panel.
         """
-        axes = new_axes(len(self.scores)) if ax is None else np.asarray(ax).ravel()
+        axes = new_axes(len(self.scores)) if ax is None else np.asarray(ax, dtype=object).ravel()
         if len(axes) != len(self.scores):
             raise ValueError(
                 f"ax holds {len(axes)} axes; expected {len(self.scores)}, one for each of "
                 f"{list(self.scores)}."
             )
+        for each in axes:
+            valid_axes(each)
         for panel, (metric, (mean, std)) in zip(axes, self.scores.items(), strict=True):
             self._draw_candidates(panel, -mean if metric.startswith("neg_") else mean, std)
             if metric == ACCURACY_CHANGE and self.tolerance is not None:

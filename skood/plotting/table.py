@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from sklearn.utils._param_validation import StrOptions
+from sklearn.utils._param_validation import StrOptions, validate_parameter_constraints
 
 from ..metrics import METRICS
 from ..validation import valid_array, valid_scores, validated
@@ -98,6 +98,11 @@ class DetectionTableDisplay(Display):
         lower_is_better: bool = False,
         label: str | None = None,
     ) -> None:
+        validate_parameter_constraints(
+            {"lower_is_better": ["boolean"], "label": [str, None]},
+            {"lower_is_better": lower_is_better, "label": label},
+            caller_name=type(self).__name__,
+        )
         self.values = _table(values, "values")
         self.methods = _valid_names(methods, "methods", self.values.shape[0])
         self.columns = _valid_names(columns, "columns", self.values.shape[1])
@@ -145,7 +150,7 @@ class DetectionTableDisplay(Display):
             If there is no estimator or no set, a name comes twice, scores cannot be used, or
             `metric` is unknown.
         """
-        pairs = list(estimators.items() if isinstance(estimators, Mapping) else estimators)
+        pairs = _pairs(estimators)
         _valid_names([name for name, _ in pairs], "estimators", len(pairs))
         scores = {name: scores_of(estimator, X_id, X_ood) for name, estimator in pairs}
         return cls.from_predictions(
@@ -303,6 +308,18 @@ def _sets_by_method(score_id: Any, score_ood: Any) -> dict[str, dict[str, Any]]:
     return {method: {name: sets[method][name] for name in sets[first]} for method in sets}
 
 
+def _pairs(estimators: Any) -> list[tuple[str, Any]]:
+    """Names and estimators; a TypeError says if these are no pairs."""
+    named = estimators.items() if isinstance(estimators, Mapping) else estimators
+    pairs = list(named) if isinstance(named, Iterable) else [named]
+    if not all(isinstance(pair, tuple | list) and len(pair) == 2 for pair in pairs):
+        raise TypeError(
+            f"estimators is a {type(estimators).__name__} without names; expected a dict from "
+            "names to estimators."
+        )
+    return pairs
+
+
 def _table(values: ArrayLike, name: str) -> NDArray[np.float64]:
     return valid_array(values, name, ("n_methods", "n_columns")).astype(np.float64)
 
@@ -317,6 +334,8 @@ def _valid_spread(spread: ArrayLike, shape: tuple[int, ...]) -> NDArray[np.float
 
 
 def _valid_names(names: Iterable[str], name: str, expected: int) -> list[str]:
+    if isinstance(names, str) or not isinstance(names, Iterable):
+        raise TypeError(f"{name} is a {type(names).__name__}; expected a list of names.")
     listed = [str(each) for each in names]
     if len(listed) != expected or len(set(listed)) < len(listed) or not listed:
         raise ValueError(

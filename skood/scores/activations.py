@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..validation import Number
-from .protocol import FittedScore, Head, Outputs, Sample, energy, named
+from .protocol import FittedScore, Head, Outputs, Sample, energy, named, valid_head
 
 __all__ = ["Dice", "ReAct", "Scale"]
 
@@ -85,7 +85,7 @@ class Dice(FittedScore):
             If `sparsity` is out of range.
         """
         self._validate_params()
-        total, n_rows = torch.zeros_like(head.weight[0]), 0
+        total, n_rows = torch.zeros_like(valid_head(head).weight[0]), 0
         for features, _, _ in self._pieces(outputs, head):
             total += features.sum(dim=0)
             n_rows += len(features)
@@ -165,7 +165,7 @@ class ReAct(FittedScore):
             If `percentile` is out of range.
         """
         self._validate_params()
-        sample = Sample(max(SAMPLED_VALUES // head.weight.shape[1], 1))
+        sample = Sample(max(SAMPLED_VALUES // valid_head(head).weight.shape[1], 1))
         for features, _, _ in self._pieces(outputs, head):
             sample.add(features)
         activations = sample.rows().cpu().numpy()

@@ -16,7 +16,7 @@ from ..exceptions import FewTrainingRowsWarning
 from ..notices import warn_user
 from ..validation import Number
 from .activations import SAMPLED_VALUES
-from .protocol import FittedScore, Head, Outputs, Sample, energy, named
+from .protocol import FittedScore, Head, Outputs, Sample, energy, named, valid_head
 
 __all__ = ["Knn", "Mahalanobis", "Vim"]
 
@@ -299,7 +299,7 @@ class Vim(FittedScore):
             lies outside the principal space.
         """
         self._validate_params()
-        width = head.weight.shape[1]
+        width = valid_head(head).weight.shape[1]
         n_components = self._resolved(width)
         origin = -torch.linalg.pinv(head.weight) @ head.bias
         squares = torch.zeros(width, width).to(head.weight)
@@ -340,4 +340,9 @@ class Vim(FittedScore):
         """``logsumexp(z) - alpha ||residual||`` of each row, shape (n,)."""
         shifted = self._ready(features) - self.origin_
         residuals = torch.linalg.vector_norm(shifted @ self.residual_space_, dim=1)
-        return energy(logits) - self.alpha_ * residuals
+        energies = energy(logits)
+        if len(energies) != len(residuals):
+            raise ValueError(
+                f"logits has {len(energies)} rows and features {len(residuals)}; expected as many."
+            )
+        return energies - self.alpha_ * residuals

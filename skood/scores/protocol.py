@@ -94,11 +94,9 @@ class FittedScore(BaseEstimator):
 
     def _pieces(self, outputs: Iterable[Outputs], head: Head | None) -> Iterator[Outputs]:
         """Outputs, each checked; a TypeError or ValueError says if one is not what it should be."""
-        if self.uses_head and not isinstance(head, Head):
-            raise TypeError(f"head is a {type(head).__name__}; expected a Head.")
         if not isinstance(outputs, Iterable):
             raise TypeError(f"outputs is a {type(outputs).__name__}; expected Outputs in a list.")
-        width = head.weight.shape[1] if self.uses_head and head is not None else None
+        width = valid_head(head).weight.shape[1] if self.uses_head else None
         for piece in outputs:
             if not isinstance(piece, tuple) or len(piece) != len(Outputs._fields):
                 raise TypeError(
@@ -230,9 +228,7 @@ def fit_score(
     TypeError, ValueError
         If `score` or `head` is not callable, or the score cannot be fitted.
     """
-    for name, value in (("score", score), ("head", head)):
-        if not callable(value):
-            raise TypeError(f"{name} is a {type(value).__name__}; pass a callable.")
+    _check_callable(score=score, head=head)
     if hasattr(score, "fit"):
         score.fit(outputs, head() if getattr(score, "uses_head", False) else None)
     return score
@@ -263,8 +259,7 @@ def apply_score(score: ScoreFunction, features: Tensor | None, logits: Tensor) -
         If `score` is not callable, `logits` is no tensor of floats (n, K), or the score returns
         complex numbers.
     """
-    if not callable(score):
-        raise TypeError(f"score is a {type(score).__name__}; pass a callable.")
+    _check_callable(score=score)
     values = score(features, valid_logits(logits))
     if not isinstance(values, Tensor) or values.shape != logits.shape[:1]:
         got = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__
@@ -310,6 +305,12 @@ class Sample:
         return torch.cat(self._rows)
 
 
+def _check_callable(**values: Any) -> None:
+    for name, value in values.items():
+        if isinstance(value, type) or not callable(value):
+            raise TypeError(f"{name} is a {type(value).__name__}; pass an object to be called.")
+
+
 def energy(logits: Tensor) -> Tensor:
     """Negative energy of logits at temperature 1, ``logsumexp(z)``."""
     return torch.logsumexp(valid_logits(logits), dim=1)
@@ -318,6 +319,13 @@ def energy(logits: Tensor) -> Tensor:
 def valid_logits(logits: Tensor) -> Tensor:
     """Logits, if they are a tensor of floats of shape (n, K)."""
     return valid_tensor(logits, "logits", ("n", "K"))
+
+
+def valid_head(head: Head | None) -> Head:
+    """The head, if it is one."""
+    if not isinstance(head, Head):
+        raise TypeError(f"head is a {type(head).__name__}; expected a Head.")
+    return head
 
 
 def of_width(features: Tensor, width: int | None) -> Tensor:
