@@ -153,7 +153,7 @@ class Standardize(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Standardize a batch."""
-        if not isinstance(x, Tensor) or x.ndim < 2 or len(self.mean) not in (1, x.shape[1]):
+        if not _is_dense(x) or x.ndim < 2 or len(self.mean) not in (1, x.shape[1]):
             got = tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__
             raise ValueError(
                 f"x is {got}; expected a tensor of rows, (n, {len(self.mean)}) or (n, "
@@ -452,11 +452,15 @@ def _standardized(x: Tensor, mean: Tensor, std: Tensor) -> Tensor:
     return (x - mean) / std
 
 
+def _is_dense(x: object) -> bool:
+    return isinstance(x, Tensor) and x.layout == torch.strided
+
+
 def _white(images: Tensor) -> int:
     """Largest value of a pixel, by the dtype."""
-    if not isinstance(images, Tensor):
+    if not _is_dense(images):
         raise TypeError(
-            f"images are a {type(images).__name__}; expected a tensor, such as "
+            f"images are a {type(images).__name__}; expected a dense tensor, such as "
             "torch.from_numpy(images)."
         )
     if images.dtype == torch.uint8:

@@ -100,9 +100,10 @@ def surrogate_outliers(
     >>> sorted(surrogate_outliers(X, random_state=0)[:, 1].tolist())
     [1, 3, 5]
     """
-    X = valid_array(X, "X", None) if isinstance(X, Tensor) else X
-    _check_form(as_numbers(X))
+    if not isinstance(X, Tensor | list | tuple):  # which valid_array looks into
+        _check_form(as_numbers(X))
     X = valid_array(X, "X", None)
+    _check_form(X)
     makers = _makers(X)
     if kind != "auto" and kind not in makers:
         raise ValueError(

@@ -15,7 +15,7 @@ from sklearn.utils._param_validation import validate_parameter_constraints
 from ..metrics import METRICS
 from ..model_selection.guard import TOLERANCE, AccuracyGuard, accurate_enough
 from ..validation import Number
-from .shared import COLOURS, MARKERS, looks, new_axes, valid_axes
+from .shared import COLOURS, MARKERS, looks, new_axes, several_axes
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -242,14 +242,12 @@ class SelectionDisplay:
         ValueError
             If there is not one axes for each panel.
         """
-        axes = new_axes(len(self.scores)) if ax is None else np.asarray(ax, dtype=object).ravel()
+        axes = new_axes(len(self.scores)) if ax is None else several_axes(ax)
         if len(axes) != len(self.scores):
             raise ValueError(
                 f"ax holds {len(axes)} axes; expected {len(self.scores)}, one for each of "
                 f"{list(self.scores)}."
             )
-        for each in axes:
-            valid_axes(each)
         for panel, (metric, (mean, std)) in zip(axes, self.scores.items(), strict=True):
             self._draw_candidates(panel, -mean if metric.startswith("neg_") else mean, std)
             if metric == ACCURACY_CHANGE and self.tolerance is not None:

@@ -30,6 +30,7 @@ __all__ = [
     "new_axes",
     "scores_of",
     "sets_by_name",
+    "several_axes",
     "valid_axes",
 ]
 
@@ -127,6 +128,17 @@ def valid_axes(ax: Any) -> Any:
             f"ax is a {type(ax).__name__}; expected axes of matplotlib, as plt.subplots gives them."
         )
     return ax
+
+
+def several_axes(ax: Any) -> NDArray[Any]:
+    """Axes of matplotlib in one dimension; a TypeError says what else was got."""
+    try:
+        axes = np.asarray(ax, dtype=object).ravel()
+    except Exception:  # a tensor on no device
+        axes = np.array([None])
+    if not all(hasattr(each, "figure") for each in axes):
+        valid_axes(ax)
+    return axes
 
 
 class Display:

@@ -308,10 +308,15 @@ def _sets_by_method(score_id: Any, score_ood: Any) -> dict[str, dict[str, Any]]:
     return {method: {name: sets[method][name] for name in sets[first]} for method in sets}
 
 
+def _is_iterable(names: object) -> bool:
+    # Arrays and tensors of no dimension have the method, and fail.
+    return isinstance(names, Iterable) and getattr(names, "ndim", 1) > 0
+
+
 def _pairs(estimators: Any) -> list[tuple[str, Any]]:
     """Names and estimators; a TypeError says if these are no pairs."""
     named = estimators.items() if isinstance(estimators, Mapping) else estimators
-    pairs = list(named) if isinstance(named, Iterable) else [named]
+    pairs: list[Any] = list(named) if _is_iterable(named) else [named]
     if not all(isinstance(pair, tuple | list) and len(pair) == 2 for pair in pairs):
         raise TypeError(
             f"estimators is a {type(estimators).__name__} without names; expected a dict from "
@@ -334,7 +339,7 @@ def _valid_spread(spread: ArrayLike, shape: tuple[int, ...]) -> NDArray[np.float
 
 
 def _valid_names(names: Iterable[str], name: str, expected: int) -> list[str]:
-    if isinstance(names, str) or not isinstance(names, Iterable):
+    if isinstance(names, str) or not _is_iterable(names):
         raise TypeError(f"{name} is a {type(names).__name__}; expected a list of names.")
     listed = [str(each) for each in names]
     if len(listed) != expected or len(set(listed)) < len(listed) or not listed:

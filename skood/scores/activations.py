@@ -257,7 +257,7 @@ class Scale(FittedScore):
 
 
 def _check_not_negative(features: Tensor) -> None:
-    if features.min() < 0:
+    if len(features) > 0 and features.min() < 0:
         raise ValueError(
             'score_function="scale" needs features of at least 0, such as after a ReLU; these go '
             f"down to {float(features.min()):.3g}. Pass another score."

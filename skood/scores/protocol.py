@@ -60,7 +60,8 @@ class Head:
 
     def __call__(self, features: Tensor) -> Tensor:
         """Logits (n, K) of features (n, d), ``features @ weight.T + bias``, in float64."""
-        return of_width(features, self.weight.shape[1]) @ self.weight.T + self.bias
+        valid = of_width(features, self.weight.shape[1]).to(self.weight.dtype)
+        return valid @ self.weight.T + self.bias
 
 
 class Outputs(NamedTuple):
@@ -94,10 +95,14 @@ class FittedScore(BaseEstimator):
 
     def _pieces(self, outputs: Iterable[Outputs], head: Head | None) -> Iterator[Outputs]:
         """Outputs, each checked; a TypeError or ValueError says if one is not what it should be."""
-        if not isinstance(outputs, Iterable):
-            raise TypeError(f"outputs is a {type(outputs).__name__}; expected Outputs in a list.")
+        try:
+            pieces = iter(outputs)
+        except TypeError:
+            raise TypeError(
+                f"outputs is a {type(outputs).__name__}; expected Outputs in a list."
+            ) from None
         width = valid_head(head).weight.shape[1] if self.uses_head else None
-        for piece in outputs:
+        for piece in pieces:
             if not isinstance(piece, tuple) or len(piece) != len(Outputs._fields):
                 raise TypeError(
                     f"outputs holds a {type(piece).__name__}; expected Outputs(features, logits, "
