@@ -17,6 +17,7 @@ __all__ = [
     "HeadNotFoundError",
     "LabelOrderWarning",
     "LostRankError",
+    "LostRejectionWarning",
     "MemoryEntryWarning",
     "NearChanceWarning",
     "NonFiniteLogitsError",
@@ -72,6 +73,10 @@ class NearChanceWarning(SkoodWarning):
 
 class LabelOrderWarning(SkoodWarning):
     """The labels seem to be in another order than the logits of the given network."""
+
+
+class LostRejectionWarning(SkoodWarning):
+    """An estimator around a `RejectingClassifier` does not reject."""
 
 
 class UnscaledImagesWarning(SkoodWarning):

@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 import torch
 from modules import mlp
+from sklearn.ensemble import VotingClassifier
 from torch import distributed, nn
 
-from skood import SparseEnergyOODDetector, exceptions
+from skood import RejectingClassifier, SparseEnergyOODDetector, exceptions
 from skood.exceptions import (
     AccuracyDropWarning,
     DeviceWarning,
@@ -22,6 +23,7 @@ from skood.exceptions import (
     HeadNotFoundError,
     LabelOrderWarning,
     LostRankError,
+    LostRejectionWarning,
     MemoryEntryWarning,
     NearChanceWarning,
     NonFiniteLogitsError,
@@ -175,6 +177,13 @@ def keep_what_is_drawn_afresh():
     detector_of(random_state=None, memory="unused", calibration_size=None).fit(X)
 
 
+def vote_with_one_that_rejects():
+    detector = detector_of(network(), calibration_size=None)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", NearChanceWarning)
+        VotingClassifier([("one", RejectingClassifier(detector))]).fit(X, Y)
+
+
 def score_without_outliers():
     fitted(ood_label=-1).score(X, Y)
 
@@ -197,6 +206,7 @@ WARNINGS = [
     (score_row_by_row, SlowScoringWarning),
     (travel_to_a_machine_without_the_device, DeviceWarning),
     (keep_what_is_drawn_afresh, MemoryEntryWarning),
+    (vote_with_one_that_rejects, LostRejectionWarning),
     (score_without_outliers, SelectionWarning),
     (search_with_two_labels_of_outliers, SelectionWarning),
 ]

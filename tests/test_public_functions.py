@@ -352,7 +352,7 @@ def test_a_list_that_numpy_would_round_is_refused():
 
 
 @pytest.mark.parametrize("tpr", [0.5, 0.95, 1 - 1e-12, 1 - 2**-53])
-@pytest.mark.parametrize("rank", [1, 7, 10**5])
+@pytest.mark.parametrize("rank", [1, 7, 1000])
 def test_the_minimum_of_rows_is_the_first_that_reaches_the_rank(rank, tpr):
     n_rows = skood.calibration.minimum_rows(rank, tpr)
     assert skood.calibration.calibration_rank(n_rows, tpr) >= rank
