@@ -542,6 +542,12 @@ class _Metric(NamedTuple):
     def name_at(self, tpr: float) -> str:
         return self.name.format(_percent(tpr))
 
+    def is_named(self, name: str) -> bool:
+        """Whether this is its name in code, reports, searches or pictures."""
+        function = self.function.__name__
+        names = {function, f"neg_{function}", self.name_at(0.95), self.title.lower()}
+        return name.lower() in names
+
     @property
     def name_in_searches(self) -> str:
         """That of the function, after "neg_" for an error, because searches maximise."""

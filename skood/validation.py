@@ -5,7 +5,7 @@ Functions declare their constraints with `validated`, estimators in ``_parameter
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from numbers import Integral, Real
 from typing import Any, TypeVar
 
@@ -16,6 +16,7 @@ from sklearn.utils.validation import _num_samples
 
 __all__ = [
     "Number",
+    "check_results",
     "comparable",
     "number_of_rows",
     "shortened",
@@ -122,6 +123,15 @@ def number_of_rows(X: Any, name: str) -> int:
             f"{name} is a {type(X).__name__} without rows ({shortened(error)}); expected an "
             "array, a data frame or another sequence of rows."
         ) from error
+
+
+def check_results(cv_results: Any) -> None:
+    """Refuse what is no ``cv_results_`` of a search, which may be in a data frame."""
+    if not isinstance(cv_results, Mapping) and not hasattr(cv_results, "columns"):
+        raise TypeError(
+            f"cv_results is a {type(cv_results).__name__}; expected the cv_results_ of a search, "
+            "a dict of columns."
+        )
 
 
 def comparable(*arrays: NDArray[Any]) -> list[NDArray[Any]]:

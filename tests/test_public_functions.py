@@ -382,3 +382,15 @@ def test_a_guard_takes_no_candidate_with_infinite_scores():
     results = {"mean_test_auroc": [np.inf, -np.inf], "mean_test_accuracy_change": [0.0, np.nan]}
     with pytest.raises(ValueError, match="All 2 candidates have NaN or infinity"):
         guard(results)
+
+
+@pytest.mark.parametrize("name", ["FPR95", "fpr95", "fpr_at_tpr", "neg_fpr_at_tpr"])
+def test_errors_know_the_names_that_a_metric_has_elsewhere(name):
+    if name != "neg_fpr_at_tpr":
+        with pytest.raises(ValueError, match="'neg_fpr_at_tpr'"):
+            make_ood_scorer(name)
+    if name != "fpr95":
+        with pytest.raises(ValueError, match="named 'fpr95' here"):
+            skood.plotting.DetectionTableDisplay.from_predictions(
+                {"a": [1.0]}, {"a": [1.0]}, metric=name
+            )

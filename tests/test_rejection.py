@@ -454,6 +454,7 @@ def test_rejection_outside_of_an_ensemble_is_that_of_the_message(rejecting, digi
 )
 def test_what_keeps_the_rejection_does_not_warn(rejecting, digits, around):
     with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
         warnings.simplefilter("error", LostRejectionWarning)
         around(rejecting).fit(digits.X_fresh, digits.y_fresh)
 

@@ -12,7 +12,7 @@ from sklearn.utils._param_validation import validate_parameter_constraints
 
 from ..exceptions import SelectionWarning
 from ..notices import warn_user
-from ..validation import Number, valid_array
+from ..validation import Number, check_results, valid_array
 
 __all__ = ["AccuracyGuard", "accurate_enough"]
 
@@ -139,11 +139,7 @@ class AccuracyGuard:
         return least
 
     def _column(self, cv_results: Mapping[str, Any], metric: str) -> NDArray[np.float64]:
-        if not isinstance(cv_results, Mapping):
-            raise TypeError(
-                f"cv_results is a {type(cv_results).__name__}; expected the cv_results_ of a "
-                "search, a dict of columns."
-            )
+        check_results(cv_results)
         column = f"mean_test_{metric}"
         if column not in cv_results:
             found = [name[10:] for name in map(str, cv_results) if name.startswith("mean_test_")]

@@ -17,7 +17,7 @@ from ..labels import as_labels, is_outlier
 from ..metrics import METRICS, POSITIVE, Positive
 from ..notices import warn_user
 from ..rows import as_numbers, in_frame, take
-from ..validation import number_of_rows, validated
+from ..validation import number_of_rows, shortened, validated
 from .steps import last_step, seen_by_last_step
 from .surrogates import surrogate_outliers
 
@@ -298,7 +298,11 @@ def _name(metric: object) -> str:
             f"'neg_{name}', or a function that returns it negated."
         )
     if isinstance(metric, str) and metric not in names:
-        raise ValueError(f"metric={metric!r} is unknown; expected one of {names}.")
+        here = [each.name_in_searches for each in METRICS if each.is_named(metric)]
+        hint = f" It is named {here[0]!r} here." if here else ""
+        raise ValueError(
+            f"metric={shortened(repr(metric))} is unknown; expected one of {names}.{hint}"
+        )
     return name
 
 

@@ -14,7 +14,7 @@ from sklearn.utils._param_validation import validate_parameter_constraints
 
 from ..metrics import METRICS
 from ..model_selection.guard import TOLERANCE, AccuracyGuard, accurate_enough
-from ..validation import Number
+from ..validation import Number, check_results
 from .shared import COLOURS, MARKERS, looks, new_axes, several_axes
 
 if TYPE_CHECKING:
@@ -116,11 +116,7 @@ class SelectionDisplay:
             {"metric": metric, "tolerance": tolerance, "chosen": chosen},
             caller_name="SelectionDisplay",
         )
-        if not isinstance(cv_results, Mapping):
-            raise TypeError(
-                f"cv_results is a {type(cv_results).__name__}; expected the cv_results_ of a "
-                "search, a dict of columns."
-            )
+        check_results(cv_results)
         params = list(cv_results["params"]) if "params" in cv_results else []
         name = _weight_name(params)
         self.weights = _valid_weights(params, name)

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from sklearn.utils._param_validation import StrOptions, validate_parameter_constraints
+from sklearn.utils._param_validation import validate_parameter_constraints
 
 from ..metrics import METRICS
-from ..validation import valid_array, valid_scores, validated
+from ..validation import shortened, valid_array, valid_scores
 from .shared import Display, scores_of, sets_by_name
 
 if TYPE_CHECKING:
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 __all__ = ["DetectionTableDisplay"]
 
 METRICS_BY_NAME = {metric.name_at(0.95): metric for metric in METRICS}
-METRIC = [StrOptions(set(METRICS_BY_NAME))]
 
 CELL_HEIGHT = 0.32  # inches
 CHARACTER_WIDTH = 0.085
@@ -111,7 +110,6 @@ class DetectionTableDisplay(Display):
         self.label = label
 
     @classmethod
-    @validated(metric=METRIC)
     def from_estimator(
         cls,
         estimators: Mapping[str, Any] | Iterable[tuple[str, Any]],
@@ -150,6 +148,7 @@ class DetectionTableDisplay(Display):
             If there is no estimator or no set, a name comes twice, scores cannot be used, or
             `metric` is unknown.
         """
+        _metric(metric)
         pairs = _pairs(estimators)
         _valid_names([name for name, _ in pairs], "estimators", len(pairs))
         scores = {name: scores_of(estimator, X_id, X_ood) for name, estimator in pairs}
@@ -161,7 +160,6 @@ class DetectionTableDisplay(Display):
         )
 
     @classmethod
-    @validated(metric=METRIC)
     def from_predictions(
         cls,
         score_id: Mapping[str, ArrayLike],
@@ -197,7 +195,7 @@ class DetectionTableDisplay(Display):
             If there are no scores, if they are not 1-D, masked or NaN, if methods or sets differ,
             if a set is named "mean", or if `metric` is unknown.
         """
-        computed = METRICS_BY_NAME[metric]
+        computed = _metric(metric)
         sets = _sets_by_method(score_id, score_ood)
         values = []
         for method, of_id in score_id.items():
@@ -306,6 +304,19 @@ def _sets_by_method(score_id: Any, score_ood: Any) -> dict[str, dict[str, Any]]:
                 f"{list(sets[first])}; expected the same sets for each method."
             )
     return {method: {name: sets[method][name] for name in sets[first]} for method in sets}
+
+
+def _metric(name: str) -> Any:
+    """The metric of a name; an error says which there are, and the name here of one elsewhere."""
+    validate_parameter_constraints({"metric": [str]}, {"metric": name}, caller_name="from_*")
+    if name not in METRICS_BY_NAME:
+        here = [known for known, metric in METRICS_BY_NAME.items() if metric.is_named(name)]
+        hint = f" It is named {here[0]!r} here." if here else ""
+        raise ValueError(
+            f"The 'metric' parameter must be one of {list(METRICS_BY_NAME)}. Got "
+            f"{shortened(repr(name))} instead.{hint}"
+        )
+    return METRICS_BY_NAME[name]
 
 
 def _is_iterable(names: object) -> bool:
