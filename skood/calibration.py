@@ -8,15 +8,17 @@ conformal prediction). So the threshold is the score of rank ``floor((1 - tpr) (
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from numbers import Integral, Real
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from sklearn.utils._param_validation import validate_parameter_constraints
+from sklearn.utils._param_validation import StrOptions, validate_parameter_constraints
 
 from .exceptions import FewCalibrationRowsWarning
 from .notices import warn_user
-from .validation import Number, valid_scores
+from .validation import Number, comparable, valid_array, valid_scores
 
 __all__ = [
     "calibration_rank",
@@ -28,7 +30,20 @@ __all__ = [
 
 FloatArray = NDArray[np.float64]
 
-CONSTRAINTS = {"tpr": [Number(Real, 0, 1, closed="neither")]}
+MOST_ROWS = 2**62
+SIZE = [
+    StrOptions({"auto"}),
+    Number(Integral, 1, None, closed="left"),
+    Number(Real, 0, 1, closed="neither"),
+    None,
+]
+CONSTRAINTS = {
+    "n_rows": [Number(Integral, 0, MOST_ROWS, closed="both")],
+    "rank": [Number(Integral, 1, MOST_ROWS, closed="both")],
+    "tpr": [Number(Real, 0, 1, closed="neither")],
+    "size": SIZE,
+    "random_state": [np.random.RandomState],
+}
 
 
 def calibration_rank(n_rows: int, tpr: float) -> int:
@@ -44,8 +59,13 @@ def calibration_rank(n_rows: int, tpr: float) -> int:
     Returns
     -------
     int
-        ``floor((1 - tpr) (n + 1))``. A product that is an integer up to rounding counts as that
-        integer. 0 means that n rows are too few to promise `tpr`.
+        ``floor((1 - tpr) (n + 1))``, at most n. A product that is an integer up to rounding counts
+        as that integer. 0 means that n rows are too few to promise `tpr`.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If `n_rows` is not an integer from 0 to 2**62, or `tpr` is not between 0 and 1.
 
     References
     ----------
@@ -57,6 +77,11 @@ def calibration_rank(n_rows: int, tpr: float) -> int:
     >>> calibration_rank(19, 0.95), calibration_rank(9, 0.9), calibration_rank(18, 0.95)
     (1, 1, 0)
     """
+    _check("calibration_rank", n_rows=n_rows, tpr=tpr)
+    return _rank(int(n_rows), float(tpr))
+
+
+def _rank(n_rows: int, tpr: float) -> int:
     expected_below = (1 - tpr) * (n_rows + 1)
     # 1 - 0.9 is just below 0.1 in binary: forgive a few units in the last place of n + 1.
     return min(math.floor(expected_below + 4 * np.finfo(float).eps * (n_rows + 1)), n_rows)
@@ -77,15 +102,24 @@ def minimum_rows(rank: int, tpr: float) -> int:
     int
         The number of rows.
 
+    Raises
+    ------
+    TypeError, ValueError
+        If `rank` is not an integer from 1 to 2**62, `tpr` is not between 0 and 1, or more than
+        2**62 rows were needed.
+
     Examples
     --------
     >>> from skood.calibration import minimum_rows
     >>> minimum_rows(1, 0.95), minimum_rows(2, 0.95)
     (19, 39)
     """
-    rows = max(math.floor(rank / (1 - tpr)) - 2, 1)
-    while calibration_rank(rows, tpr) < rank:
-        rows += 1
+    _check("minimum_rows", rank=rank, tpr=tpr)
+    rows = bisect_left(range(MOST_ROWS), rank, key=lambda n_rows: _rank(n_rows, float(tpr)))
+    if rows == MOST_ROWS:
+        raise ValueError(
+            f"rank={rank} at tpr={tpr} needs more than 2**62 rows. Pass a lower rank or tpr."
+        )
     return rows
 
 
@@ -105,7 +139,8 @@ def place_threshold(calibration_scores: ArrayLike, tpr: float) -> float:
     Returns
     -------
     float
-        The calibration score of rank `calibration_rank`, or the smallest one if that rank is 0.
+        The calibration score of rank `calibration_rank`, or the smallest one if that rank is 0. A
+        score that no float equals, such as an integer beyond 2**53, is given as it is.
 
     Raises
     ------
@@ -130,10 +165,10 @@ def place_threshold(calibration_scores: ArrayLike, tpr: float) -> float:
     >>> place_threshold(np.arange(39.0), 0.95)
     1.0
     """
-    validate_parameter_constraints(CONSTRAINTS, {"tpr": tpr}, caller_name="place_threshold")
+    _check("place_threshold", tpr=tpr)
     tpr = float(tpr)
-    scores = valid_scores(calibration_scores, "calibration_scores").astype(np.float64)
-    rank = calibration_rank(scores.size, tpr)
+    scores = valid_scores(calibration_scores, "calibration_scores")
+    rank = _rank(scores.size, tpr)
     if rank == 0:
         warn_user(
             f"{scores.size} calibration rows are too few to keep {tpr:.4g} of fresh "
@@ -143,7 +178,8 @@ def place_threshold(calibration_scores: ArrayLike, tpr: float) -> float:
             FewCalibrationRowsWarning,
         )
         rank = 1
-    return float(np.partition(scores, rank - 1)[rank - 1])
+    threshold = np.partition(scores, rank - 1)[rank - 1]
+    return float(threshold) if float(threshold) == threshold.item() else threshold.item()
 
 
 def conformal_p_values(scores: ArrayLike, calibration_scores: ArrayLike, tpr: float) -> FloatArray:
@@ -182,14 +218,14 @@ def conformal_p_values(scores: ArrayLike, calibration_scores: ArrayLike, tpr: fl
     >>> conformal_p_values([0.5, 2.5], [1.0, 2.0, 3.0], tpr=0.5)
     array([0.25, 0.75])
     """
-    # Not by a decorator, which takes ten times as long: single rows are tested, too.
-    validate_parameter_constraints(CONSTRAINTS, {"tpr": tpr}, caller_name="conformal_p_values")
+    _check("conformal_p_values", tpr=tpr)
     tpr = float(tpr)
-    tested = valid_scores(scores, "scores").astype(np.float64)
-    calibration = np.sort(valid_scores(calibration_scores, "calibration_scores").astype(np.float64))
-    counts = 1 + np.searchsorted(calibration, tested, side="right")
+    tested, calibration = comparable(
+        valid_scores(scores, "scores"), valid_scores(calibration_scores, "calibration_scores")
+    )
+    counts = 1 + np.searchsorted(np.sort(calibration), tested, side="right")
     p_values = counts / (calibration.size + 1)
-    rejected = counts <= calibration_rank(calibration.size, tpr)
+    rejected = counts <= _rank(calibration.size, tpr)
     return np.where(rejected, np.minimum(p_values, 1 - tpr), p_values)
 
 
@@ -221,8 +257,9 @@ def calibration_split(
 
     Raises
     ------
-    ValueError
-        If no row is left for training or for calibration.
+    TypeError, ValueError
+        If no row is left for training or for calibration, if labels are not finite numbers, empty
+        or not 1-D, or if another argument is not one of those above.
 
     Examples
     --------
@@ -233,6 +270,8 @@ def calibration_split(
     >>> len(training), len(calibration)
     (900, 100)
     """
+    _check("calibration_split", size=size, tpr=tpr, random_state=random_state)
+    labels = valid_array(labels, "labels", ("n",))
     n_rows = len(labels)
     everything = np.arange(n_rows)
     if size is None:
@@ -252,6 +291,11 @@ def calibration_split(
             "calibration_size, or None, and call calibrate(X) on fresh rows."
         )
     return np.setdiff1d(everything, free[:n_calibration]), np.sort(free[:n_calibration])
+
+
+def _check(function: str, **parameters: Any) -> None:
+    # Not by a decorator, which takes ten times as long: single rows are tested, too.
+    validate_parameter_constraints(CONSTRAINTS, parameters, caller_name=function)
 
 
 def _calibration_rows(n_rows: int, size: int | float | str, tpr: float) -> int:

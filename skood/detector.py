@@ -17,7 +17,8 @@ from sklearn.utils._param_validation import StrOptions, validate_parameter_const
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor, nn
 
-from .calibration import conformal_p_values, place_threshold
+from .accuracy import warn_if_tied
+from .calibration import SIZE, conformal_p_values, place_threshold
 from .engine.augmentation import AUGMENTATIONS
 from .engine.copying import copy_module, on_cpu
 from .engine.distributed import joined_ranks
@@ -202,12 +203,7 @@ class SparseEnergyOODDetector(OutlierMixin, BaseEstimator):
         "distillation_weight": [Number(Real, 0, None, closed="left")],
         "score_function": [str, callable],
         "tpr": [Number(Real, 0, 1, closed="neither")],
-        "calibration_size": [
-            StrOptions({"auto"}),
-            Number(Integral, 1, None, closed="left"),
-            Number(Real, 0, 1, closed="neither"),
-            None,
-        ],
+        "calibration_size": SIZE,
         "pretrain_epochs": [StrOptions({"auto"}), Number(Integral, 0, None, closed="left")],
         "max_epochs": [Number(Integral, 0, None, closed="left")],
         "batch_size": [Number(Integral, 1, None, closed="left")],
@@ -317,6 +313,8 @@ class SparseEnergyOODDetector(OutlierMixin, BaseEstimator):
 
         Warns
         -----
+        LabelOrderWarning
+            If the labels seem to be in another order than the logits of your module.
         NearChanceWarning
             If your module classifies hardly better than chance.
         AccuracyDropWarning
@@ -336,8 +334,8 @@ class SparseEnergyOODDetector(OutlierMixin, BaseEstimator):
         Notes
         -----
         What is wrong with the threshold is said when it is first used, as `calibrate` may move it
-        before: a `ThresholdWarning` if it was placed on rows that the network has probably seen, or
-        on too few.
+        before: a `ThresholdWarning` if it was placed on rows that the network has probably seen, on
+        too few, or on rows of which many score the same.
         """
         with unchanged_on_error(self), joined_ranks() as ranks:
             run = Fit(self, X, y, ranks)  # refuses early what it cannot use
@@ -346,14 +344,14 @@ class SparseEnergyOODDetector(OutlierMixin, BaseEstimator):
                 run.try_score(network, training)
                 self.history_ = run.pretrain(network, training)
                 self._pretrained = network.uncompiled_copy() if self.history_ else None
-                before = run.predicted(network, held_out)
+                before = run.predicted(network, training, held_out)
                 self.history_ += run.fine_tune(network, training)
                 self.score_function_ = run.fitted_score(network, training)
             scores, after = run.scored(network, held_out, self.score_function_)
             self.classes_, self._seed_of_network = run.classes, run.seeds.network
             self._network = network
             with held_back(ThresholdWarning) as notices:  # calibrate may move it right afterwards
-                self.id_accuracy_ = run.judged(held_out, before, after)
+                self.id_accuracy_ = run.judged(network, training, held_out, before, after)
                 self._place_threshold(scores, self.tpr)
             self._doubts = Doubts(notices if ranks.first else [])
         return self
@@ -429,6 +427,8 @@ class SparseEnergyOODDetector(OutlierMixin, BaseEstimator):
         -----
         FewCalibrationRowsWarning
             If there are too few rows for `tpr`.
+        TiedScoresWarning
+            If so many rows score the same that the threshold tells little apart.
         """
         check_is_fitted(self)
         tpr = self.tpr if tpr is None else tpr
@@ -702,6 +702,7 @@ class SparseEnergyOODDetector(OutlierMixin, BaseEstimator):
 
     def _place_threshold(self, scores: ScoreArray, tpr: float) -> None:
         self.offset_ = place_threshold(scores, tpr)
+        warn_if_tied(scores, self.offset_)
         self.calibration_scores_, self.tpr_ = scores, tpr
 
     def __sklearn_clone__(self) -> Self:

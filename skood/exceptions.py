@@ -15,7 +15,9 @@ __all__ = [
     "FewCalibrationRowsWarning",
     "FewTrainingRowsWarning",
     "HeadNotFoundError",
+    "LabelOrderWarning",
     "LostRankError",
+    "LostRejectionWarning",
     "MemoryEntryWarning",
     "NearChanceWarning",
     "NonFiniteLogitsError",
@@ -24,6 +26,7 @@ __all__ = [
     "SkoodWarning",
     "SlowScoringWarning",
     "ThresholdWarning",
+    "TiedScoresWarning",
     "UnscaledImagesWarning",
 ]
 
@@ -56,12 +59,24 @@ class FewCalibrationRowsWarning(ThresholdWarning):
     """There are too few calibration rows for the share of rows to keep."""
 
 
+class TiedScoresWarning(ThresholdWarning):
+    """So many calibration rows score the same that the threshold tells little apart."""
+
+
 class AccuracyDropWarning(SkoodWarning):
     """Fine-tuning made the classifier less accurate."""
 
 
 class NearChanceWarning(SkoodWarning):
     """The given network classifies hardly better than chance."""
+
+
+class LabelOrderWarning(SkoodWarning):
+    """The labels seem to be in another order than the logits of the given network."""
+
+
+class LostRejectionWarning(SkoodWarning):
+    """An estimator around a `RejectingClassifier` does not reject."""
 
 
 class UnscaledImagesWarning(SkoodWarning):

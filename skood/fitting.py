@@ -17,7 +17,12 @@ from sklearn.base import BaseEstimator
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from .accuracy import warn_if_accuracy_dropped, warn_if_near_chance, warn_if_seen_before
+from .accuracy import (
+    first_of_each_class,
+    warn_if_accuracy_dropped,
+    warn_if_labels_doubtful,
+    warn_if_seen_before,
+)
 from .caching import TrainingMemory, packed, unpacked
 from .calibration import calibration_split
 from .engine.affine import affine_head
@@ -73,6 +78,9 @@ ROWS_OF_A_PENALTY = 1024
 
 ROWS_OF_A_TRIAL = 1024
 """Rows on which a score is tried before training, at most."""
+
+ROWS_OF_A_CLASS = 20
+"""Rows of each class by which the order of the labels is judged, at most."""
 
 PARAMETERS_OF_A_RANK = {"module", "device", "num_workers", "memory", "random_state", "verbose"}
 """Parameters that may differ between the processes of a group, or are compared by what they do."""
@@ -190,7 +198,9 @@ class Fit:
         )
         return self._train("fine-tune", network, data, terms, recipe, self.seeds.fine_tuning)
 
-    def predicted(self, network: Network, held_out: HeldOut) -> Winners | None:
+    def predicted(
+        self, network: Network, training: TrainingData, held_out: HeldOut
+    ) -> Winners | None:
         """Logit index that the network predicts before fine-tuning for each row held out.
 
         None without fine-tuning: it will be the same afterwards.
@@ -198,7 +208,7 @@ class Fit:
         if self.detector.max_epochs == 0:
             return None
         before = self._winners(network, held_out.rows)
-        self._warn_if_near_chance(held_out, before)
+        self._judge_labels(network, training, held_out, before)
         return before
 
     def scored(
@@ -208,12 +218,19 @@ class Fit:
         scores, winners = outputs_of(network, self._share(held_out.rows), score)
         return self.ranks.joined(scores), self.ranks.joined(winners)
 
-    def judged(self, held_out: HeldOut, before: Winners | None, after: Winners) -> dict[str, float]:
+    def judged(
+        self,
+        network: Network,
+        training: TrainingData,
+        held_out: HeldOut,
+        before: Winners | None,
+        after: Winners,
+    ) -> dict[str, float]:
         """Accuracy on the rows held out before and after, with a warning if it is suspicious."""
         truth = held_out.targets
         if before is None:
             before = after
-            self._warn_if_near_chance(held_out, before)
+            self._judge_labels(network, training, held_out, before)
         warn_if_accuracy_dropped(truth, before, after, self.detector.sparsity_weight)
         if self.detector.calibration_size is None:
             warn_user(
@@ -230,9 +247,26 @@ class Fit:
             "after": float(np.mean(truth == after)),
         }
 
-    def _warn_if_near_chance(self, held_out: HeldOut, before: Winners) -> None:
-        if self._is_given:
-            warn_if_near_chance(held_out.targets, before)
+    def _judge_labels(
+        self, network: Network, training: TrainingData, held_out: HeldOut, before: Winners
+    ) -> None:
+        """Warn if the labels do not fit the user's network; it also predicts some training rows."""
+        if not self._is_given or (held_out.targets == before).all():
+            return
+        more = training.labels[: 0 if self.detector.calibration_size is None else None]
+        targets = np.concatenate([held_out.targets, more])
+        picks = first_of_each_class(targets, ROWS_OF_A_CLASS)
+        n_held_out = len(before)
+        further = picks[picks >= n_held_out] - n_held_out
+        predictions = np.concatenate(
+            [
+                before[picks[picks < n_held_out]],
+                self._winners(network, training.rows.pick(further)),
+            ]
+        )
+        warn_if_labels_doubtful(
+            held_out.targets, before, self.classes, (targets[picks], predictions)
+        )
 
     @property
     def _is_given(self) -> bool:

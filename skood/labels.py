@@ -9,6 +9,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from sklearn.utils.validation import column_or_1d
 
+from .validation import shortened
+
 __all__ = ["as_labels", "cluster_labels", "encode_labels", "is_outlier"]
 
 CLUSTERS = 8
@@ -31,7 +33,12 @@ def as_labels(y: ArrayLike, n_rows: int) -> Labels:
     """
     if isinstance(y, list | tuple) and {str, type(None)} & {type(label) for label in y}:
         y = _from_objects(y)  # which refuses what numpy alone would turn into strings
-    array = np.asarray(y.detach().cpu() if hasattr(y, "detach") else y)
+    try:
+        array = np.asarray(y.detach().cpu() if hasattr(y, "detach") else y)
+    except Exception as error:  # a ragged list, a sparse tensor
+        raise ValueError(
+            f"y does not form an array ({shortened(error)}); pass one label a row."
+        ) from error
     if array.ndim == 2 and array.shape[1] > 1:
         raise ValueError(
             f"y has shape {array.shape}; expected one label a row, (n,). Turn one-hot or "

@@ -22,7 +22,7 @@ from numpy.typing import ArrayLike, NDArray
 from sklearn.utils._param_validation import StrOptions
 
 from .randomness import random_generator
-from .validation import Number, valid_scores, validated
+from .validation import Number, comparable, valid_scores, validated
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -343,7 +343,7 @@ class DetectionReport:
 @validated(
     tpr=SHARE,
     positive=POSITIVE,
-    n_bootstrap=[Number(Integral, 0, None, closed="left")],
+    n_bootstrap=[Number(Integral, 0, 10_000_000, closed="both")],
     confidence=SHARE,
     random_state=["random_state"],
 )
@@ -459,7 +459,8 @@ def _roc_counts(
 
 def _tie_groups(score_id: Scores, score_ood: Scores) -> tuple[Counts, Counts]:
     """For each ID and each OOD row, the rank of its score among the distinct scores of both."""
-    _, group = np.unique(np.concatenate((score_id, score_ood)), return_inverse=True)
+    everything = np.concatenate(comparable(score_id, score_ood))
+    _, group = np.unique(everything, return_inverse=True)
     return group[: len(score_id)], group[len(score_id) :]
 
 
@@ -540,6 +541,12 @@ class _Metric(NamedTuple):
 
     def name_at(self, tpr: float) -> str:
         return self.name.format(_percent(tpr))
+
+    def is_named(self, name: str) -> bool:
+        """Whether this is its name in code, reports, searches or pictures."""
+        function = self.function.__name__
+        names = {function, f"neg_{function}", self.name_at(0.95), self.title.lower()}
+        return name.lower() in names
 
     @property
     def name_in_searches(self) -> str:

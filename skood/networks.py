@@ -11,6 +11,7 @@ from functools import partial
 from numbers import Integral, Real
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from sklearn.utils._param_validation import validate_parameter_constraints
 from torch import Tensor, nn
@@ -18,7 +19,7 @@ from torch.nn import functional as F
 
 from .engine.hardware import sent
 from .engine.rows import has_channels_last
-from .validation import Number, validated
+from .validation import Number, shortened, valid_array, validated
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
@@ -35,11 +36,12 @@ __all__ = [
 # By number of dimensions. A side of three pixels is mostly a channel axis in the wrong place.
 SMALLEST_ROWS = {1: (1,), 2: (4, 4), 3: (1, 4, 4)}
 
+# The upper bounds are far beyond what fits any memory or takes a reasonable time.
 CONSTRAINTS = {
-    "depth": [Number(Integral, 1, None, closed="left")],
-    "n_classes": [Number(Integral, 2, None, closed="left")],
-    "growth": [Number(Integral, 1, None, closed="left")],
-    "widen_factor": [Number(Integral, 1, None, closed="left")],
+    "depth": [Number(Integral, 1, 10_000, closed="both")],
+    "n_classes": [Number(Integral, 2, 10_000_000, closed="both")],
+    "growth": [Number(Integral, 1, 10_000, closed="both")],
+    "widen_factor": [Number(Integral, 1, 1000, closed="both")],
     "dropout": [Number(Real, 0, 1, closed="both")],
 }
 
@@ -80,7 +82,7 @@ def default_network(
 
     Raises
     ------
-    ValueError
+    TypeError, ValueError
         If `input_shape` or `n_classes` is not one of those above, or if `mean` or `std` does not
         fit the rows or is refused by :class:`Standardize`.
 
@@ -132,9 +134,10 @@ class Standardize(nn.Module):
 
     Raises
     ------
-    ValueError
-        If `mean` and `std` are not vectors of one length, or if in float32 a value is not finite
-        or a `std` is negative.
+    TypeError, ValueError
+        If `mean` and `std` are not vectors of real numbers of one length, or if in float32 a value
+        is not finite or a `std` is negative. In a call, if there is not one column or channel for
+        each value.
 
     Examples
     --------
@@ -148,7 +151,7 @@ class Standardize(nn.Module):
 
     def __init__(self, mean: ArrayLike, std: ArrayLike) -> None:
         super().__init__()
-        means, stds = _as_float32(mean), _as_float32(std)
+        means, stds = _as_float32(mean, "mean"), _as_float32(std, "std")
         if means.ndim != 1 or means.shape != stds.shape:
             raise ValueError(
                 "mean and std must be vectors of one length, got shapes "
@@ -158,6 +161,12 @@ class Standardize(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Standardize a batch."""
+        if not _is_dense(x) or x.ndim < 2 or len(self.mean) not in (1, x.shape[1]):
+            got = tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__
+            raise ValueError(
+                f"x is {got}; expected a tensor of rows, (n, {len(self.mean)}) or (n, "
+                f"{len(self.mean)}, h, w)."
+            )
         return _standardized(x, self.mean, self.std)
 
 
@@ -176,9 +185,9 @@ class NormalizeImages(nn.Module):
 
     Raises
     ------
-    ValueError
-        If `mean` and `std` are neither numbers nor vectors of one length, or if in float32 a value
-        is not finite or a `std` is negative.
+    TypeError, ValueError
+        If `mean` and `std` are neither real numbers nor vectors of one length, or if in float32 a
+        value is not finite or a `std` is negative.
 
     Notes
     -----
@@ -201,7 +210,7 @@ class NormalizeImages(nn.Module):
 
     def __init__(self, mean: ArrayLike = 0.0, std: ArrayLike = 1.0) -> None:
         super().__init__()
-        means, stds = _as_float32(mean), _as_float32(std)
+        means, stds = _as_float32(mean, "mean"), _as_float32(std, "std")
         lengths = {values.shape for values in (means, stds) if values.ndim > 0}
         if len(lengths) > 1 or any(len(shape) > 1 for shape in lengths):
             raise ValueError(
@@ -499,43 +508,9 @@ class _PreActivationBlock(nn.Module):
         return out + (x if self.shortcut is None else self.shortcut(activated))
 
 
-class _DenseBlock(nn.Module):
-    def __init__(self, n_layers: int, in_channels: int, growth: int) -> None:
-        super().__init__()
-        self.layer = nn.Sequential(
-            *(_DenseLayer(in_channels + n * growth, growth) for n in range(n_layers))
-        )
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.layer(x)
-
-
-class _DenseLayer(nn.Module):
-    def __init__(self, in_channels: int, growth: int) -> None:
-        super().__init__()
-        self.bn1 = nn.BatchNorm2d(in_channels)
-        self.conv1 = _conv1x1(in_channels, 4 * growth)
-        self.bn2 = nn.BatchNorm2d(4 * growth)
-        self.conv2 = _conv3x3(4 * growth, growth)
-
-    def forward(self, x: Tensor) -> Tensor:
-        out = self.conv1(F.relu(self.bn1(x)))
-        out = self.conv2(F.relu(self.bn2(out)))
-        return torch.cat([x, out], 1)
-
-
-class _Transition(nn.Module):
-    def __init__(self, in_channels: int, out_channels: int) -> None:
-        super().__init__()
-        self.bn1 = nn.BatchNorm2d(in_channels)
-        self.conv1 = _conv1x1(in_channels, out_channels)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.avg_pool2d(self.conv1(F.relu(self.bn1(x))), 2)
-
-
-def _as_float32(values: ArrayLike) -> Tensor:
-    return torch.asarray(values, dtype=torch.float32, copy=True)
+def _as_float32(values: ArrayLike, name: str) -> Tensor:
+    numbers = valid_array(values, name, None, missing=True).astype(np.float64)
+    return torch.from_numpy(numbers).to(torch.float32)
 
 
 def _buffers(means: Tensor, stds: Tensor) -> tuple[nn.Buffer, nn.Buffer]:
@@ -543,7 +518,7 @@ def _buffers(means: Tensor, stds: Tensor) -> tuple[nn.Buffer, nn.Buffer]:
     if not (means.isfinite().all() and stds.isfinite().all() and (stds >= 0).all()):
         raise ValueError(
             "mean and std must be finite in float32 and std at least 0, "
-            f"got mean={means.tolist()} and std={stds.tolist()}."
+            f"got mean={shortened(means.tolist())} and std={shortened(stds.tolist())}."
         )
     # The std of a constant column may be a rounding error.
     constant = stds <= torch.finfo(torch.float32).eps * means.abs()
@@ -563,11 +538,15 @@ def _standardized(x: Tensor, mean: Tensor, std: Tensor) -> Tensor:
     return (x - mean) / std
 
 
+def _is_dense(x: object) -> bool:
+    return isinstance(x, Tensor) and x.layout == torch.strided
+
+
 def _white(images: Tensor) -> int:
     """Largest value of a pixel, by the dtype."""
-    if not isinstance(images, Tensor):
+    if not _is_dense(images):
         raise TypeError(
-            f"images are a {type(images).__name__}; expected a tensor, such as "
+            f"images are a {type(images).__name__}; expected a dense tensor, such as "
             "torch.from_numpy(images)."
         )
     if images.dtype == torch.uint8:
@@ -661,12 +640,12 @@ def _checked_shape(input_shape: Sequence[int]) -> tuple[int, ...]:
     shape = tuple(input_shape) if isinstance(input_shape, Sequence) else ()
     smallest = SMALLEST_ROWS.get(len(shape))
     if smallest is None or not all(
-        isinstance(size, Integral) and size >= least
+        Number(Integral, least, None, closed="left").is_satisfied_by(size)
         for size, least in zip(shape, smallest, strict=True)
     ):
         raise ValueError(
             "input_shape must be the shape of one row, in positive integers: (d,) for columns, "
             "(h, w) or (c, h, w) for images, with h and w of at least 4; "
-            f"got {input_shape!r}."
+            f"got {shortened(repr(input_shape))}."
         )
     return shape

@@ -7,9 +7,10 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from types import FrameType
 from typing import Any
 
-__all__ = ["Doubts", "held_back", "warn_user"]
+__all__ = ["Doubts", "held_back", "is_called_from", "warn_user"]
 
 NOT_THE_USERS = {
     __name__.partition(".")[0],
@@ -36,6 +37,17 @@ def warn_user(message: str, category: type[Warning]) -> None:
     while frame.f_back and frame.f_globals.get("__name__", "").partition(".")[0] in NOT_THE_USERS:
         level, frame = level + 1, frame.f_back
     warnings.warn(message, category, stacklevel=level)
+
+
+def is_called_from(*modules: str) -> bool:
+    """Whether a function of one of these modules, or of one inside them, is running."""
+    frame: FrameType | None = sys._getframe()
+    while frame:
+        name = frame.f_globals.get("__name__", "")
+        if any(name == module or name.startswith(f"{module}.") for module in modules):
+            return True
+        frame = frame.f_back
+    return False
 
 
 @contextmanager

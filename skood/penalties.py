@@ -10,9 +10,14 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass
+from numbers import Real
 
 import torch
+from sklearn.utils._param_validation import validate_parameter_constraints
 from torch import Tensor
+
+from .engine.outputs import valid_tensor
+from .validation import Number
 
 __all__ = ["PENALTIES", "Relative", "fit_penalty", "get_penalty", "hoyer_index", "l1", "l1_over_l2"]
 
@@ -35,6 +40,11 @@ def l1(features: Tensor) -> Tensor:
     Tensor of shape (n,)
         ``sum_j |h_j|``, in the dtype of `features`.
 
+    Raises
+    ------
+    TypeError, ValueError
+        If `features` is not a tensor of floats of shape (n, d) with d of at least 1.
+
     References
     ----------
     Chen & Li, "Sparsity-based regularization for out-of-distribution detection", J. Guilin Univ.
@@ -47,7 +57,7 @@ def l1(features: Tensor) -> Tensor:
     >>> l1(torch.tensor([[3.0, -4.0], [0.0, 0.0]]))
     tensor([7., 0.])
     """
-    return features.abs().sum(dim=1)
+    return _valid(features).abs().sum(dim=1)
 
 
 def l1_over_l2(features: Tensor) -> Tensor:
@@ -66,6 +76,11 @@ def l1_over_l2(features: Tensor) -> Tensor:
     Tensor of shape (n,)
         ``||h||_1 / ||h||_2``, in the dtype of `features`.
 
+    Raises
+    ------
+    TypeError, ValueError
+        If `features` is not a tensor of floats of shape (n, d) with d of at least 1.
+
     References
     ----------
     Hurley & Rickard, "Comparing measures of sparsity", IEEE Trans. Inf. Theory 55(10), 2009.
@@ -79,7 +94,7 @@ def l1_over_l2(features: Tensor) -> Tensor:
     """
     # The ratio ignores scale: one taken out beforehand changes neither it nor its gradient, and
     # squares neither overflow nor vanish. A row of zeros keeps a ratio and a gradient of zero.
-    tiny = torch.finfo(features.dtype).tiny
+    tiny = torch.finfo(_valid(features).dtype).tiny
     scaled = features / features.detach().abs().amax(dim=1, keepdim=True).clamp_min(tiny)
     return l1(scaled) / torch.linalg.vector_norm(scaled, dim=1).clamp_min(tiny)
 
@@ -92,12 +107,17 @@ def hoyer_index(features: Tensor) -> Tensor:
     Parameters
     ----------
     features : Tensor of shape (n, d)
-        Penultimate features, any floating dtype; d of at least 2.
+        Penultimate features, any floating dtype.
 
     Returns
     -------
     Tensor of shape (n,)
         ``(sqrt(d) - ||h||_1 / ||h||_2) / (sqrt(d) - 1)``; 1 for a row of zeros, and where d is 1.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If `features` is not a tensor of floats of shape (n, d) with d of at least 1.
 
     References
     ----------
@@ -111,7 +131,7 @@ def hoyer_index(features: Tensor) -> Tensor:
     >>> hoyer_index(torch.tensor([[1.0, 1.0, 1.0, 1.0], [0.0, 5.0, 0.0, 0.0]]))
     tensor([0., 1.])
     """
-    root = features.shape[1] ** 0.5
+    root = _valid(features).shape[1] ** 0.5
     if root == 1:
         return torch.ones_like(features[:, 0])
     return ((root - l1_over_l2(features)) / (root - 1)).clamp(0, 1)
@@ -129,7 +149,12 @@ class Relative:
     penalty : callable
         Features (n, d) to values (n,).
     unit : float, default=1.0
-        Mean of `penalty` before fine-tuning, which `fit` measures.
+        Mean of `penalty` before fine-tuning, which `fit` measures. Positive.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If `penalty` is not callable, or `unit` is not a positive number.
 
     Examples
     --------
@@ -143,6 +168,13 @@ class Relative:
 
     penalty: Penalty
     unit: float = 1.0
+
+    def __post_init__(self) -> None:
+        validate_parameter_constraints(
+            {"penalty": [callable], "unit": [Number(Real, 0, None, closed="neither")]},
+            vars(self),
+            caller_name="Relative",
+        )
 
     def __call__(self, features: Tensor) -> Tensor:
         """Values of the penalty, divided by the unit.
@@ -174,10 +206,11 @@ class Relative:
 
         Raises
         ------
-        ValueError
-            If that mean is 0 or not finite, so that nothing can be divided by it.
+        TypeError, ValueError
+            If that mean is 0 or not finite, so that nothing can be divided by it, or `features` is
+            not a tensor of floats of shape (n, d).
         """
-        unit = float(self.penalty(features.float()).mean())
+        unit = float(self.penalty(_valid(features).float()).mean())
         if not 0 < unit < float("inf"):
             raise ValueError(
                 f"The penalty's mean before fine-tuning is {unit:g}, so it cannot be divided by "
@@ -212,7 +245,7 @@ def get_penalty(penalty: str | Penalty) -> Penalty:
     ValueError
         If the name is unknown.
     TypeError
-        If `penalty` is neither a string nor callable.
+        If `penalty` is neither a string nor callable, or a class instead of an object.
 
     Examples
     --------
@@ -220,7 +253,7 @@ def get_penalty(penalty: str | Penalty) -> Penalty:
     >>> get_penalty("l1").__name__
     'l1'
     """
-    if callable(penalty):
+    if callable(penalty) and not isinstance(penalty, type):
         return penalty
     expected = f"one of {sorted(PENALTIES)} or a callable from features (n, d) to values (n,)"
     if not isinstance(penalty, str):
@@ -246,6 +279,11 @@ def fit_penalty(penalty: Penalty, features: Callable[[], Tensor]) -> Penalty:
     callable
         What ``fit`` returned, or the copy itself if ``fit`` returned nothing; else the penalty.
 
+    Raises
+    ------
+    TypeError
+        If an argument, or what ``fit`` returned, is not callable.
+
     Examples
     --------
     >>> import torch
@@ -253,6 +291,9 @@ def fit_penalty(penalty: Penalty, features: Callable[[], Tensor]) -> Penalty:
     >>> fit_penalty(PENALTIES["relative_l1"], lambda: torch.ones(2, 3)).unit
     3.0
     """
+    for name, value in (("penalty", penalty), ("features", features)):
+        if isinstance(value, type) or not callable(value):
+            raise TypeError(f"{name} is a {type(value).__name__}; pass an object to be called.")
     if not hasattr(penalty, "fit"):
         return penalty
     fitted = copy.deepcopy(penalty)
@@ -264,3 +305,7 @@ def fit_penalty(penalty: Penalty, features: Callable[[], Tensor]) -> Penalty:
             "nothing or the fitted penalty, a callable from features (n, d) to values (n,)."
         )
     return fitted
+
+
+def _valid(features: Tensor) -> Tensor:
+    return valid_tensor(features, "features", ("n", "d"))

@@ -14,11 +14,21 @@ from sklearn.utils._param_validation import HasMethods
 from sklearn.utils.validation import check_is_fitted
 
 from .detector import SparseEnergyOODDetector
+from .exceptions import LostRejectionWarning
 from .labels import as_labels, is_outlier
-from .notices import warn_user
+from .notices import is_called_from, warn_user
 from .rows import as_rows
+from .validation import shortened
 
 __all__ = ["RejectingClassifier"]
+
+WITHOUT_REJECTION = (
+    "sklearn.calibration",
+    "sklearn.ensemble",
+    "sklearn.multiclass",
+    "sklearn.multioutput",
+)
+"""Modules whose estimators combine classifiers by their probabilities, or count their labels."""
 
 
 class _Classifying(HasMethods):
@@ -62,7 +72,9 @@ class RejectingClassifier(ClassifierMixin, MetaEstimatorMixin, BaseEstimator):
     If y labels outliers with `reject_label`, a right rejection counts as a right answer, in `score`
     and in cross-validation. A rejected row of a class counts as an error. Give the detector the
     same label as ``ood_label``, so that `fit` does not take it for a class. `predict_proba` ignores
-    rejection, so scorers that use it need rows of the classes only.
+    rejection, so scorers that use it need rows of the classes only. So do ensembles of scikit-learn
+    and `CalibratedClassifierCV`: `fit` warns if it is called by one. A `Pipeline`, a search and
+    cross-validation by `predict` keep the rejection.
 
     Examples
     --------
@@ -125,8 +137,23 @@ class RejectingClassifier(ClassifierMixin, MetaEstimatorMixin, BaseEstimator):
         ValueError
             If a parameter, X or y cannot be used; if `reject_label` is one of the classes or has
             another type; or if a frozen detector does not know a label of y.
+
+        Warns
+        -----
+        LostRejectionWarning
+            If it is fitted inside an ensemble of scikit-learn, such as `VotingClassifier`, or
+            inside `CalibratedClassifierCV` or `OneVsRestClassifier`.
         """
         self._validate_params()
+        if is_called_from(*WITHOUT_REJECTION):
+            warn_user(
+                "The estimator around RejectingClassifier does not reject: it combines "
+                "probabilities, which know no rejection, or counts labels, and hard voting fails "
+                "on reject_label. Reject outside of it, with a SparseEnergyOODDetector fitted on "
+                "the same rows: np.where(detector.predict(X) == 1, ensemble.predict(X), "
+                f"{shortened(repr(self.reject_label))}).",
+                LostRejectionWarning,
+            )
         detector = clone(self.detector)
         rows = as_rows(X, detector.preprocess)
         labels = self._check_labels(y, len(rows))

@@ -5,15 +5,25 @@ Functions declare their constraints with `validated`, estimators in ``_parameter
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from numbers import Integral, Real
 from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from sklearn.utils._param_validation import Interval, validate_params
+from sklearn.utils.validation import _num_samples
 
-__all__ = ["Number", "valid_array", "valid_scores", "validated"]
+__all__ = [
+    "Number",
+    "check_results",
+    "comparable",
+    "number_of_rows",
+    "shortened",
+    "valid_array",
+    "valid_scores",
+    "validated",
+]
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -26,7 +36,10 @@ class Number(Interval):
 
     def __contains__(self, val: Real) -> bool:
         # NumPy, which looks for NaN in floats, knows no fractions.Fraction.
-        number = val if isinstance(val, Integral) else float(val)
+        try:
+            number = val if self.type is Integral else float(val)
+        except OverflowError:
+            return False
         return not isinstance(val, bool) and super().__contains__(number)
 
 
@@ -64,36 +77,107 @@ def valid_scores(scores: ArrayLike, name: str, *, finite: bool = False) -> NDArr
 
 
 def valid_array(
-    array: ArrayLike, name: str, axes: tuple[str, ...], *, finite: bool = True
+    array: ArrayLike,
+    name: str,
+    axes: tuple[str, ...] | None,
+    *,
+    finite: bool = True,
+    missing: bool = False,
 ) -> NDArray[Any]:
-    """Real numbers as an array with the axes named, such as ``("n", "d")``; at least one.
+    """Real numbers as an array with the axes named, such as ``("n", "d")``; at least one number.
 
-    NaN is always refused, infinity if `finite`. A TypeError or ValueError says what was got.
+    Any axes will do if `axes` is None. Infinity is refused if `finite`, and NaN unless `missing`. A
+    TypeError or ValueError says what was got.
     """
-    shape = f"({', '.join(axes)}{',' if len(axes) == 1 else ''})"
+    shape = "numbers" if axes is None else f"({', '.join(axes)}{',' if len(axes) == 1 else ''})"
     if np.ma.is_masked(array):
         raise ValueError(f"{name} has masked entries; expected none. Drop their rows.")
     try:
-        values = np.asarray(array)
-    except ValueError as error:  # a ragged list
+        values = _as_array(array)
+    except Exception as error:  # a ragged list, a sparse tensor
         raise ValueError(
-            f"{name} does not form an array ({error}); expected the shape {shape}."
+            f"{name} does not form an array ({shortened(error)}); expected the shape {shape}."
         ) from error
     if values.dtype.kind not in "biuf":
         raise TypeError(
             f"{name} has dtype {values.dtype}; expected real numbers (float, int or bool). "
             "Convert them, or drop rows that lack one."
         )
-    if values.ndim != len(axes):
+    if axes is not None and values.ndim != len(axes):
         advice = " Take one column, or flatten it with .ravel()." if len(axes) == 1 else ""
         raise ValueError(f"{name} has shape {values.shape}; expected {shape}.{advice}")
     if not values.size:
         raise ValueError(f"{name} is empty, of shape {values.shape}; pass at least one row.")
-    _check_finite(values, name, finite)
+    if values.dtype.kind == "f":
+        _check_finite(values, name, finite, missing)
+        _check_exact(values, array, name)
     return values
 
 
-def _check_finite(values: NDArray[Any], name: str, finite: bool) -> None:
+def number_of_rows(X: Any, name: str) -> int:
+    """How many rows X has; a TypeError says if it has none to count."""
+    try:
+        return int(_num_samples(X))
+    except Exception as error:
+        raise TypeError(
+            f"{name} is a {type(X).__name__} without rows ({shortened(error)}); expected an "
+            "array, a data frame or another sequence of rows."
+        ) from error
+
+
+def check_results(cv_results: Any) -> None:
+    """Refuse what is no ``cv_results_`` of a search, which may be in a data frame."""
+    if not isinstance(cv_results, Mapping) and not hasattr(cv_results, "columns"):
+        raise TypeError(
+            f"cv_results is a {type(cv_results).__name__}; expected the cv_results_ of a search, "
+            "a dict of columns."
+        )
+
+
+def comparable(*arrays: NDArray[Any]) -> list[NDArray[Any]]:
+    """Arrays of numbers in one dtype that holds each exactly, so that they compare as they are.
+
+    float64 rounds integers beyond 2**53. If that would be the common dtype, they become objects.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from skood.validation import comparable
+    >>> integers, floats = comparable(np.array([2**53 + 1]), np.array([2.0**53]))
+    >>> bool(integers > floats)
+    True
+    """
+    dtype = np.result_type(*arrays)
+    if dtype.kind == "f" and any(_is_beyond(each, dtype) for each in arrays):
+        return [np.array(each.tolist(), dtype=object) for each in arrays]
+    return [each.astype(dtype, copy=False) for each in arrays]
+
+
+def shortened(thing: Any) -> str:
+    """A text of at most 100 characters about a thing, for messages."""
+    text = str(thing)
+    return text if len(text) <= 100 else f"{text[:97]}..."
+
+
+def _is_beyond(values: NDArray[Any], dtype: np.dtype[Any]) -> bool:
+    """Whether integers are too large for a floating dtype."""
+    if values.dtype.kind not in "iu":
+        return False
+    largest = 2 ** (np.finfo(dtype).nmant + 1)
+    return int(values.max()) > largest or int(values.min()) < -largest
+
+
+def _as_array(array: Any) -> NDArray[Any]:
+    if hasattr(array, "detach"):  # a tensor of torch, which is not imported here
+        array = array.detach().cpu()
+        if array.is_floating_point() and array.dtype.itemsize < 4:  # numpy lacks bfloat16
+            array = array.float()
+    return np.asarray(array)
+
+
+def _check_finite(values: NDArray[Any], name: str, finite: bool, missing: bool) -> None:
+    if missing:
+        return
     bad = ~np.isfinite(values) if finite else np.isnan(values)
     n_bad = np.count_nonzero(bad)
     if n_bad:
@@ -102,4 +186,16 @@ def _check_finite(values: NDArray[Any], name: str, finite: bool) -> None:
         raise ValueError(
             f"{name} has {n_bad} {kind} in {values.size}; expected {expected}. Find out what made "
             "them (rows out of range, training that diverged), or drop their rows."
+        )
+
+
+def _check_exact(values: NDArray[Any], given: Any, name: str) -> None:
+    """Refuse a list of which numpy has rounded integers, as it does beside floats."""
+    if not isinstance(given, list | tuple) or np.abs(values).max() < 2**53:
+        return
+    rounded = np.array(given, dtype=object) != values.astype(object)
+    if (rounded & ~np.isnan(values)).any():
+        raise ValueError(
+            f"{name} mixes integers beyond 2**53 with other numbers, and float64 rounds them. Pass "
+            "an array of one dtype."
         )

@@ -23,6 +23,7 @@ from skood import SparseEnergyOODDetector
 from skood.exceptions import (
     AccuracyDropWarning,
     DivergenceError,
+    LabelOrderWarning,
     MemoryEntryWarning,
     NearChanceWarning,
     SelectionWarning,
@@ -353,8 +354,46 @@ def test_default_networks_learn_digits(shape):
 
 
 def test_permuted_labels_warn(digits):
-    with pytest.warns(NearChanceWarning, match=r"hardly better than chance.*preprocess"):
+    with pytest.warns(LabelOrderWarning, match=r"right on 0% of 200 rows; .* on 100%"):
         plain(digits.module).fit(digits.X, (digits.y + 1) % 10)
+
+
+NAMES = [
+    "T-shirt/top",
+    "Trouser",
+    "Pullover",
+    "Dress",
+    "Coat",
+    "Sandal",
+    "Shirt",
+    "Sneaker",
+    "Bag",
+    "Boot",
+]
+
+
+@pytest.mark.parametrize(
+    ("names", "label"),
+    [
+        (NAMES, str),
+        ([8, 9, 10, 11, 12, 13, 14, 15, 16, 17], str),
+        ([0, 1, 2, 3, 4, 5, 6, 7, 9, 8], float),
+        ([50, 1, 2, 3, 4, 5, 6, 7, 8, 9], int),
+    ],
+    ids=["words", "numbers as words", "floats", "other numbers"],
+)
+def test_labels_in_another_order_than_the_logits_are_named_and_the_remedy_helps(
+    digits, names, label
+):
+    detector, names = plain(digits.module), [label(name) for name in names]
+    y = [names[digit] for digit in digits.y_fresh]
+    with pytest.warns(LabelOrderWarning, match=r"y = \[names\.index\(label\) for label in y\]"):
+        detector.fit(digits.X_fresh, y)
+    y = [names.index(label) for label in y]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", LabelOrderWarning)
+        detector.fit(digits.X_fresh, y)
+    assert np.mean(detector.predict_class(digits.X_test) == digits.y_test) > 0.9
 
 
 def test_an_untrained_network_warns(digits):

@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 import torch
 from modules import mlp
+from sklearn.ensemble import VotingClassifier
 from torch import distributed, nn
 
-from skood import SparseEnergyOODDetector, exceptions
+from skood import RejectingClassifier, SparseEnergyOODDetector, exceptions
 from skood.exceptions import (
     AccuracyDropWarning,
     DeviceWarning,
@@ -20,7 +21,9 @@ from skood.exceptions import (
     FewCalibrationRowsWarning,
     FewTrainingRowsWarning,
     HeadNotFoundError,
+    LabelOrderWarning,
     LostRankError,
+    LostRejectionWarning,
     MemoryEntryWarning,
     NearChanceWarning,
     NonFiniteLogitsError,
@@ -29,6 +32,7 @@ from skood.exceptions import (
     SkoodWarning,
     SlowScoringWarning,
     ThresholdWarning,
+    TiedScoresWarning,
     UnscaledImagesWarning,
 )
 from skood.model_selection import make_ood_scorer
@@ -128,6 +132,18 @@ def permute_labels():
     detector_of(module, calibration_size=None).fit(X, (labels + 1) % 4)
 
 
+def pass_an_untrained_network():
+    labels = np.random.RandomState(1).randint(4, size=len(X))
+    detector_of(network(), calibration_size=None).fit(X, labels)
+
+
+def saturate():
+    module = network()
+    with torch.no_grad():
+        module[-1].weight.mul_(1e6)
+    detector_of(module, score_function="msp", max_epochs=0).fit(X).calibrate(X)
+
+
 def pass_bytes():
     module = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 4))
     detector_of(module, calibration_size=None).fit(IMAGES)
@@ -161,6 +177,13 @@ def keep_what_is_drawn_afresh():
     detector_of(random_state=None, memory="unused", calibration_size=None).fit(X)
 
 
+def vote_with_one_that_rejects():
+    detector = detector_of(network(), calibration_size=None)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", NearChanceWarning)
+        VotingClassifier([("one", RejectingClassifier(detector))]).fit(X, Y)
+
+
 def score_without_outliers():
     fitted(ood_label=-1).score(X, Y)
 
@@ -174,13 +197,16 @@ WARNINGS = [
     (use_a_threshold_of_training_rows, ThresholdWarning),
     (calibrate_on_few_rows, FewCalibrationRowsWarning),
     (lose_accuracy, AccuracyDropWarning),
-    (permute_labels, NearChanceWarning),
+    (permute_labels, LabelOrderWarning),
+    (pass_an_untrained_network, NearChanceWarning),
+    (saturate, TiedScoresWarning),
     (pass_bytes, UnscaledImagesWarning),
     (freeze_the_body, PenaltyWithoutEffectWarning),
     (fit_covariances_to_few_rows, FewTrainingRowsWarning),
     (score_row_by_row, SlowScoringWarning),
     (travel_to_a_machine_without_the_device, DeviceWarning),
     (keep_what_is_drawn_afresh, MemoryEntryWarning),
+    (vote_with_one_that_rejects, LostRejectionWarning),
     (score_without_outliers, SelectionWarning),
     (search_with_two_labels_of_outliers, SelectionWarning),
 ]

@@ -1,14 +1,19 @@
 from __future__ import annotations
 
 import pickle
+import warnings
 from unittest import SkipTest
 
 import numpy as np
 import pytest
 from modules import WidthAgnostic
 from sklearn.base import clone, is_classifier
+from sklearn.calibration import CalibratedClassifierCV
+from sklearn.datasets import make_blobs
+from sklearn.ensemble import BaggingClassifier, StackingClassifier, VotingClassifier
 from sklearn.exceptions import NotFittedError
 from sklearn.frozen import FrozenEstimator
+from sklearn.inspection import DecisionBoundaryDisplay
 from sklearn.metrics import accuracy_score
 from sklearn.model_selection import GridSearchCV, cross_val_score, cross_validate
 from sklearn.pipeline import make_pipeline
@@ -17,6 +22,7 @@ from sklearn.utils import get_tags
 from sklearn.utils.estimator_checks import check_classifiers_train, parametrize_with_checks
 
 from skood import RejectingClassifier, SparseEnergyOODDetector
+from skood.exceptions import LostRejectionWarning, SkoodWarning
 
 # Rows are rejected, which these checks take for errors.
 EXPECTED_FAILURES = {
@@ -398,3 +404,69 @@ def test_a_failed_fit_leaves_the_last_one(classifier, digits):
     with pytest.raises(ValueError, match="class"):
         classifier.fit(digits.X, np.zeros(1000))
     assert np.array_equal(classifier.predict(digits.X_test), predicted)
+
+
+# Inside other estimators
+
+
+@pytest.fixture(scope="module")
+def rejecting(digits):
+    return RejectingClassifier(
+        SparseEnergyOODDetector(digits.module, max_epochs=0, random_state=0), reject_label=-1
+    )
+
+
+@pytest.mark.parametrize(
+    "around",
+    [
+        lambda one: VotingClassifier([("one", one)], voting="hard"),
+        lambda one: VotingClassifier([("one", one)], voting="soft"),
+        lambda one: StackingClassifier([("one", one)], cv=2),
+        lambda one: BaggingClassifier(one, 1),
+        lambda one: CalibratedClassifierCV(one, cv=2),
+    ],
+    ids=["hard voting", "soft voting", "stacking", "bagging", "calibrated"],
+)
+def test_fit_says_that_an_estimator_around_it_does_not_reject(rejecting, digits, around):
+    with pytest.warns(LostRejectionWarning, match=r"does not reject") as told:
+        around(rejecting).fit(digits.X_fresh, digits.y_fresh)
+    assert all(len(str(warning.message)) <= 400 for warning in told)
+
+
+def test_rejection_outside_of_an_ensemble_is_that_of_the_message(rejecting, digits):
+    noise = np.random.RandomState(0).uniform(0, 1, (100, 64))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", SkoodWarning)
+        ensemble = BaggingClassifier(rejecting, 2, random_state=0).fit(digits.X, digits.y)
+        detector = clone(rejecting.detector).fit(digits.X, digits.y).calibrate(digits.X_fresh)
+    labels = np.where(detector.predict(noise) == 1, ensemble.predict(noise), -1)
+    assert np.mean(labels == -1) > 0.5
+    assert (ensemble.predict(noise) != -1).all()
+
+
+@pytest.mark.parametrize(
+    "around",
+    [
+        lambda one: make_pipeline(StandardScaler(with_std=False), one),
+        lambda one: GridSearchCV(one, {"detector__tpr": [0.9]}, cv=2),
+    ],
+    ids=["pipeline", "search"],
+)
+def test_what_keeps_the_rejection_does_not_warn(rejecting, digits, around):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        warnings.simplefilter("error", LostRejectionWarning)
+        around(rejecting).fit(digits.X_fresh, digits.y_fresh)
+
+
+def test_the_line_at_which_predict_changes_is_drawn_by_the_decision_function():
+    matplotlib = pytest.importorskip("matplotlib")
+    matplotlib.use("Agg")
+    X, y = make_blobs(200, centers=[[-2, 0], [2, 0]], random_state=0)
+    detector = SparseEnergyOODDetector(pretrain_epochs=3, max_epochs=1, random_state=0)
+    detector = RejectingClassifier(detector).fit(X, y).detector_
+    display = DecisionBoundaryDisplay.from_estimator(
+        detector, X, response_method="decision_function", plot_method="contour", levels=[0]
+    )
+    drawn = np.column_stack([display.xx0.ravel(), display.xx1.ravel()])
+    assert np.array_equal(display.response.ravel() >= 0, detector.predict(drawn) == 1)

@@ -53,6 +53,29 @@ def logits_of(output: Any, n_rows: int | None = None) -> Tensor:
     return found
 
 
+def valid_tensor(tensor: Tensor, name: str, axes: tuple[str, ...]) -> Tensor:
+    """A tensor of floats, if it is one with the axes named, such as ``("n", "d")``.
+
+    A TypeError or ValueError says what else was got.
+    """
+    if (
+        isinstance(tensor, Tensor)
+        and tensor.is_floating_point()
+        and tensor.layout == torch.strided
+        and tensor.ndim == len(axes)
+        and (len(axes) == 1 or tensor.shape[1] > 0)
+    ):
+        return tensor
+    expected = f"a tensor of floats of shape ({', '.join(axes)}{',' if len(axes) == 1 else ''})"
+    if not isinstance(tensor, Tensor):
+        raise TypeError(f"{name} is a {type(tensor).__name__}; expected {expected}.")
+    error = ValueError if tensor.is_floating_point() else TypeError
+    raise error(
+        f"{name} is {tensor.dtype}, {tensor.layout}, of shape {tuple(tensor.shape)}; expected "
+        f"{expected}."
+    )
+
+
 def as_float64(values: Tensor) -> Tensor:
     """Values in float64, on the CPU where the device has none."""
     return (values.cpu() if values.device.type == "mps" else values).double()

@@ -11,13 +11,12 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from sklearn.model_selection import BaseCrossValidator, KFold, StratifiedKFold
 from sklearn.utils._param_validation import validate_parameter_constraints
-from sklearn.utils.validation import _num_samples
 
 from ..exceptions import SelectionWarning
 from ..labels import as_labels, is_outlier
 from ..notices import warn_user
 from ..randomness import random_generator
-from ..validation import Number
+from ..validation import Number, number_of_rows
 
 __all__ = ["InDistributionKFold"]
 
@@ -151,7 +150,7 @@ class InDistributionKFold(BaseCrossValidator):
                 f"The groups parameter is ignored by {type(self).__name__}.",
                 SelectionWarning,
             )
-        fold, outlying = self._folds(_num_samples(X), y)
+        fold, outlying = self._folds(number_of_rows(X, "X"), y)
         for i in range(self.n_splits):
             yield np.flatnonzero((fold != i) & ~outlying), np.flatnonzero(fold == i)
 

@@ -12,7 +12,7 @@ from sklearn.utils._param_validation import validate_parameter_constraints
 
 from ..exceptions import SelectionWarning
 from ..notices import warn_user
-from ..validation import Number
+from ..validation import Number, check_results, valid_array
 
 __all__ = ["AccuracyGuard", "accurate_enough"]
 
@@ -98,12 +98,13 @@ class AccuracyGuard:
         Returns
         -------
         int
-            Position in `cv_results`, never of a candidate whose scores are NaN.
+            Position in `cv_results`, never of a candidate that has a score that is NaN or infinite.
 
         Raises
         ------
-        ValueError
-            If a column is missing, or every candidate is NaN.
+        TypeError, ValueError
+            If `cv_results` is no dict, if a column is missing or does not hold one number for each
+            candidate, or if all candidates have NaN or infinite scores.
 
         Warns
         -----
@@ -112,11 +113,16 @@ class AccuracyGuard:
         """
         score = self._column(cv_results, self.metric)
         change = self._column(cv_results, "accuracy_change")
-        scored = ~(np.isnan(score) | np.isnan(change))
+        if len(score) != len(change):
+            raise ValueError(
+                f"cv_results has {len(score)} candidates with {self.metric} and {len(change)} with "
+                "accuracy_change; expected as many of both."
+            )
+        scored = np.isfinite(score) & np.isfinite(change)
         if not scored.any():
             raise ValueError(
-                f"All {len(score)} candidates have NaN as {self.metric} or accuracy_change: "
-                "fitting or scoring failed. The warnings of the search say why; "
+                f"All {len(score)} candidates have NaN or infinity as {self.metric} or "
+                "accuracy_change: fitting or scoring failed. The warnings of the search say why; "
                 "error_score='raise' stops it at the first failure."
             )
         accurate = scored & accurate_enough(change, self.tolerance)
@@ -133,15 +139,17 @@ class AccuracyGuard:
         return least
 
     def _column(self, cv_results: Mapping[str, Any], metric: str) -> NDArray[np.float64]:
-        try:
-            return np.asarray(cv_results[f"mean_test_{metric}"], dtype=np.float64)
-        except KeyError:
-            found = [name.removeprefix("mean_test_") for name in cv_results if "mean_test" in name]
+        check_results(cv_results)
+        column = f"mean_test_{metric}"
+        if column not in cv_results:
+            found = [name[10:] for name in map(str, cv_results) if name.startswith("mean_test_")]
             raise ValueError(
-                f"cv_results_ has no scores named {metric!r}, only {found}. {self!r} needs "
+                f"cv_results has no scores named {metric!r}, only {found}. {self!r} needs "
                 f"scoring=make_ood_scorer([{self.metric!r}, 'accuracy_change'], ...). If that "
                 "failed in every fold, 'score' is all there is: error_score='raise' shows why."
-            ) from None
+            )
+        name = f"cv_results[{column!r}]"
+        return valid_array(cv_results[column], name, ("n_candidates",), missing=True).astype(float)
 
 
 def accurate_enough(change: NDArray[np.float64], tolerance: float) -> NDArray[np.bool_]:

@@ -17,7 +17,7 @@ from ..labels import as_labels, is_outlier
 from ..metrics import METRICS, POSITIVE, Positive
 from ..notices import warn_user
 from ..rows import as_numbers, in_frame, take
-from ..validation import validated
+from ..validation import number_of_rows, shortened, validated
 from .steps import last_step, seen_by_last_step
 from .surrogates import surrogate_outliers
 
@@ -180,7 +180,7 @@ class _OODScorer:
                     f"row, and {self._cure()}."
                 )
             return X, None, None
-        labels = as_labels(y, _num_samples(X))
+        labels = as_labels(y, number_of_rows(X, "X"))
         outlying = is_outlier(labels, self.ood_label)
         if outlying.all():
             raise ValueError(
@@ -276,7 +276,7 @@ def _check_sets(X_ood: Any) -> None:
     if not sets:
         raise ValueError("X_ood is an empty dict; expected at least one set of rows.")
     for name, rows in sets.items():
-        if _num_samples(rows) == 0:
+        if number_of_rows(rows, "X_ood") == 0:
             raise ValueError(f"The out-of-distribution set {name!r} has no rows; expected some.")
 
 
@@ -298,7 +298,11 @@ def _name(metric: object) -> str:
             f"'neg_{name}', or a function that returns it negated."
         )
     if isinstance(metric, str) and metric not in names:
-        raise ValueError(f"metric={metric!r} is unknown; expected one of {names}.")
+        here = [each.name_in_searches for each in METRICS if each.is_named(metric)]
+        hint = f" It is named {here[0]!r} here." if here else ""
+        raise ValueError(
+            f"metric={shortened(repr(metric))} is unknown; expected one of {names}.{hint}"
+        )
     return name
 
 
@@ -322,8 +326,9 @@ def _scores(estimator: Any, X: Any, rows: str) -> Scores:
             break
     else:
         raise TypeError(
-            f"{type(estimator).__name__} has neither score_samples nor decision_function; expected "
-            "an outlier detector (LocalOutlierFactor with novelty=True)."
+            f"estimator is a {type(estimator).__name__}, which has neither score_samples nor "
+            "decision_function; expected an outlier detector (LocalOutlierFactor with "
+            "novelty=True)."
         )
     scores = np.asarray(getattr(estimator, method)(X), dtype=np.float64)
     if scores.shape != (_num_samples(X),):

@@ -8,12 +8,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import ndimage
+from torch import Tensor
 
 from ..engine.rows import has_channels_last, slices
 from ..labels import as_labels
 from ..randomness import random_generator
 from ..rows import as_numbers
-from ..validation import validated
+from ..validation import valid_array, validated
 
 __all__ = ["surrogate_outliers"]
 
@@ -64,7 +65,9 @@ def surrogate_outliers(
     Raises
     ------
     TypeError, ValueError
-        If X has no surrogates of this kind, or a parameter is of the wrong type.
+        If X has no surrogates of this kind because of its shape or because its values are all
+        alike, if it is empty, masked, NaN, infinite or holds no numbers, or if a parameter is of
+        the wrong type.
 
     Notes
     -----
@@ -97,7 +100,10 @@ def surrogate_outliers(
     >>> sorted(surrogate_outliers(X, random_state=0)[:, 1].tolist())
     [1, 3, 5]
     """
-    X = as_numbers(X)
+    if not isinstance(X, Tensor | list | tuple):  # which valid_array looks into
+        _check_form(as_numbers(X))
+    X = valid_array(X, "X", None)
+    _check_form(X)
     makers = _makers(X)
     if kind != "auto" and kind not in makers:
         raise ValueError(
@@ -106,6 +112,7 @@ def surrogate_outliers(
         )
     random = random_generator(random_state)
     kinds = AUTO[X.ndim == 2] if kind == "auto" else (kind,)
+    _check_varies(X, kinds)
     partners = _partners(len(X), y if kind == "mixture" else None, random)
     outliers = np.empty_like(X)
     for place, name in enumerate(kinds):
@@ -119,13 +126,17 @@ def surrogate_outliers(
     return outliers
 
 
-def _makers(X: Rows) -> dict[str, Maker]:
-    """What can be made of a table, or of images."""
+def _check_form(X: NDArray[Any]) -> None:
+    """Refuse what is neither a table nor images."""
     if X.ndim not in (2, 3, 4) or X.dtype.kind not in "biuf":
         raise ValueError(
             f"X of shape {X.shape} and dtype {X.dtype} is neither a table of numbers nor a set of "
             f"images; no surrogate outliers can be made. {INSTEAD}"
         )
+
+
+def _makers(X: Rows) -> dict[str, Maker]:
+    """What can be made of a table, or of images."""
     if X.ndim == 2:
         if X.shape[1] < 2 or len(X) < 2:
             raise ValueError(
@@ -150,6 +161,26 @@ def _makers(X: Rows) -> dict[str, Maker]:
             "mixture": _mixture,
         }.items()
     }
+
+
+def _check_varies(X: Rows, kinds: tuple[str, ...]) -> None:
+    """Refuse rows of which every outlier would be one of the rows."""
+    values = X.reshape(len(X), -1)
+    if X.ndim == 2:
+        n_varying = np.count_nonzero((values != values[0]).any(axis=0))
+        enough = bool(n_varying > (1 if "columns" in kinds else 0))
+        found = f"{n_varying} of the {X.shape[1]} columns of X hold different values"
+    elif {"patches", "blur", "contrast", "frequencies"} & set(kinds):
+        enough = bool((values != values[:, :1]).any())
+        found = "Each image of X is of one value"
+    else:
+        enough = bool((values != values[0, 0]).any())
+        found = "All values of X are the same"
+    if not enough:
+        raise ValueError(
+            f"{found}, so that outliers of the kind {' or '.join(map(repr, kinds))} would be rows "
+            f"like those of X. {INSTEAD}"
+        )
 
 
 AUTO = {True: ("columns",), False: ("patches", "blur", "contrast")}

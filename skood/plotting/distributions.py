@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from sklearn.utils._param_validation import validate_parameter_constraints
 
 from ..scores import Energy
 from .shared import ScoresDisplay, looks
@@ -76,6 +77,9 @@ class ScoreDistributionDisplay(ScoresDisplay):
         score_name: str = "score",
     ) -> None:
         super().__init__(score_id=score_id, score_ood=score_ood, threshold=threshold)
+        validate_parameter_constraints(
+            {"score_name": [str]}, {"score_name": score_name}, caller_name=type(self).__name__
+        )
         self.score_name = score_name
 
     def _draw(self, ax: Axes) -> None:

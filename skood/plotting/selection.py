@@ -14,8 +14,8 @@ from sklearn.utils._param_validation import validate_parameter_constraints
 
 from ..metrics import METRICS
 from ..model_selection.guard import TOLERANCE, AccuracyGuard, accurate_enough
-from ..validation import Number
-from .shared import COLOURS, MARKERS, looks, new_axes
+from ..validation import Number, check_results
+from .shared import COLOURS, MARKERS, looks, new_axes, several_axes
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -116,6 +116,7 @@ class SelectionDisplay:
             {"metric": metric, "tolerance": tolerance, "chosen": chosen},
             caller_name="SelectionDisplay",
         )
+        check_results(cv_results)
         params = list(cv_results["params"]) if "params" in cv_results else []
         name = _weight_name(params)
         self.weights = _valid_weights(params, name)
@@ -237,7 +238,7 @@ class SelectionDisplay:
         ValueError
             If there is not one axes for each panel.
         """
-        axes = new_axes(len(self.scores)) if ax is None else np.asarray(ax).ravel()
+        axes = new_axes(len(self.scores)) if ax is None else several_axes(ax)
         if len(axes) != len(self.scores):
             raise ValueError(
                 f"ax holds {len(axes)} axes; expected {len(self.scores)}, one for each of "

@@ -30,6 +30,8 @@ __all__ = [
     "new_axes",
     "scores_of",
     "sets_by_name",
+    "several_axes",
+    "valid_axes",
 ]
 
 # Okabe & Ito's palette for colour-blind readers, without its yellow, which is too pale for a line.
@@ -119,6 +121,26 @@ def scores_of(
     return score(X_id), {name: score(rows) for name, rows in sets.items()}
 
 
+def valid_axes(ax: Any) -> Any:
+    """Axes of matplotlib; a TypeError says what else was got."""
+    if not hasattr(ax, "plot") or not hasattr(ax, "figure"):
+        raise TypeError(
+            f"ax is a {type(ax).__name__}; expected axes of matplotlib, as plt.subplots gives them."
+        )
+    return ax
+
+
+def several_axes(ax: Any) -> NDArray[Any]:
+    """Axes of matplotlib in one dimension; a TypeError says what else was got."""
+    try:
+        axes = np.asarray(ax, dtype=object).ravel()
+    except Exception:  # a tensor on no device
+        axes = np.array([None])
+    if not all(hasattr(each, "figure") for each in axes):
+        valid_axes(ax)
+    return axes
+
+
 class Display:
     """A picture on one axes, by the method ``_draw``."""
 
@@ -135,7 +157,7 @@ class Display:
         Self
             The display itself.
         """
-        ax = new_axes(size=self._size())[0] if ax is None else ax
+        ax = new_axes(size=self._size())[0] if ax is None else valid_axes(ax)
         self._draw(ax)
         self.ax_: Axes = ax
         self.figure_: Figure | SubFigure = ax.figure

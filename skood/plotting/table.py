@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from sklearn.utils._param_validation import StrOptions
+from sklearn.utils._param_validation import validate_parameter_constraints
 
 from ..metrics import METRICS
-from ..validation import valid_array, valid_scores, validated
+from ..validation import shortened, valid_array, valid_scores
 from .shared import Display, scores_of, sets_by_name
 
 if TYPE_CHECKING:
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 __all__ = ["DetectionTableDisplay"]
 
 METRICS_BY_NAME = {metric.name_at(0.95): metric for metric in METRICS}
-METRIC = [StrOptions(set(METRICS_BY_NAME))]
 
 CELL_HEIGHT = 0.32  # inches
 CHARACTER_WIDTH = 0.085
@@ -98,6 +97,11 @@ class DetectionTableDisplay(Display):
         lower_is_better: bool = False,
         label: str | None = None,
     ) -> None:
+        validate_parameter_constraints(
+            {"lower_is_better": ["boolean"], "label": [str, None]},
+            {"lower_is_better": lower_is_better, "label": label},
+            caller_name=type(self).__name__,
+        )
         self.values = _table(values, "values")
         self.methods = _valid_names(methods, "methods", self.values.shape[0])
         self.columns = _valid_names(columns, "columns", self.values.shape[1])
@@ -106,7 +110,6 @@ class DetectionTableDisplay(Display):
         self.label = label
 
     @classmethod
-    @validated(metric=METRIC)
     def from_estimator(
         cls,
         estimators: Mapping[str, Any] | Iterable[tuple[str, Any]],
@@ -145,7 +148,8 @@ class DetectionTableDisplay(Display):
             If there is no estimator or no set, a name comes twice, scores cannot be used, or
             `metric` is unknown.
         """
-        pairs = list(estimators.items() if isinstance(estimators, Mapping) else estimators)
+        _metric(metric)
+        pairs = _pairs(estimators)
         _valid_names([name for name, _ in pairs], "estimators", len(pairs))
         scores = {name: scores_of(estimator, X_id, X_ood) for name, estimator in pairs}
         return cls.from_predictions(
@@ -156,7 +160,6 @@ class DetectionTableDisplay(Display):
         )
 
     @classmethod
-    @validated(metric=METRIC)
     def from_predictions(
         cls,
         score_id: Mapping[str, ArrayLike],
@@ -192,7 +195,7 @@ class DetectionTableDisplay(Display):
             If there are no scores, if they are not 1-D, masked or NaN, if methods or sets differ,
             if a set is named "mean", or if `metric` is unknown.
         """
-        computed = METRICS_BY_NAME[metric]
+        computed = _metric(metric)
         sets = _sets_by_method(score_id, score_ood)
         values = []
         for method, of_id in score_id.items():
@@ -303,6 +306,36 @@ def _sets_by_method(score_id: Any, score_ood: Any) -> dict[str, dict[str, Any]]:
     return {method: {name: sets[method][name] for name in sets[first]} for method in sets}
 
 
+def _metric(name: str) -> Any:
+    """The metric of a name; an error says which there are, and the name here of one elsewhere."""
+    validate_parameter_constraints({"metric": [str]}, {"metric": name}, caller_name="from_*")
+    if name not in METRICS_BY_NAME:
+        here = [known for known, metric in METRICS_BY_NAME.items() if metric.is_named(name)]
+        hint = f" It is named {here[0]!r} here." if here else ""
+        raise ValueError(
+            f"The 'metric' parameter must be one of {list(METRICS_BY_NAME)}. Got "
+            f"{shortened(repr(name))} instead.{hint}"
+        )
+    return METRICS_BY_NAME[name]
+
+
+def _is_iterable(names: object) -> bool:
+    # Arrays and tensors of no dimension have the method, and fail.
+    return isinstance(names, Iterable) and getattr(names, "ndim", 1) > 0
+
+
+def _pairs(estimators: Any) -> list[tuple[str, Any]]:
+    """Names and estimators; a TypeError says if these are no pairs."""
+    named = estimators.items() if isinstance(estimators, Mapping) else estimators
+    pairs: list[Any] = list(named) if _is_iterable(named) else [named]
+    if not all(isinstance(pair, tuple | list) and len(pair) == 2 for pair in pairs):
+        raise TypeError(
+            f"estimators is a {type(estimators).__name__} without names; expected a dict from "
+            "names to estimators."
+        )
+    return pairs
+
+
 def _table(values: ArrayLike, name: str) -> NDArray[np.float64]:
     return valid_array(values, name, ("n_methods", "n_columns")).astype(np.float64)
 
@@ -317,6 +350,8 @@ def _valid_spread(spread: ArrayLike, shape: tuple[int, ...]) -> NDArray[np.float
 
 
 def _valid_names(names: Iterable[str], name: str, expected: int) -> list[str]:
+    if isinstance(names, str) or not _is_iterable(names):
+        raise TypeError(f"{name} is a {type(names).__name__}; expected a list of names.")
     listed = [str(each) for each in names]
     if len(listed) != expected or len(set(listed)) < len(listed) or not listed:
         raise ValueError(

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..validation import Number
-from .protocol import FittedScore, Head, Outputs, Sample, energy, named
+from .protocol import FittedScore, Head, Outputs, Sample, energy, named, valid_head
 
 __all__ = ["Dice", "ReAct", "Scale"]
 
@@ -85,8 +85,8 @@ class Dice(FittedScore):
             If `sparsity` is out of range.
         """
         self._validate_params()
-        total, n_rows = torch.zeros_like(head.weight[0]), 0
-        for features, _, _ in outputs:
+        total, n_rows = torch.zeros_like(valid_head(head).weight[0]), 0
+        for features, _, _ in self._pieces(outputs, head):
             total += features.sum(dim=0)
             n_rows += len(features)
         contributions = total / n_rows * head.weight
@@ -165,8 +165,8 @@ class ReAct(FittedScore):
             If `percentile` is out of range.
         """
         self._validate_params()
-        sample = Sample(max(SAMPLED_VALUES // head.weight.shape[1], 1))
-        for features, _, _ in outputs:
+        sample = Sample(max(SAMPLED_VALUES // valid_head(head).weight.shape[1], 1))
+        for features, _, _ in self._pieces(outputs, head):
             sample.add(features)
         activations = sample.rows().cpu().numpy()
         self.head_ = head
@@ -239,7 +239,7 @@ class Scale(FittedScore):
             If `percentile` is out of range, or features are negative.
         """
         self._validate_params()
-        for features, _, _ in islice(outputs, 1):
+        for features, _, _ in islice(self._pieces(outputs, head), 1):
             _check_not_negative(features)
         self.head_ = head
         return self
@@ -257,7 +257,7 @@ class Scale(FittedScore):
 
 
 def _check_not_negative(features: Tensor) -> None:
-    if features.min() < 0:
+    if len(features) > 0 and features.min() < 0:
         raise ValueError(
             'score_function="scale" needs features of at least 0, such as after a ReLU; these go '
             f"down to {float(features.min()):.3g}. Pass another score."

@@ -16,7 +16,7 @@ from ..exceptions import FewTrainingRowsWarning
 from ..notices import warn_user
 from ..validation import Number
 from .activations import SAMPLED_VALUES
-from .protocol import FittedScore, Head, Outputs, Sample, energy, named
+from .protocol import FittedScore, Head, Outputs, Sample, energy, named, valid_head
 
 __all__ = ["Knn", "Mahalanobis", "Vim"]
 
@@ -97,7 +97,7 @@ class Knn(FittedScore):
                 f"{2 * self.n_neighbors}. Got {self.bank_size} instead."
             )
         sample = Sample(self.bank_size)
-        for features, _, _ in outputs:
+        for features, _, _ in self._pieces(outputs, head):
             sample.add(F.normalize(features))
         bank = sample.rows().double()
         if len(bank) < self.n_neighbors:
@@ -174,7 +174,7 @@ class Mahalanobis(FittedScore):
         FewTrainingRowsWarning
             If there are fewer rows, beyond one per class, than features.
         """
-        pieces = iter(outputs)
+        pieces = self._pieces(outputs, head)
         first = next(pieces)
         n_classes, width = first.logits.shape[1], first.features.shape[1]
         centre = first.features.mean(dim=0)  # near the mean, so that squares lose no digits
@@ -299,12 +299,12 @@ class Vim(FittedScore):
             lies outside the principal space.
         """
         self._validate_params()
-        width = head.weight.shape[1]
+        width = valid_head(head).weight.shape[1]
         n_components = self._resolved(width)
         origin = -torch.linalg.pinv(head.weight) @ head.bias
         squares = torch.zeros(width, width).to(head.weight)
         sample = Sample(max(SAMPLED_VALUES // (width + 1), 1))
-        for features, logits, _ in outputs:
+        for features, logits, _ in self._pieces(outputs, head):
             shifted = features - origin
             squares += shifted.T @ shifted
             sample.add(torch.cat([shifted, logits.amax(dim=1, keepdim=True)], dim=1))
@@ -340,4 +340,9 @@ class Vim(FittedScore):
         """``logsumexp(z) - alpha ||residual||`` of each row, shape (n,)."""
         shifted = self._ready(features) - self.origin_
         residuals = torch.linalg.vector_norm(shifted @ self.residual_space_, dim=1)
-        return energy(logits) - self.alpha_ * residuals
+        energies = energy(logits)
+        if len(energies) != len(residuals):
+            raise ValueError(
+                f"logits has {len(energies)} rows and features {len(residuals)}; expected as many."
+            )
+        return energies - self.alpha_ * residuals

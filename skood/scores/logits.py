@@ -11,7 +11,7 @@ from sklearn.utils._param_validation import validate_parameter_constraints
 from torch import Tensor
 
 from ..validation import Number
-from .protocol import named
+from .protocol import energy, named, valid_logits
 
 __all__ = ["Energy", "MaxLogit", "MaxSoftmax", "Odin"]
 
@@ -48,7 +48,7 @@ class Energy(BaseEstimator):
     def __call__(self, features: Tensor | None, logits: Tensor) -> Tensor:
         """The negative energy of each row, shape (n,)."""
         temperature = _checked(self, "temperature")
-        return temperature * torch.logsumexp(logits / temperature, dim=1)
+        return temperature * energy(valid_logits(logits) / temperature)
 
 
 @named("msp")
@@ -72,7 +72,7 @@ class MaxSoftmax(BaseEstimator):
 
     def __call__(self, features: Tensor | None, logits: Tensor) -> Tensor:
         """The largest softmax probability of each row, shape (n,)."""
-        return torch.softmax(logits, dim=1).amax(dim=1)
+        return torch.softmax(valid_logits(logits), dim=1).amax(dim=1)
 
 
 @named("max_logit")
@@ -95,7 +95,7 @@ class MaxLogit(BaseEstimator):
 
     def __call__(self, features: Tensor | None, logits: Tensor) -> Tensor:
         """The largest logit of each row, shape (n,)."""
-        return logits.amax(dim=1)
+        return valid_logits(logits).amax(dim=1)
 
 
 @named("odin")
@@ -180,7 +180,9 @@ class Odin(BaseEstimator):
 
     def __call__(self, features: Tensor | None, logits: Tensor) -> Tensor:
         """The largest softmax probability of each perturbed input, shape (n,)."""
-        return torch.softmax(logits / _checked(self, "temperature"), dim=1).amax(dim=1)
+        return torch.softmax(valid_logits(logits) / _checked(self, "temperature"), dim=1).amax(
+            dim=1
+        )
 
 
 def _checked(score: BaseEstimator, name: str) -> float:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeVar
 
@@ -12,7 +12,7 @@ from sklearn.base import BaseEstimator, clone
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
-from ..engine.outputs import all_finite
+from ..engine.outputs import all_finite, valid_tensor
 
 __all__ = ["SCORES", "Head", "Outputs", "apply_score", "fit_score", "get_score", "list_scores"]
 
@@ -34,6 +34,11 @@ class Head:
     bias : Tensor of shape (K,), float64
         The logits of features that are all zero.
 
+    Raises
+    ------
+    TypeError, ValueError
+        If `weight` and `bias` are not tensors of floats of these shapes.
+
     Examples
     --------
     >>> import torch
@@ -46,9 +51,17 @@ class Head:
     weight: Tensor
     bias: Tensor
 
+    def __post_init__(self) -> None:
+        n_logits = len(valid_tensor(self.weight, "weight", ("K", "d")))
+        if len(valid_tensor(self.bias, "bias", ("K",))) != n_logits:
+            raise ValueError(
+                f"bias has {len(self.bias)} values and weight {n_logits} rows; expected as many."
+            )
+
     def __call__(self, features: Tensor) -> Tensor:
         """Logits (n, K) of features (n, d), ``features @ weight.T + bias``, in float64."""
-        return features @ self.weight.T + self.bias
+        valid = of_width(features, self.weight.shape[1]).to(self.weight.dtype)
+        return valid @ self.weight.T + self.bias
 
 
 class Outputs(NamedTuple):
@@ -80,9 +93,44 @@ class FittedScore(BaseEstimator):
     uses_head = False
     """Whether `fit` needs the head. If so, the head must be affine."""
 
+    def _pieces(self, outputs: Iterable[Outputs], head: Head | None) -> Iterator[Outputs]:
+        """Outputs, each checked; a TypeError or ValueError says if one is not what it should be."""
+        try:
+            pieces = iter(outputs)
+        except TypeError:
+            raise TypeError(
+                f"outputs is a {type(outputs).__name__}; expected Outputs in a list."
+            ) from None
+        width = valid_head(head).weight.shape[1] if self.uses_head else None
+        for piece in pieces:
+            if not isinstance(piece, tuple) or len(piece) != len(Outputs._fields):
+                raise TypeError(
+                    f"outputs holds a {type(piece).__name__}; expected Outputs(features, logits, "
+                    "labels)."
+                )
+            features, logits, labels = piece
+            width = of_width(features, width).shape[1]
+            n_logits = valid_tensor(logits, "logits", ("n", "K")).shape[1]
+            if not isinstance(labels, Tensor) or labels.dtype != torch.int64:
+                raise TypeError(
+                    "labels is no tensor of int64; expected the index of a logit a row."
+                )
+            if not len(features) == len(logits) == labels.numel():
+                raise ValueError(
+                    f"outputs has features of {len(features)} rows, logits of {len(logits)} and "
+                    f"{labels.numel()} labels; expected as many of each."
+                )
+            if len(labels) > 0 and not 0 <= labels.min() <= labels.max() < n_logits:
+                raise ValueError(f"labels must be within 0..{n_logits - 1}, the logits.")
+            self._width = width
+            yield piece
+        if width is None or not hasattr(self, "_width"):
+            raise ValueError("outputs is empty; pass at least one piece of rows.")
+
     def _ready(self, features: Tensor) -> Tensor:
         """Features in float64; the statistics follow them to their device."""
         check_is_fitted(self)
+        of_width(features, self._width)
         for name, value in vars(self).items():
             if _device(value) not in (None, features.device):
                 setattr(self, name, _moved(value, features.device))
@@ -179,7 +227,13 @@ def fit_score(
     -------
     callable
         The score.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If `score` or `head` is not callable, or the score cannot be fitted.
     """
+    _check_callable(score=score, head=head)
     if hasattr(score, "fit"):
         score.fit(outputs, head() if getattr(score, "uses_head", False) else None)
     return score
@@ -207,9 +261,11 @@ def apply_score(score: ScoreFunction, features: Tensor | None, logits: Tensor) -
     ValueError
         If the score returns another shape, NaN or infinity.
     TypeError
-        If it returns complex numbers.
+        If `score` is not callable, `logits` is no tensor of floats (n, K), or the score returns
+        complex numbers.
     """
-    values = score(features, logits)
+    _check_callable(score=score)
+    values = score(features, valid_logits(logits))
     if not isinstance(values, Tensor) or values.shape != logits.shape[:1]:
         got = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__
         raise ValueError(
@@ -254,9 +310,35 @@ class Sample:
         return torch.cat(self._rows)
 
 
+def _check_callable(**values: Any) -> None:
+    for name, value in values.items():
+        if isinstance(value, type) or not callable(value):
+            raise TypeError(f"{name} is a {type(value).__name__}; pass an object to be called.")
+
+
 def energy(logits: Tensor) -> Tensor:
     """Negative energy of logits at temperature 1, ``logsumexp(z)``."""
-    return torch.logsumexp(logits, dim=1)
+    return torch.logsumexp(valid_logits(logits), dim=1)
+
+
+def valid_logits(logits: Tensor) -> Tensor:
+    """Logits, if they are a tensor of floats of shape (n, K)."""
+    return valid_tensor(logits, "logits", ("n", "K"))
+
+
+def valid_head(head: Head | None) -> Head:
+    """The head, if it is one."""
+    if not isinstance(head, Head):
+        raise TypeError(f"head is a {type(head).__name__}; expected a Head.")
+    return head
+
+
+def of_width(features: Tensor, width: int | None) -> Tensor:
+    """Features, if they are a tensor of floats of shape (n, width); None is any width."""
+    found = valid_tensor(features, "features", ("n", "d")).shape[1]
+    if found != width is not None:
+        raise ValueError(f"features has {found} columns; expected {width}, as in fit.")
+    return features
 
 
 def _device(value: Any) -> torch.device | None:
