@@ -328,6 +328,9 @@ class SparseEnergyOODDetector(OutlierMixin, BaseEstimator):
             If rows must be scored one by one, or in small batches for lack of memory.
         UnscaledImagesWarning
             If images in uint8 reach your module without `preprocess`.
+        RoundedValuesWarning
+            If the cast of X to the dtype of your module loses whole numbers, or the detail of
+            columns far from 0.
         MemoryEntryWarning
             If `memory` keeps nothing because there is no `random_state`.
 
@@ -350,7 +353,7 @@ class SparseEnergyOODDetector(OutlierMixin, BaseEstimator):
                 self.score_function_ = run.fitted_score(network, training)
             scores, after = run.scored(network, held_out, self.score_function_)
             self.classes_, self._seed_of_network = run.classes, run.seeds.network
-            self._network = network
+            self._network, self._watch = network, run.watch(network)
             with held_back(ThresholdWarning) as notices:  # calibrate may move it right afterwards
                 self.id_accuracy_ = run.judged(held_out, before, after)
                 self._place_threshold(scores, self.tpr)

@@ -137,6 +137,8 @@ def _over_batches(
                 # Left before the yield, as the caller's modes are its own.
                 with torch.inference_mode(), autocast(network.device, None):
                     piece, batch = next(batches)
+                    if piece.start == 0 and rows.watch is not None:
+                        rows.watch.see(batch[: piece.stop], rows, network.batcher)
                     if finish is not None:
                         results.append(finish())
                     shape, finish = len(batch), forward(piece, batch)
