@@ -289,7 +289,7 @@ class SparseEnergyOODDetector(OutlierMixin, BaseEstimator):
         ----------
         X : array-like or Tensor of shape (n, ...), or Dataset
             Rows as `preprocess` takes them; without it, as the network takes them. The items of a
-            torch data set are x or (x, y).
+            data set, which may be a list, are x or (x, y).
         y : array-like of shape (n,), default=None
             Labels. None takes those of the data set, if X is one with labels. Integers from 0 to
             K-1 are positions among the logits of your module; other labels need exactly K distinct
@@ -458,6 +458,14 @@ class SparseEnergyOODDetector(OutlierMixin, BaseEstimator):
             If the detector is not fitted.
         ValueError
             If X does not look like the rows of `fit`, or holds NaN or infinity.
+
+        Warns
+        -----
+        AnotherScaleWarning
+            If nearly all rows lie on another scale than those of `fit`; once in each process.
+        RoundedValuesWarning
+            If the cast of X to the dtype of your module loses whole numbers; once, and if `fit` has
+            not said so.
         """
         check_is_fitted(self)
         rows = self._rows(X)

@@ -15,6 +15,7 @@ from torch import distributed, nn
 from skood import SparseEnergyOODDetector, exceptions
 from skood.exceptions import (
     AccuracyDropWarning,
+    AnotherScaleWarning,
     DeviceWarning,
     DivergenceError,
     FewCalibrationRowsWarning,
@@ -25,6 +26,7 @@ from skood.exceptions import (
     NearChanceWarning,
     NonFiniteLogitsError,
     PenaltyWithoutEffectWarning,
+    RoundedValuesWarning,
     SelectionWarning,
     SkoodWarning,
     SlowScoringWarning,
@@ -133,6 +135,15 @@ def pass_bytes():
     detector_of(module, calibration_size=None).fit(IMAGES)
 
 
+def score_another_scale():
+    fitted().score_samples(1000 * X)
+
+
+def pass_large_integers():
+    module = network(dtype=torch.float32)
+    detector_of(module, calibration_size=None).fit((X * 2**30).astype(np.int64))
+
+
 def freeze_the_body():
     module = network()
     module[:-1].requires_grad_(False)
@@ -176,6 +187,8 @@ WARNINGS = [
     (lose_accuracy, AccuracyDropWarning),
     (permute_labels, NearChanceWarning),
     (pass_bytes, UnscaledImagesWarning),
+    (score_another_scale, AnotherScaleWarning),
+    (pass_large_integers, RoundedValuesWarning),
     (freeze_the_body, PenaltyWithoutEffectWarning),
     (fit_covariances_to_few_rows, FewTrainingRowsWarning),
     (score_row_by_row, SlowScoringWarning),
