@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Number
+from types import NoneType
 from typing import Any, Literal
 
 import numpy as np
@@ -256,25 +257,20 @@ def _numeric(values: NDArray[Any]) -> NDArray[Any] | None:
     if values.dtype.kind != "O":
         return None
     # pandas' NA has no public class of its own.
-    missing = ("NAType", "NoneType")
-    flat = [np.nan if type(x).__name__ in missing else x for x in values.ravel().tolist()]
-    if any(isinstance(x, str | bytes) or np.ndim(x) > 0 for x in flat):
+    flat = [
+        np.nan if x is None or type(x).__name__ == "NAType" else x for x in values.ravel().tolist()
+    ]
+    if any(_reason(x) for x in flat):
         return None
     numbers = np.array(flat)
-    if numbers.dtype.kind in "biuf":
-        return numbers.reshape(values.shape)
-    try:
+    if numbers.dtype.kind not in "biuf":
+        long = [x for x in flat if type(x) is int and x.bit_length() > 64]
+        if long:
+            raise ValueError(
+                f"X holds integers of more than 64 bits, such as {shown(long[0])}, which no tensor "
+                "holds. Map them to fewer, for instance by x % 2**63."
+            )
         numbers = np.array([float(x) for x in flat])
-    except (TypeError, ValueError, OverflowError):
-        return None
-    lost = [
-        x for x, number in zip(flat, numbers, strict=True) if isinstance(x, int) and x != number
-    ]
-    if lost:
-        raise ValueError(
-            f"X holds integers of more than 64 bits, such as {shown(lost[0])}, which no tensor "
-            "holds. Map them to fewer, for instance by x % 2**63."
-        )
     return numbers.reshape(values.shape)
 
 
@@ -304,10 +300,12 @@ def _named(numbers: list[int], X: Any) -> str:
 
 def _reason(value: Any) -> str:
     """Why an object is no number; empty if it is one."""
-    if isinstance(value, str | bytes):
-        return "could not convert string to float"
+    if isinstance(value, int | float | NoneType):
+        return ""
+    if isinstance(value, str | bytes) or getattr(value, "ndim", 0) > 0:
+        return f"could not convert {'string' if isinstance(value, str) else 'it'} to float"
     try:
-        float(np.nan if value is None else value)
+        float(value)
     except (TypeError, ValueError, OverflowError) as error:
         return str(error) if len(str(error)) < 90 else type(error).__name__
     return ""

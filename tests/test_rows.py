@@ -155,6 +155,7 @@ def test_items_that_are_no_numbers_go_to_preprocess():
         (3.0, ValueError, "scalar array instead: X is a float"),
         (TensorDataset, ValueError, "scalar array instead: X is a type"),
         (np.zeros((2, 2), dtype="datetime64[s]"), ValueError, r"dates: \(X - X\.min\(\)\)"),
+        (np.array([[10**400]]), ValueError, "more than 64 bits"),
         (np.array([[2**70 + 1]]), ValueError, r"more than 64 bits.*x % 2\*\*63"),
         (np.zeros((0, 3)), ValueError, r"0 sample\(s\)"),
         (np.zeros((3, 0)), ValueError, r"0 feature\(s\)"),
