@@ -210,7 +210,7 @@ def _values(X: Any, like: Kind | None = None) -> NDArray[Any] | Tensor:
     form = None if like is None else like.form
     is_list = isinstance(X, list | tuple)
     if form == "arrays" and (is_list or getattr(X, "ndim", 1) > 1):
-        return objects(list(X))
+        return objects(list(X if is_list or isinstance(X, Tensor) else np.asarray(X)))
     if form == "objects" and is_list and not any(isinstance(x, list | tuple) for x in X):
         return objects(list(X))
     if isinstance(X, Tensor):

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import warnings
 from collections import UserDict
 from decimal import Decimal
 from pathlib import Path
@@ -12,8 +13,10 @@ import scipy.sparse
 import torch
 from data_sets import Listed
 from sklearn.base import BaseEstimator
+from sklearn.model_selection import GridSearchCV, KFold
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
+from skood import SparseEnergyOODDetector
 from skood.engine.rows import InMemory, Loaded
 from skood.exceptions import UnscaledImagesWarning
 from skood.rows import as_numbers, as_rows, in_frame, rows_like_fit, take, warn_if_unscaled
@@ -475,6 +478,29 @@ def test_some_rows_of_anything():
     assert take(list("abcde"), index) == ["e", "a"]
     data = take(OneByOne(), index)
     assert [row.tolist() for row in data] == TABLE[index].tolist()
+
+
+def test_searches_split_a_data_set_by_its_items():
+    X, y = np.random.RandomState(0).randn(30, 4).astype(np.float32), np.arange(30) % 2
+    detector = SparseEnergyOODDetector(max_epochs=0, pretrain_epochs=1, random_state=0)
+    search = GridSearchCV(
+        detector,
+        {"tpr": [0.8, 0.9]},
+        cv=2,
+        scoring=lambda fitted, rows, y=None: fitted.score_samples(rows).mean(),
+        error_score="raise",
+    )
+    scores = []
+    for rows, labels in (
+        (Listed(list(zip(X, y.tolist(), strict=True))), None),
+        (X, y),
+    ):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            folds = KFold(2).split(X)
+            search.set_params(cv=list(folds)).fit(rows, labels)
+        scores.append(search.cv_results_["mean_test_score"].tolist())
+    assert scores[0] == scores[1]
 
 
 def test_all_rows_as_one_array():

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator
 from itertools import tee
 from multiprocessing import current_process
-from numbers import Number
+from numbers import Integral
 from typing import Any, TypeVar
 
 import numpy as np
@@ -119,7 +119,8 @@ def is_pair(item: Any) -> bool:
     """Whether an item can only be (x, y): an array or a list, and a label."""
     if not isinstance(item, tuple | list) or len(item) != 2 or not is_array(item[0]):
         return False
-    return isinstance(item[1], str | Number) or getattr(item[1], "shape", None) in ((), (1,))
+    label = item[1].item() if getattr(item[1], "shape", None) in ((), (1,)) else item[1]
+    return isinstance(label, str | Integral)
 
 
 def _parts(item: Any) -> tuple[Any, ...]:

@@ -97,12 +97,11 @@ class Scale:
         off = (sizes > self.most * self.far) | (sizes < self.least / self.far)
         if self.below_zero is not None:
             varied = batch.flatten(1).amax(dim=1) > lows
-            signs = [self._has_other_signs(low, batch.ndim == 2) for low in lows.tolist()]
-            off |= varied & torch.tensor(signs, device=off.device)
+            off |= varied & self._has_other_signs(lows, batch.ndim == 2)
         return int((off & told).sum()), int(told.sum())
 
-    def _has_other_signs(self, low: float, is_table: bool) -> bool:
-        """Whether a row has values below 0 where no row of fit had, or none where all had."""
+    def _has_other_signs(self, low: Any, is_table: bool) -> Any:
+        """Whether rows have values below 0 where no row of fit had, or none where all had."""
         if self.below_zero:
             return low >= 0
         # Noise on a table is no rare outlier; interpolation brings images a little below 0.
@@ -164,6 +163,8 @@ class Watch:
         )
 
     def _tell_of_rounding(self, batch: Tensor, rows: Rows, dtype: torch.dtype) -> None:
+        if RoundedValuesWarning in self._said:
+            return
         if max(abs(x.item()) for x in batch.aminmax()) > largest_exact(dtype):
             found = rounded_integer(rows.read(slice(0, len(batch))), dtype)
             if found is not None:
