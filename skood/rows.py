@@ -318,30 +318,22 @@ def _names(X: Any) -> list[Any]:
 
 def _check_kind(rows: Rows, X: Any, estimator: Any) -> None:
     """Refuse rows of another kind than those of fit, where their shape does not tell."""
-    kind: Kind = estimator._kind
-    if kind.form == "numbers" and not rows.preprocessed:
+    kind, name = estimator._kind, type(estimator).__name__
+    if not isinstance(rows, Loaded) or not rows.preprocessed:
         if kind.names is not None and rows.columns is not None:
             _check_order(_names(X), kind.names)
         return
-    now = Kind.of(rows, X).form
-    if kind.form == "arrays" and now in ("objects", "row numbers") and _is_number(rows):
+    if kind.form == "arrays" and isinstance(rows.sample, Number):
         raise ValueError(
-            f"X holds numbers in one dimension, of dtype {rows.dtype}, but "
-            f"{type(estimator).__name__} was fitted on rows that are lists or arrays. Pass a list "
-            "of rows, [row] for a single one."
+            f"X holds numbers in one dimension, of dtype {rows.dtype}, but {name} was fitted on "
+            "rows that are lists or arrays. Pass a list of rows, [row] for a single one."
         )
     if kind.form == "numbers" and rows.shape:
-        where = getattr(rows, "without_numbers", "")
+        where = f" in the columns {rows.without_numbers}" if rows.without_numbers else ""
         raise ValueError(
-            f"X holds objects that are no numbers{where and f' in the columns {where}'}, but "
-            f"{type(estimator).__name__} was fitted on numbers. Convert text, "
-            "categories and dates as for fit."
+            f"X holds no numbers{where}, but {name} was fitted on numbers. Convert text, categories "
+            "and dates as for fit."
         )
-
-
-def _is_number(rows: Rows) -> bool:
-    sample = getattr(rows, "sample", None)
-    return isinstance(sample, Number)
 
 
 def _check_order(names: list[Any], of_fit: tuple[Any, ...]) -> None:

@@ -58,7 +58,7 @@ SAME = {
     "some far first": (TABLE, np.concatenate([TABLE[:30] * 1e6, TABLE])),
     "5 times as far": (TABLE, TABLE * 5),
     "integers in a table": (TABLE, np.arange(-5, 5).reshape(2, 5)),
-    "noise on counts": (abs(TABLE), RANDOM.randn(40, 5)),
+    "noise on counts": (abs(TABLE), 3 * RANDOM.randn(40, 5) - 3),
     "one-hot": (np.eye(6), np.ones((9, 6))),
     "heavy tails": (np.exp(3 * TABLE), np.exp(3.5 * TABLE)),
 }
