@@ -331,8 +331,8 @@ def _check_kind(rows: Rows, X: Any, estimator: Any) -> None:
     if kind.form == "numbers" and rows.shape:
         where = f" in the columns {rows.without_numbers}" if rows.without_numbers else ""
         raise ValueError(
-            f"X holds no numbers{where}, but {name} was fitted on numbers. Convert text, categories "
-            "and dates as for fit."
+            f"X holds no numbers{where}, but {name} was fitted on numbers. Convert text, "
+            "categories and dates as for fit."
         )
 
 
