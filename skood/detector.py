@@ -286,7 +286,7 @@ class SparseEnergyOODDetector(OutlierMixin, BaseEstimator):
         ----------
         X : array-like or Tensor of shape (n, ...), or Dataset
             Rows as `preprocess` takes them; without it, as the network takes them. The items of a
-            torch data set are x or (x, y).
+            data set, which may be a list, are x or (x, y).
         y : array-like of shape (n,), default=None
             Labels. None takes those of the data set, if X is one with labels. Integers from 0 to
             K-1 are positions among the logits of your module; other labels need exactly K distinct
@@ -327,6 +327,9 @@ class SparseEnergyOODDetector(OutlierMixin, BaseEstimator):
             If rows must be scored one by one, or in small batches for lack of memory.
         UnscaledImagesWarning
             If images in uint8 reach your module without `preprocess`.
+        RoundedValuesWarning
+            If the cast of X to the dtype of your module loses whole numbers, or the detail of
+            columns far from 0.
         MemoryEntryWarning
             If `memory` keeps nothing, for want of a `random_state` or because it cannot tell what
             decides the training; or if its folder or an entry cannot be used. The fit goes on.
@@ -349,7 +352,7 @@ class SparseEnergyOODDetector(OutlierMixin, BaseEstimator):
                 self.score_function_ = run.fitted_score(network, training)
             scores, after = run.scored(network, held_out, self.score_function_)
             self.classes_, self._seed_of_network = run.classes, run.seeds.network
-            self._network = network
+            self._network, self._watch = network, run.watch(network)
             with held_back(ThresholdWarning) as notices:  # calibrate may move it right afterwards
                 self.id_accuracy_ = run.judged(network, training, held_out, before, after)
                 self._place_threshold(scores, self.tpr)
@@ -457,6 +460,14 @@ class SparseEnergyOODDetector(OutlierMixin, BaseEstimator):
             If the detector is not fitted.
         ValueError
             If X does not look like the rows of `fit`, or holds NaN or infinity.
+
+        Warns
+        -----
+        AnotherScaleWarning
+            If nearly all rows lie on another scale than those of `fit`; once in each process.
+        RoundedValuesWarning
+            If the cast of X to the dtype of your module loses whole numbers; once, and if `fit` has
+            not said so.
         """
         check_is_fitted(self)
         rows = self._rows(X)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 __all__ = [
     "AccuracyDropWarning",
+    "AnotherScaleWarning",
     "DeviceWarning",
     "DivergenceError",
     "FewCalibrationRowsWarning",
@@ -22,6 +23,7 @@ __all__ = [
     "NearChanceWarning",
     "NonFiniteLogitsError",
     "PenaltyWithoutEffectWarning",
+    "RoundedValuesWarning",
     "SelectionWarning",
     "SkoodWarning",
     "SlowScoringWarning",
@@ -81,6 +83,14 @@ class LostRejectionWarning(SkoodWarning):
 
 class UnscaledImagesWarning(SkoodWarning):
     """Images reach the network as they are in files, with values from 0 to 255."""
+
+
+class AnotherScaleWarning(SkoodWarning):
+    """Rows to score are on another scale than those of fit, as 0 to 255 after 0 to 1."""
+
+
+class RoundedValuesWarning(SkoodWarning):
+    """Values of X are rounded in the cast to the network's dtype, and differ less than that."""
 
 
 class PenaltyWithoutEffectWarning(SkoodWarning):

@@ -36,6 +36,7 @@ from .engine.network import Network, floating_dtype
 from .engine.objective import FINE_TUNING_TERMS, Term, fine_tuning_terms, pretraining_terms
 from .engine.opening import check_trainable, open_network
 from .engine.outputs import as_float64
+from .engine.rounding import blur_message, far_from_zero, rounded_number, rounding_message
 from .engine.rows import Rows, as_array, has_channels_last, spaced
 from .engine.surroundings import default_dtype_for
 from .engine.training import (
@@ -46,7 +47,13 @@ from .engine.training import (
     pretraining_recipe,
     reproducible,
 )
-from .exceptions import MemoryEntryWarning, SkoodWarning, ThresholdWarning
+from .engine.watch import ROWS_OF_A_SCALE, Scale, Watch
+from .exceptions import (
+    MemoryEntryWarning,
+    RoundedValuesWarning,
+    SkoodWarning,
+    ThresholdWarning,
+)
 from .fingerprints import UnreadableError, fingerprint
 from .labels import as_labels, cluster_labels, encode_labels, is_outlier
 from .networks import default_network
@@ -133,6 +140,7 @@ class Fit:
             facts = self._facts(y, seeds) if ranks.size > 1 else {}
         ranks.agree(facts)
         self.seeds = ranks.from_first(seeds)
+        self._rounded = False
 
     def reproducible(self) -> AbstractContextManager[None]:
         """Inside, torch draws from the seed of the network, and gradients are on."""
@@ -145,6 +153,7 @@ class Fit:
         detector, network = self.detector, None
         if detector.module is not None:
             network = given_network(detector, self.rows.pick(self._inliers), self.device)
+            self._warn_if_rounded(network.batcher)
         self.classes, targets = self._encoded(network)
         training, held_out = calibration_split(
             targets,
@@ -169,6 +178,12 @@ class Fit:
             ),
             HeldOut(rows.pick(self._inliers[held_out]), targets[held_out]),
         )
+
+    def watch(self, network: Network) -> Watch:
+        """What will compare rows with those that the network got here."""
+        batches = network.batcher.stream(self.rows.spaced(ROWS_OF_A_SCALE))
+        exact = self.detector.module is not None and self.detector.preprocess is None
+        return Watch(Scale.of(batches, self.rows.dtype), exact, self._rounded)
 
     def pretrain(self, network: Network, data: TrainingData) -> list[dict[str, Any]]:
         """Train from scratch, if the network is built or `pretrain_epochs` asks for it."""
@@ -267,6 +282,17 @@ class Fit:
         warn_if_labels_doubtful(
             held_out.targets, before, self.classes, (targets[picks], predictions)
         )
+
+    def _warn_if_rounded(self, batcher: Batcher) -> None:
+        """Warn of what the cast to the dtype of the user's network loses."""
+        found = None if batcher.preprocess else rounded_number(self.rows, batcher)
+        self._rounded = found is not None
+        if found is not None:
+            warn_user(rounding_message(found, batcher.dtype), RoundedValuesWarning)
+            return
+        center = far_from_zero(batcher, self.rows)
+        if center is not None:
+            warn_user(blur_message(center, self.rows, batcher.dtype), RoundedValuesWarning)
 
     @property
     def _is_given(self) -> bool:
@@ -367,6 +393,7 @@ class Fit:
         batcher = _batcher(self.detector, self.device, torch.float32)
         if batcher.preprocess is None and has_channels_last((1, *rows.shape)):
             batcher = dataclasses.replace(batcher, preprocess=channels_first)
+        batcher = dataclasses.replace(batcher, center=far_from_zero(batcher, rows))
         mean, std = moments(batcher, rows)
         shape = tuple(batcher(rows, np.arange(1)).shape[1:])
         with torch.device("cpu"):  # whatever device and dtype are the caller's default

@@ -16,6 +16,7 @@ from torch import distributed, nn
 from skood import RejectingClassifier, SparseEnergyOODDetector, exceptions
 from skood.exceptions import (
     AccuracyDropWarning,
+    AnotherScaleWarning,
     DeviceWarning,
     DivergenceError,
     FewCalibrationRowsWarning,
@@ -28,6 +29,7 @@ from skood.exceptions import (
     NearChanceWarning,
     NonFiniteLogitsError,
     PenaltyWithoutEffectWarning,
+    RoundedValuesWarning,
     SelectionWarning,
     SkoodWarning,
     SlowScoringWarning,
@@ -149,6 +151,15 @@ def pass_bytes():
     detector_of(module, calibration_size=None).fit(IMAGES)
 
 
+def score_another_scale():
+    fitted().score_samples(1000 * X)
+
+
+def pass_large_integers():
+    module = network(dtype=torch.float32)
+    detector_of(module, calibration_size=None).fit((X * 2**30).astype(np.int64))
+
+
 def freeze_the_body():
     module = network()
     module[:-1].requires_grad_(False)
@@ -201,6 +212,8 @@ WARNINGS = [
     (pass_an_untrained_network, NearChanceWarning),
     (saturate, TiedScoresWarning),
     (pass_bytes, UnscaledImagesWarning),
+    (score_another_scale, AnotherScaleWarning),
+    (pass_large_integers, RoundedValuesWarning),
     (freeze_the_body, PenaltyWithoutEffectWarning),
     (fit_covariances_to_few_rows, FewTrainingRowsWarning),
     (score_row_by_row, SlowScoringWarning),

@@ -16,13 +16,15 @@ import numpy as np
 import pytest
 import torch
 from sklearn.base import clone
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 from torch import nn
 from torch.nn.utils import prune
 from torch.utils.data import TensorDataset
 
 from skood import SparseEnergyOODDetector
 from skood.engine.objective import FINE_TUNING_TERMS
-from skood.exceptions import HeadNotFoundError, NonFiniteLogitsError
+from skood.exceptions import HeadNotFoundError, NonFiniteLogitsError, RoundedValuesWarning
 
 LONGEST_FIT = 25
 """Lines of code that `fit` may have."""
@@ -353,3 +355,72 @@ def test_a_head_for_some_classes_alone_takes_the_place_of_a_mask(digits):
     head.weight, head.bias = nn.Parameter(module[2].weight[:10]), nn.Parameter(module[2].bias[:10])
     module[2] = head
     assert quiet_fit(detector, digits.X, digits.y).head_ == "2"
+
+
+# Values that a cast loses
+
+
+def classes_half_a_minute_apart(offset, scale=1):
+    y = np.arange(150) % 3
+    noise = np.random.RandomState(0).randn(150, 4)
+    return offset + scale * (30 * y[:, None] + 5 * noise), y
+
+
+@pytest.mark.parametrize("form", ["float64", "int64", "preprocessed", "images"])
+def test_the_built_network_sees_the_detail_of_columns_far_from_0(form):
+    X, y = classes_half_a_minute_apart(1.7e9)
+    if form == "int64":
+        X, y = classes_half_a_minute_apart(1.7e18, 1e9)
+        X = X.astype(np.int64)
+    if form == "images":
+        X = X.repeat(12, axis=1).reshape(150, 3, 4, 4)
+    preprocess = torch.clone if form == "preprocessed" else None
+    detector = SparseEnergyOODDetector(
+        pretrain_epochs=15, max_epochs=0, random_state=0, preprocess=preprocess
+    )
+    quiet_fit(detector, X, y)
+    assert detector.id_accuracy_["after"] == 1
+    assert len(np.unique(detector.calibration_scores_)) == len(detector.calibration_scores_)
+    assert (detector.predict_class(X) == y).all()
+    copied = pickle.loads(pickle.dumps(detector))
+    np.testing.assert_array_equal(copied.score_samples(X), detector.score_samples(X))
+
+
+class LookedUp(nn.Module):
+    """A classifier that takes the class of a number from its last digits."""
+
+    def __init__(self):
+        super().__init__()
+        self.embedding, self.head = nn.Embedding(3, 3), nn.Linear(3, 3)
+        with torch.no_grad():
+            for layer in (self.embedding, self.head):
+                layer.weight.copy_(torch.eye(3) * 4)
+
+    def forward(self, x):
+        return self.head(self.embedding(x.long() % 3).mean(1))
+
+
+@pytest.mark.parametrize("dtype", [np.int64, np.float64])
+def test_the_users_network_gets_whole_numbers_by_the_remedy_of_the_warning(dtype):
+    y = np.arange(60) % 3
+    ids = (y[:, None] + 3 * np.random.RandomState(0).randint(2**24, 2**26, (60, 4))).astype(dtype)
+    detector = SparseEnergyOODDetector(LookedUp(), max_epochs=0, random_state=0)
+    with pytest.warns(RoundedValuesWarning, match=r"preprocess=torch\.Tensor\.long"):
+        detector.fit(ids)
+    assert (detector.predict_class(ids) != y).any()
+    detector.set_params(preprocess=torch.Tensor.long)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", RoundedValuesWarning)
+        detector.fit(ids)
+        assert (detector.predict_class(ids) == y).all()
+
+
+def test_the_user_is_told_of_columns_that_the_cast_blurs_and_what_to_do():
+    X, _ = classes_half_a_minute_apart(1.7e9)
+    module = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
+    detector = SparseEnergyOODDetector(module, max_epochs=0, random_state=0)
+    with pytest.warns(RoundedValuesWarning, match=r"blurs columns .*3\].*StandardScaler"):
+        detector.fit(X)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", RoundedValuesWarning)
+        make_pipeline(StandardScaler(), clone(detector)).fit(X).score_samples(X)

@@ -425,6 +425,7 @@ def test_an_interrupt_in_code_of_the_users_leaves_nothing_behind(digits, place):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.filterwarnings("ignore::skood.exceptions.AnotherScaleWarning")
 def test_scores_do_not_depend_on_neighbours_order_or_position(digits, dtype):
     module = copy.deepcopy(digits.module).to(dtype)
     detector = SparseEnergyOODDetector(module, max_epochs=0, random_state=0)

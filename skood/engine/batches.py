@@ -30,12 +30,15 @@ class Batcher:
         Applied to each batch, in the dtype of the rows, before it is cast.
     workers : int, optional
         Processes that load rows which are not in memory; None takes one a core.
+    center : Tensor of shape (c,), optional
+        What is subtracted from columns or channels in float64, before the cast.
     """
 
     device: torch.device
     dtype: torch.dtype
     preprocess: Transform | None
     workers: int | None = None
+    center: Tensor | None = None
 
     def __call__(self, rows: Rows, index: Index | None = None) -> Tensor:
         """A batch of the rows at an index, or of all."""
@@ -93,8 +96,8 @@ class Batcher:
 
     @property
     def _dtype_of_rows(self) -> torch.dtype | None:
-        """Dtype of rows before preprocess; None leaves theirs."""
-        return self.dtype if self.preprocess is None else None
+        """Dtype of rows before preprocess and centring; None leaves theirs."""
+        return self.dtype if self.preprocess is None and self.center is None else None
 
     def _ready(
         self, rows: Rows, index: Index, batch: Tensor, *, own: bool, checked: bool = True
@@ -107,6 +110,8 @@ class Batcher:
             if self.preprocess is not None:
                 batch = transformed(batch, self.preprocess, "preprocess")
         batch = batch.to(self.device)
+        if self.center is not None:
+            batch = _centered(batch, self.center.to(self.device))
         if batch.is_floating_point() or self.preprocess is None:
             batch = batch.to(self.dtype)
         if checked:
@@ -130,7 +135,7 @@ def moments(batcher: Batcher, rows: Rows) -> tuple[Tensor, Tensor]:
     def mean_of(function: Transform) -> Tensor:
         total, count = torch.zeros((), dtype=torch.float64, device="cpu"), 0
         for batch in batcher.stream(rows):
-            values = function(_by_channel(batch.cpu().double()))
+            values = function(by_channel(batch.cpu().double()))
             total = total + values.sum(dim=(0, 2))
             count += values.shape[0] * values.shape[2]
         return total / count
@@ -139,7 +144,12 @@ def moments(batcher: Batcher, rows: Rows) -> tuple[Tensor, Tensor]:
     return mean, mean_of(lambda values: (values - mean[:, None]) ** 2).sqrt()
 
 
-def _by_channel(batch: Tensor) -> Tensor:
+def _centered(batch: Tensor, center: Tensor) -> Tensor:
+    """A batch without a mean of each column or channel, in float64."""
+    return batch.double() - center.view(-1, *[1] * (batch.ndim - 2 if batch.ndim > 3 else 0))
+
+
+def by_channel(batch: Tensor) -> Tensor:
     """A batch as (rows, columns or channels, pixels)."""
     if batch.ndim == 2:
         return batch[:, :, None]

@@ -157,18 +157,20 @@ class _Steps(Generic[T]):
     ) -> None:
         self.shape = network.shapes.ladder[-1]
         self._network = network
-        self._n_rows = len(rows)
+        self._rows = rows
         self._batches = _batches(network, rows, start)
         self._forward = forward
         self._finish: Callable[[], T] | None = None
 
     def __call__(self) -> list[T]:
         piece, batch = next(self._batches)
+        if piece.start == 0 and self._rows.watch is not None:
+            self._rows.watch.see(batch[: piece.stop], self._rows, self._network.batcher)
         finished = [] if self._finish is None else [self._finish()]
         self.shape = len(batch)
         self._network.evaluate()
         self._finish = self._forward(piece, batch)
-        return [*finished, self._finish()] if piece.stop == self._n_rows else finished
+        return [*finished, self._finish()] if piece.stop == len(self._rows) else finished
 
 
 def _batches(network: Network, rows: Rows, start: int) -> Iterator[tuple[slice, Tensor]]:

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator
 from itertools import tee
 from multiprocessing import current_process
+from numbers import Integral
 from typing import Any, TypeVar
 
 import numpy as np
@@ -106,15 +107,37 @@ def items(X: Dataset[Any], index: Any) -> list[Any]:
     return [X[row] for row in index.tolist()]
 
 
+def is_array(x: Any) -> bool:
+    """Whether something is a list or has dimensions, as arrays, tensors and images have."""
+    if isinstance(x, list | tuple):
+        return len(x) > 0
+    is_image = hasattr(x, "__array_interface__") and not isinstance(x, np.generic)
+    return len(getattr(x, "shape", ())) > 0 or is_image
+
+
+def is_pair(item: Any) -> bool:
+    """Whether an item can only be (x, y): an array or a list, and a label."""
+    if not isinstance(item, tuple | list) or len(item) != 2 or not is_array(item[0]):
+        return False
+    label = item[1].item() if getattr(item[1], "shape", None) in ((), (1,)) else item[1]
+    return isinstance(label, str | Integral)
+
+
+def _parts(item: Any) -> tuple[Any, ...]:
+    """An item as x or (x, y); lists are what default_collate makes of pairs."""
+    if isinstance(item, list) and is_pair(item[:2]):
+        return tuple(item)
+    return item if isinstance(item, tuple) else (item,)
+
+
 def input_of(item: Any) -> Any:
     """The x of an item that is x or (x, y)."""
-    if not isinstance(item, tuple):
-        return item
-    if len(item) in (1, 2):
-        return item[0]
-    kinds = ", ".join(type(part).__name__ for part in item)
+    parts = _parts(item)
+    if len(parts) in (1, 2):
+        return parts[0]
+    kinds = ", ".join(type(part).__name__ for part in parts[:6])
     raise TypeError(
-        f"The items of X are tuples of {len(item)} ({kinds}); expected x or (x, y). Wrap the data "
+        f"The items of X are tuples of {len(parts)} ({kinds}); expected x or (x, y). Wrap the data "
         "set in one that returns these alone, for instance a Dataset whose __getitem__ is "
         "x, y = item[0], item[1]."
     )
@@ -122,7 +145,8 @@ def input_of(item: Any) -> Any:
 
 def label_of(item: Any) -> Any:
     """The y of an item (x, y); None where there is none."""
-    return item[1] if isinstance(item, tuple) and len(item) == 2 else None
+    parts = _parts(item)
+    return parts[1] if len(parts) == 2 else None
 
 
 def collated(inputs: list[Any]) -> Tensor | NDArray[Any]:

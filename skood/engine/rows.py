@@ -9,18 +9,22 @@ from __future__ import annotations
 
 import copy
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator
-from typing import Any, Self
+from collections.abc import Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import Dataset, TensorDataset
+from torch.utils.data import IterableDataset, TensorDataset
 
+from ..validation import shown
 from .hardware import free_memory, sent
 from .loading import Index, Loader, collated, input_of, items, label_of, load, transformed
 from .outputs import all_finite
+
+if TYPE_CHECKING:
+    from .watch import Watch
 
 SHARE_OF_FREE_MEMORY = 0.25
 """Share of a GPU's free memory that rows may take which stay there; training needs the rest."""
@@ -49,11 +53,17 @@ class Rows(ABC):
         Whether `read` has applied ``preprocess`` already.
     index : ndarray of int or None
         Which rows of X they are; None for all.
+    columns : list of str or None
+        Names of the columns of a frame.
+    watch : Watch or None
+        What compares them with the rows of fit, when the network gets them.
     """
 
     shape: tuple[int, ...]
     preprocessed: bool = False
     index: NDArray[np.intp] | None = None
+    columns: list[str] | None = None
+    watch: Watch | None = None
 
     def __len__(self) -> int:
         return self._n_rows() if self.index is None else len(self.index)
@@ -184,7 +194,8 @@ class Loaded(Rows):
     Parameters
     ----------
     source : Dataset or ndarray
-        A map-style data set whose items are x or (x, y), or an array of references.
+        A map-style data set, or what has its methods, whose items are x or (x, y); or an array of
+        references.
     preprocess : callable or None
         Maps an array of references, or of items that are no numbers, to a tensor with as many rows.
 
@@ -195,17 +206,24 @@ class Loaded(Rows):
         preprocess pass through.
     """
 
-    def __init__(self, source: Dataset[Any] | NDArray[Any], preprocess: Loader | None) -> None:
-        self._source: Any = source
+    def __init__(self, source: Any, preprocess: Loader | None) -> None:
+        self._source = source
         self._preprocess = preprocess
+        self.without_numbers = ""
         first = self._items(np.arange(1))
         self.shape = tuple(first.shape[1:])
         self.preprocessed = not isinstance(first, Tensor)
+        self._dtype = str(first.dtype).removeprefix("torch.")
+        self.sample = first[0] if self.preprocessed else None
 
     @property
     def dtype(self) -> str:
-        """Dtype of the references, or the type of the data set."""
-        return str(getattr(self._source, "dtype", type(self._source).__name__))
+        """Dtype of the first row or reference."""
+        return self._dtype
+
+    @property
+    def _has_items(self) -> bool:
+        return not isinstance(self._source, np.ndarray)
 
     def stream(
         self, indices: Iterable[Index], n_rows: int, workers: int | None
@@ -215,7 +233,7 @@ class Loaded(Rows):
 
     def labels(self, workers: int | None) -> Any:
         """Labels of a data set of pairs, of which every item is read once."""
-        if not isinstance(self._source, Dataset):
+        if not self._has_items:
             return None
         if label_of(items(self._source, np.arange(1))[0]) is None:
             return None
@@ -243,27 +261,47 @@ class Loaded(Rows):
             raise TypeError(
                 f"The rows of X are of type {type(loaded[0]).__name__}, which is no tensor. Pass "
                 "preprocess=, a function that turns an array of them, of shape "
-                f"{loaded.shape}, into a tensor with as many rows."
+                f"{loaded.shape}, into a tensor with as many rows{_for_example(loaded[0])}."
             )
-        return transformed(loaded, self._preprocess, "preprocess")
+        try:
+            return transformed(loaded, self._preprocess, "preprocess")
+        except Exception as error:
+            if self.without_numbers:
+                error.add_note(
+                    f"X holds no numbers in the columns {self.without_numbers}, so "
+                    "preprocess gets an array of objects."
+                )
+            raise
 
     def _items(self, numbers: NDArray[np.intp]) -> Tensor | NDArray[Any]:
-        if isinstance(self._source, Dataset):
+        if self._has_items:
             return collated([input_of(item) for item in items(self._source, numbers)])
         return self._source[numbers]
 
 
-def rows_of_dataset(X: Dataset[Any], preprocess: Loader | None) -> Rows:
+def _for_example(row: Any) -> str:
+    """How preprocess may take a row that is a dict."""
+    if not isinstance(row, Mapping) or not row:
+        return ""
+    keys = [key for key in row if np.ndim(row[key]) > 0] or list(row)
+    return (
+        f": torch.stack([torch.as_tensor(row[{shown(keys[0])}]) for row in rows]), if that is what "
+        f"your network takes (keys: {shown(list(row))})"
+    )
+
+
+def rows_of_dataset(X: Any, preprocess: Loader | None) -> Rows:
     """Rows of a data set; those of a `TensorDataset` are in memory, unless they are references.
 
     A TypeError or ValueError says if it has no length, cannot be indexed or is empty, or if its
     items are not x or (x, y).
     """
-    if not hasattr(X, "__len__") or not hasattr(X, "__getitem__"):
+    indexed = hasattr(X, "__len__") and hasattr(X, "__getitem__")
+    if not indexed or isinstance(X, IterableDataset):
         raise TypeError(
             f"X is a {type(X).__name__} without __len__ and __getitem__; rows are read in random "
             "order. Pass a map-style data set, such as torch.utils.data.Dataset with both methods, "
-            "or the rows themselves in an array."
+            "or the rows themselves in an array: list(X), if they fit in memory."
         )
     if len(X) == 0:
         raise ValueError(
@@ -291,12 +329,15 @@ def check_finite(batch: Tensor, rows: Rows, index: Index) -> None:
     """Refuse a batch with NaN or infinity, naming the first such row of X."""
     if not batch.is_floating_point() or all_finite(batch):
         return
-    bad = int((~torch.isfinite(batch)).flatten(1).any(dim=1).nonzero()[0])
+    bad, *place = (~torch.isfinite(batch)).nonzero()[0].tolist()
     position = index.start + bad if isinstance(index, slice) else int(index[bad])
+    named = rows.columns is not None and tuple(batch.shape[1:]) == (len(rows.columns),)
+    column = f", column {shown(rows.columns[place[0]])}" if named and rows.columns else ""
+    dtype = str(batch.dtype).removeprefix("torch.")
     raise ValueError(
-        "Input X contains NaN, infinity or a value too large for "
-        f"{str(batch.dtype).removeprefix('torch.')}: first in row {rows.number(position)}. Remove "
-        "such rows, or fill them in, for instance with sklearn.impute.SimpleImputer."
+        f"Input X contains NaN, infinity or a value too large for {dtype}: first in row "
+        f"{rows.number(position)}{column}. Remove such rows, or fill them in, for instance with "
+        "sklearn.impute.SimpleImputer."
     )
 
 

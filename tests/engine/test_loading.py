@@ -115,10 +115,22 @@ def test_items_are_asked_for_one_by_one_or_at_once(kind):
         ((1.0,), 1.0, None),
         ((1.0, "cat"), 1.0, "cat"),
         ([1.0, 2.0], [1.0, 2.0], None),
+        ([[1.0, 2.0], [3.0, 4.0]], [[1.0, 2.0], [3.0, 4.0]], None),
+        ([[1.0, 2.0], 3], [1.0, 2.0], 3),
+        ([[1.0, 2.0], "cat"], [1.0, 2.0], "cat"),
     ],
 )
 def test_an_item_is_x_or_a_pair(item, x, y):
     assert (input_of(item), label_of(item)) == (x, y)
+
+
+def test_an_item_that_default_collate_has_made_a_list_is_a_pair():
+    x, y = torch.zeros(3), torch.tensor(1)
+    assert input_of([x, y]) is x
+    assert label_of([x, y]) is y
+    assert label_of([x, x]) is None
+    with pytest.raises(TypeError, match=r"tuples of 3 \(Tensor, Tensor, str\); expected x or"):
+        input_of([x, y, "meta"])
 
 
 @pytest.mark.parametrize(

@@ -264,6 +264,18 @@ def test_a_data_set_of_no_numbers_needs_preprocess():
         Loaded(Listed(["a.png", "b.png"]), None).read(slice(0, 2))
 
 
+def test_items_that_are_dicts_are_refused_with_a_function_that_takes_them():
+    data = Listed([{"label": 0, "pixels": row} for row in TABLE])
+    with pytest.raises(TypeError, match="of type dict") as caught:
+        Loaded(data, None).read(slice(0, 2))
+    assert "torch.stack([torch.as_tensor(row['pixels']) for row in rows])" in str(caught.value)
+
+    def as_it_says(rows):
+        return torch.stack([torch.as_tensor(row["pixels"]) for row in rows])
+
+    np.testing.assert_array_equal(Loaded(data, as_it_says).read(slice(0, 2)), TABLE[:2])
+
+
 def test_items_of_several_shapes_are_refused():
     rows = Loaded(Listed([torch.zeros(2), torch.zeros(3)]), None)
     with pytest.raises(ValueError, match=r"several shapes, such as \[\(2,\), \(3,\)\].*resize"):
@@ -325,10 +337,16 @@ class Endless(IterableDataset):
         return iter([1.0])
 
 
+class Sized(Endless):
+    def __len__(self):
+        return 1
+
+
 @pytest.mark.parametrize(
     ("X", "error", "message"),
     [
         (Endless(), TypeError, "without __len__ .*map-style"),
+        (Sized(), TypeError, r"X is a Sized .*list\(X\)"),
         (Listed([]), ValueError, "0 rows"),
         (Listed([(1.0, 2, 3)]), TypeError, r"tuples of 3 \(float, int, int\); expected x or \(x"),
         (TensorDataset(*[torch.zeros(1, 2)] * 3), TypeError, "tuples of 3"),
