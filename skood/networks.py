@@ -508,6 +508,41 @@ class _PreActivationBlock(nn.Module):
         return out + (x if self.shortcut is None else self.shortcut(activated))
 
 
+class _DenseBlock(nn.Module):
+    def __init__(self, n_layers: int, in_channels: int, growth: int) -> None:
+        super().__init__()
+        self.layer = nn.Sequential(
+            *(_DenseLayer(in_channels + n * growth, growth) for n in range(n_layers))
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x)
+
+
+class _DenseLayer(nn.Module):
+    def __init__(self, in_channels: int, growth: int) -> None:
+        super().__init__()
+        self.bn1 = nn.BatchNorm2d(in_channels)
+        self.conv1 = _conv1x1(in_channels, 4 * growth)
+        self.bn2 = nn.BatchNorm2d(4 * growth)
+        self.conv2 = _conv3x3(4 * growth, growth)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = self.conv1(F.relu(self.bn1(x)))
+        out = self.conv2(F.relu(self.bn2(out)))
+        return torch.cat([x, out], 1)
+
+
+class _Transition(nn.Module):
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__()
+        self.bn1 = nn.BatchNorm2d(in_channels)
+        self.conv1 = _conv1x1(in_channels, out_channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.avg_pool2d(self.conv1(F.relu(self.bn1(x))), 2)
+
+
 def _as_float32(values: ArrayLike, name: str) -> Tensor:
     numbers = valid_array(values, name, None, missing=True).astype(np.float64)
     return torch.from_numpy(numbers).to(torch.float32)
