@@ -272,7 +272,7 @@ def test_a_detector_takes_images_with_it():
     [
         (torch.zeros(2, 8, 8, 3, dtype=torch.int64), TypeError, "dtype int64; .* to uint8"),
         (torch.zeros(2, 8, 8, 3, dtype=torch.bool), TypeError, "dtype bool; expected uint8"),
-        (np.zeros((2, 8, 8, 3), np.uint8), TypeError, "a ndarray; expected a tensor"),
+        (np.zeros((2, 8, 8, 3), np.uint8), TypeError, "a ndarray; expected a dense tensor"),
         (torch.full((2, 8, 8, 3), 255.0), ValueError, r"to 255; expected 0\.\.1\. Scale .* uint8"),
         (torch.linspace(-0.5, 1, 384).view(2, 3, 8, 8), ValueError, "from -0.5 to 1; expected"),
         (torch.full((2, 3, 8, 8), 1.001), ValueError, "from 1.001 to 1.001; expected"),
@@ -427,7 +427,7 @@ def test_fewer_than_two_classes_are_refused(n_classes):
         "WideResNet": lambda: WideResNet(10, n_classes=n_classes),
         "CifarDenseNet": lambda: CifarDenseNet(10, n_classes=n_classes),
     }.items():
-        message = rf"'n_classes' parameter of {name} must be .* \[2, inf\)\. Got {n_classes!r} "
+        message = rf"'n_classes' parameter of {name} must be .* \[2, 10000000\]\. Got {n_classes!r} "
         with pytest.raises(ValueError, match=message):
             build()
 
