@@ -427,7 +427,9 @@ def test_fewer_than_two_classes_are_refused(n_classes):
         "WideResNet": lambda: WideResNet(10, n_classes=n_classes),
         "CifarDenseNet": lambda: CifarDenseNet(10, n_classes=n_classes),
     }.items():
-        message = rf"'n_classes' parameter of {name} must be .* \[2, 10000000\]\. Got {n_classes!r} "
+        message = (
+            rf"'n_classes' parameter of {name} must be .* \[2, 10000000\]\. Got {n_classes!r} "
+        )
         with pytest.raises(ValueError, match=message):
             build()
 
