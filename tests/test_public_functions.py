@@ -180,6 +180,7 @@ CALLS = {
         (skood.networks.NormalizeImages(), {"images": torch.ones(2, 3, 8, 8, dtype=torch.uint8)}),
     ],
     "CifarResNet": [(None, {"depth": 8, "n_classes": 2})],
+    "CifarDenseNet": [(None, {"depth": 10, "growth": 2, "n_classes": 2})],
     "WideResNet": [(None, {"depth": 10, "widen_factor": 1, "dropout": 0.1, "n_classes": 2})],
     "ScoreDistributionDisplay": [
         (None, SCORES | {"threshold": 1.0, "score_name": "score"}),

@@ -461,7 +461,8 @@ def test_statistics_are_those_outside_of_autocast(scored, digits, name):
 
 
 def test_scale_refuses_features_that_turn_negative_later():
-    score = Scale().fit([], Head(torch.ones(2, 3).double(), torch.zeros(2).double()))
+    rows = Outputs(torch.ones(4, 3).double(), torch.zeros(4, 2).double(), torch.arange(4) % 2)
+    score = Scale().fit([rows], Head(torch.ones(2, 3).double(), torch.zeros(2).double()))
     with pytest.raises(ValueError, match="these go down to -1"):
         score(-torch.ones(4, 3).double(), torch.zeros(4, 2).double())
 
