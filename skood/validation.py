@@ -203,8 +203,9 @@ def _check_finite(values: NDArray[Any], name: str, finite: bool, missing: bool) 
         expected = "finite numbers" if finite else "none, because NaN has no order"
         first = int(np.atleast_1d(bad).nonzero()[0][0])
         raise ValueError(
-            f"{name} has {n_bad} {kind} in {values.size}, first in row {first}; expected {expected}. "
-            "Find out what made them (rows out of range, training that diverged), or drop their rows."
+            f"{name} has {n_bad} {kind} in {values.size}, first in row {first}; expected "
+            f"{expected}. Find out what made them (rows out of range, training that diverged), or "
+            "drop their rows."
         )
 
 
