@@ -28,10 +28,11 @@ from .outputs import check_usable, describe, is_plain_tuple, logits_of, run
 from .rows import Rows, slices
 from .scripted import rounds_by_batch, scripted_parts
 from .shapes import Results, Shapes, same_bits
+from .steadiness import check_steady, explained_size
 from .trials import Trial, close
 
-ROWS_OF_A_SHAPE = 64
-"""Rows on which shapes of batches are compared, at most."""
+ROWS_OF_A_TRIAL = 64
+"""Rows of which the logits are compared in several batches, at most."""
 
 SMALL_SHAPE_TOLERANCE = 1e-5
 """Relative difference that a forward of few rows may make."""
@@ -95,14 +96,14 @@ def open_network(
         if batch.ndim == 4 and all(p.ndim < 5 for p in module.parameters()):
             module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         alone = _must_run_alone(module)
-        _check_rows_alone(module, batcher, few.pick(np.arange(1)) if alone else few)
-    widest = _widest(module, batch)
-    most = 1 if alone else rows_at_once(widest, batcher.device)
+        widest, draws = _watched(module, batch)
+        most = 1 if alone else rows_at_once(widest, batcher.device)
+        tried = rows.spaced(min(most, ROWS_OF_A_TRIAL))
+        check_steady(module, batcher, tried, draws=draws)
     head = _head_of(module, batch, output, head)
     dtypes = resolve_precision(precision, module, batcher.device)
     shapes = Shapes((most,))
     if not compiled:  # each shape would be compiled on its own, which takes long
-        tried = rows.spaced(min(most, ROWS_OF_A_SHAPE))
         small = rows_of_small_shape(batcher.device) if small_shape and batch.ndim > 2 else 0
         results = _results(module, head, batcher, dtypes.scoring, tried)
         shapes = _choose_shapes(results, most, small)
@@ -111,32 +112,38 @@ def open_network(
     )
 
 
-class _Sizes(TorchDispatchMode):
-    """Notes the size of each tensor that an operation returns."""
+class _Watch(TorchDispatchMode):
+    """Notes the size of each tensor that an operation returns, and draws from own generators."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.noted: list[int] = []
+        self.sizes: list[int] = []
+        self.draws = False
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         output = func(*args, **(kwargs or {}))
         outputs = output if isinstance(output, tuple | list) else [output]
-        self.noted += [x.numel() for x in outputs if isinstance(x, Tensor)]
+        self.sizes += [x.numel() for x in outputs if isinstance(x, Tensor)]
+        self.draws |= (kwargs or {}).get("generator") is not None
         return output
 
 
-def _widest(module: nn.Module, batch: Tensor) -> int:
-    """Values of a row in the largest tensor of a forward that grows with its rows."""
-    sizes = []
+def _watched(module: nn.Module, batch: Tensor) -> tuple[int, bool]:
+    """Values of a row where a forward is widest, and whether it draws from generators of its own.
+
+    Tensors count that grow with the rows.
+    """
+    sizes, draws = [], False
     for n_rows in (TRIAL_ROWS // 2, TRIAL_ROWS):
         rows = batch[torch.arange(n_rows, device=batch.device) % len(batch)]
-        with torch.no_grad(), _Sizes() as seen:
+        with torch.no_grad(), explained_size(module, n_rows), _Watch() as seen:
             module(rows)
-        sizes.append(seen.noted)
+        sizes.append(seen.sizes)
+        draws |= seen.draws
     growths = [many - few for few, many in zip(*sizes, strict=False)]
-    return max([batch[0].numel(), *(growth // (TRIAL_ROWS // 2) for growth in growths)])
+    return max([batch[0].numel(), *(growth // (TRIAL_ROWS // 2) for growth in growths)]), draws
 
 
 def _results(
@@ -299,31 +306,3 @@ def _has_gradient(values: Tensor, parameters: list[nn.Parameter]) -> bool:
             values.sum(), parameters, retain_graph=True, allow_unused=True
         )
     return any(gradient is not None for gradient in gradients)
-
-
-def _check_rows_alone(module: nn.Module, batcher: Batcher, rows: Rows) -> None:
-    """Refuse a network whose logits for a row change from call to call, or with its company."""
-    kept = max(len(rows) // 2, 1)
-    other_company = batcher(rows, np.concatenate([np.arange(kept), np.zeros(len(rows), int)]))
-    first, again = (run(module, batcher(rows))[:kept] for _ in range(2))
-    if not close(first, again):
-        raise ValueError(
-            "The module, or preprocess, gives other logits for the same rows when called again in "
-            "evaluation mode, so no score would mean anything. Make what is random depend on "
-            "self.training, as in F.dropout(x, p, training=self.training), or pass it as augment=."
-        )
-    try:
-        logits = run(module, other_company)[:kept]
-    except Exception as error:
-        error.add_note(
-            f"The module given, {type(module).__name__}, took a batch of {len(rows)} rows, but not "
-            f"one of {len(other_company)}. Let forward read the number of rows from its input, "
-            "x.shape[0], and trace a module with that."
-        )
-        raise
-    if not close(first, logits):
-        raise ValueError(
-            "The logits of a row depend on the other rows of its batch, in evaluation mode, so its "
-            "score would too. Causes: batch-norm with track_running_stats=False, a preprocess= "
-            "that normalises by the batch. Use statistics fixed at training time."
-        )

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset, TensorDataset
 
+from .generators import watched_draws
 from .hardware import free_memory, sent
 from .loading import Index, Loader, collated, input_of, items, label_of, load, transformed
 from .outputs import all_finite
@@ -27,6 +28,9 @@ SHARE_OF_FREE_MEMORY = 0.25
 
 PIECE = 4096
 """Rows that are checked at a time."""
+
+SPOT_CHECK = 32
+"""One in so many rows of a data set is read twice, to see whether it stays the same."""
 
 STREAM_ROWS = 256
 """Rows of a batch where nothing else decides."""
@@ -48,6 +52,8 @@ class Rows(ABC):
     shape: tuple[int, ...]
     preprocessed: bool = False
     index: NDArray[np.intp] | None = None
+    why_changing: str = "X changed while it was read. Let nothing write into it meanwhile."
+    """What to say if rows have other values when they are read again."""
 
     def __len__(self) -> int:
         return self._n_rows() if self.index is None else len(self.index)
@@ -189,6 +195,13 @@ class Loaded(Rows):
     def __init__(self, source: Dataset[Any] | NDArray[Any], preprocess: Loader | None) -> None:
         self._source: Any = source
         self._preprocess = preprocess
+        is_set = isinstance(source, Dataset)
+        reader = f"the data set, {type(source).__name__}," if is_set else "preprocess"
+        self.why_changing = (
+            f"When the same rows are read again, {reader} gives other values, as random "
+            "transforms do, so no score would mean anything. Turn off what is random; random "
+            "changes of training batches are passed as augment=."
+        )
         first = self._items(np.arange(1))
         self.shape = tuple(first.shape[1:])
         self.preprocessed = not isinstance(first, Tensor)
@@ -227,6 +240,23 @@ class Loaded(Rows):
         distinct, places = np.unique(numbers, return_inverse=True)
         if len(distinct) < len(numbers):  # padding repeats a row
             return self._read(distinct)[torch.from_numpy(places)]
+        return self._steady(numbers)
+
+    def _steady(self, numbers: NDArray[np.intp]) -> Tensor:
+        """Rows by their numbers, which are read again if reading them drew random numbers."""
+        with watched_draws() as drew:
+            values = self._values(numbers)
+            drawn = drew()
+        # A generator that the data set keeps to itself is not seen, so some rows are tried.
+        some = slice(None) if drawn else slice(SPOT_CHECK - 1, None, SPOT_CHECK)
+        # What preprocess makes of references is of the whole batch, and cannot be read in parts.
+        if (drawn or not self.preprocessed) and len(numbers[some]):
+            again = self._values(numbers[some])
+            if not ((again == values[some]) | (again != again)).all():
+                raise ValueError(self.why_changing)
+        return values
+
+    def _values(self, numbers: NDArray[np.intp]) -> Tensor:
         loaded = self._items(numbers)
         if isinstance(loaded, Tensor):
             return loaded
