@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import warnings
 from collections.abc import Callable
@@ -23,16 +24,21 @@ from .batches import Batcher
 from .copying import copy_module
 from .hardware import autocast, resolve_precision, rows_at_once, rows_of_small_shape
 from .heads import find_head
+from .layout import fastest_layout
 from .network import TRIAL_ROWS, Network, features_and_logits, trainable
 from .outputs import check_usable, describe, is_plain_tuple, logits_of, run
 from .rows import Rows, slices
+from .rowwise import MOST_ROWS
 from .scripted import rounds_by_batch, scripted_parts
 from .shapes import Results, Shapes, same_bits
 from .steadiness import check_steady, explained_size
 from .trials import Trial, close
 
-ROWS_OF_A_TRIAL = 64
-"""Rows of which the logits are compared in several batches, at most."""
+ROWS_OF_A_SHAPE = 64
+"""Rows on which shapes of batches are compared, at most."""
+
+SHARE_OF_A_TRIAL = 1 / 8
+"""Share of the rows of the largest forward on which a network is tried in several companies."""
 
 SMALL_SHAPE_TOLERANCE = 1e-5
 """Relative difference that a forward of few rows may make."""
@@ -86,24 +92,25 @@ def open_network(
         )
     module = module.to(batcher.device).eval()
     few = rows.spaced(TRIAL_ROWS)
-    batch = batcher(few)
+    batch = dataclasses.replace(batcher, channels_last=False)(few)
     with torch.no_grad():
         with explained(module, batch, rows, batcher):
             output = module(batch)
         logits = logits_of(output, len(batch))
         check_usable(logits, batch, module)
         # After a first forward, which makes what is lazy.
-        if batch.ndim == 4 and all(p.ndim < 5 for p in module.parameters()):
-            module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        dtypes = resolve_precision(precision, module, batcher.device)
+        batcher = fastest_layout(module, batcher, few, dtypes.training)
+        batch = batcher(few)
         alone = _must_run_alone(module)
         widest, draws = _watched(module, batch)
         most = 1 if alone else rows_at_once(widest, batcher.device)
-        tried = rows.spaced(min(most, ROWS_OF_A_TRIAL))
-        check_steady(module, batcher, tried, draws=draws)
+        n_tried = 1 if alone else max(TRIAL_ROWS, min(int(SHARE_OF_A_TRIAL * most), MOST_ROWS))
+        check_steady(module, batcher, rows.spaced(n_tried), draws=draws)
     head = _head_of(module, batch, output, head)
-    dtypes = resolve_precision(precision, module, batcher.device)
     shapes = Shapes((most,))
     if not compiled:  # each shape would be compiled on its own, which takes long
+        tried = rows.spaced(min(most, ROWS_OF_A_SHAPE))
         small = rows_of_small_shape(batcher.device) if small_shape and batch.ndim > 2 else 0
         results = _results(module, head, batcher, dtypes.scoring, tried)
         shapes = _choose_shapes(results, most, small)

@@ -19,7 +19,7 @@ from torch import Tensor
 from .generators import watched_draws
 from .outputs import all_finite
 
-ROWS = 64
+MOST_ROWS = 64
 """Rows on which functions are tried, at most."""
 
 ALONE = 4
@@ -94,9 +94,11 @@ def dependence(
                 if len(arrangement) > 1:
                     raise
                 continue  # it takes no single row
+            if rounding.explains(expected[arrangement], got):
+                continue
             far = not rounding.may_explain(expected[arrangement], got)
             # A single row may round otherwise: where scores run alone, that is tried apart.
-            if far or (len(arrangement) > 1 and not rounding.explains(expected[arrangement], got)):
+            if far or len(arrangement) > 1:
                 kind = _kind(values, arrangement, got, expected)
                 return Finding(kind, far or draws or drew(), arrangement)
         if not (draws or drew()):
