@@ -34,6 +34,7 @@ from .engine.network import Network, floating_dtype
 from .engine.objective import FINE_TUNING_TERMS, Term, fine_tuning_terms, pretraining_terms
 from .engine.opening import check_trainable, open_network
 from .engine.outputs import as_float64
+from .engine.precision import widened
 from .engine.rows import Rows, as_array, has_channels_last, spaced
 from .engine.training import (
     Progress,
@@ -174,7 +175,7 @@ class Fit:
 
         def features() -> Tensor:
             pieces = forward_rows(network, data.rows.spaced(ROWS_OF_A_PENALTY), features=True)
-            return torch.cat([hidden for _, hidden, _ in pieces if hidden is not None])
+            return torch.cat([widened(hidden) for _, hidden, _ in pieces if hidden is not None])
 
         penalty = fit_penalty(get_penalty(detector.penalty), features)
         terms = fine_tuning_terms(penalty, detector.get_params(deep=False))

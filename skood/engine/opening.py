@@ -27,6 +27,7 @@ from .heads import find_head
 from .layout import fastest_layout
 from .network import TRIAL_ROWS, Network, features_and_logits, trainable
 from .outputs import check_usable, describe, is_plain_tuple, logits_of, run
+from .precision import check_scores_in, in_float32, settle_precision
 from .rows import Rows, slices
 from .rowwise import MOST_ROWS
 from .scripted import rounds_by_batch, scripted_parts
@@ -100,6 +101,7 @@ def open_network(
         check_usable(logits, batch, module)
         # After a first forward, which makes what is lazy.
         dtypes = resolve_precision(precision, module, batcher.device)
+        check_scores_in(module, batch, dtypes.scoring)
         batcher = fastest_layout(module, batcher, few, dtypes.training)
         batch = batcher(few)
         alone = _must_run_alone(module)
@@ -260,7 +262,8 @@ def check_trainable(network: Network, rows: Rows, *, penalized: bool = True) -> 
 
     The logits must carry a gradient to the parameters, and be what the head gives in training mode
     too. If the features carry none, a warning says that the penalty can change nothing. No
-    statistic and no random generator changes. A few of the rows are taken.
+    statistic and no random generator changes. A few of the rows are taken. If a step fails in the
+    precision of training, another takes its place (see `settle_precision`).
     """
     module, head = network.module, network.visible_head
     if scripted := scripted_parts(module):
@@ -269,6 +272,14 @@ def check_trainable(network: Network, rows: Rows, *, penalized: bool = True) -> 
             "trained. Pass the nn.Module from which it was made; or max_epochs=0 (and "
             "pretrain_epochs=0, if you set it) to use the network as it is."
         )
+    settle_precision(network, network.batcher(rows.spaced(TRIAL_ROWS)))
+    with in_float32(network), autocast(network.device, network.precision.scoring):
+        _check_learns(network, head, rows, penalized=penalized)
+
+
+def _check_learns(network: Network, head: str, rows: Rows, *, penalized: bool) -> None:
+    """Refuse logits without a gradient, or that are others in training mode; warn of features."""
+    module = network.module
     batch = network.batcher(rows.spaced(TRIAL_ROWS))
     parameters = trainable(module)
     with torch.enable_grad(), explained(module, batch, rows, network.batcher):
