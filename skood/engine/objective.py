@@ -108,7 +108,10 @@ class Penalized(Term):
 
     def __call__(self, batch: Pass) -> Tensor:
         """One value a row, checked."""
-        features = batch.features
+        return self.values(batch.features)
+
+    def values(self, features: Tensor) -> Tensor:
+        """Values (n,) of features (n, d), checked."""
         values = self.penalty(features)
         if not isinstance(values, Tensor) or values.shape != (len(features),):
             got = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__

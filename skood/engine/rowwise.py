@@ -16,6 +16,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ..exceptions import RandomScoresWarning
+from ..notices import warn_user
 from .generators import watched_draws
 from .outputs import all_finite
 
@@ -107,6 +109,28 @@ def dependence(
             if not rounding.explains(expected, values(whole)):
                 return Finding(Dependence.CALL, True, whole)
     return Finding(Dependence.DRAWS, True, whole)
+
+
+def check_row_by_row(what: str, values: Values, n_rows: int, device: torch.device) -> None:
+    """Refuse a user's function that mixes rows or draws at random; `what` names it."""
+    found = dependence(values, n_rows, device).dependence
+    if found is Dependence.COMPANY:
+        raise ValueError(
+            f"{what} gives a row another value if other rows are in its batch; expected one that "
+            "depends on the row alone. Compute along dim=1, and take means, maxima and ranks over "
+            "rows from training rows: in a method fit, of an object."
+        )
+    if found is Dependence.CALL:
+        raise ValueError(
+            f"{what} gives the same rows other values when called again; expected a function of "
+            "its arguments alone. Draw no random numbers in it, and keep nothing between calls."
+        )
+    if found is Dependence.DRAWS:
+        warn_user(
+            f"{what} draws random numbers. They did not change its values for the rows tried, but "
+            "may do so for others. Draw no random numbers in it.",
+            RandomScoresWarning,
+        )
 
 
 def _arrangements(n_rows: int) -> Iterator[NDArray[np.intp]]:
