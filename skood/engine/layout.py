@@ -29,22 +29,21 @@ def fastest_layout(
         return batcher
     plain = dataclasses.replace(batcher, channels_last=False)
     expected = _logits(module, plain, rows)
-    # Weights of three dimensions beside the rows have a layout of their own.
-    turned = all(p.ndim < 5 for p in module.parameters())
-    if turned:
-        _turn(module, torch.channels_last)
-    if _same(expected, _logits(module, batcher, rows)) and (
-        failure_in_training(module, batch, precision) is None
-        or failure_in_training(module, plain(rows), precision) is not None
-    ):
+    _turn(module, torch.channels_last)
+    alike = _same(expected, _logits(module, batcher, rows))
+    if alike and failure_in_training(module, batch, precision) is None:
         return batcher
-    if turned:
-        _turn(module, torch.contiguous_format)
+    _turn(module, torch.contiguous_format)
+    if alike and failure_in_training(module, plain(rows), precision) is not None:
+        _turn(module, torch.channels_last)  # it is not for its layout that a step fails
+        return batcher
     return plain
 
 
 def _turn(module: nn.Module, layout: torch.memory_format) -> None:
-    module.to(memory_format=layout)  # type: ignore[call-overload]
+    """Lay out the weights of convolutions; those of three dimensions have layouts of their own."""
+    if all(p.ndim < 5 for p in module.parameters()):
+        module.to(memory_format=layout)  # type: ignore[call-overload]
 
 
 def _logits(module: nn.Module, batcher: Batcher, rows: Rows) -> list[Tensor | None]:

@@ -138,7 +138,8 @@ def _check_forgets(module: nn.Module, batch: Tensor) -> None:
     run(module, batch.clone())
     after = dict(_memory(module))
     written = [name for name in before if name in after and before[name] != after[name]]
-    if not written:
+    observed = _has_observers(module)  # which write past the versions of tensors
+    if not (written or observed):
         return
     twin = copy_module(module).eval()
     first = run(twin, batch.clone())
@@ -151,7 +152,7 @@ def _check_forgets(module: nn.Module, batch: Tensor) -> None:
                 setattr(part, name, value + CALLS_AHEAD * step)
     if Rounding(first).explains(first, run(twin, batch.clone())):
         return
-    if any(hasattr(part, "observer_enabled") for part in module.modules()):
+    if observed:
         raise ValueError(
             "The network is in quantization-aware training: its observers move in evaluation mode "
             "too, so that a score would depend on the rows scored before. Switch them off: "
@@ -162,6 +163,12 @@ def _check_forgets(module: nn.Module, batch: Tensor) -> None:
         f"The module writes into its {name!r} in evaluation mode, and its logits follow, so that a "
         "score would depend on the rows scored before. Let it write only if self.training is set."
     )
+
+
+def _has_observers(module: nn.Module) -> bool:
+    """Whether ranges of quantization-aware training move with each forward."""
+    switches = (getattr(part, "observer_enabled", None) for part in module.modules())
+    return any(isinstance(switch, Tensor) and bool(switch.any()) for switch in switches)
 
 
 def _memory(module: nn.Module) -> Iterator[tuple[tuple[str, str], Any]]:
