@@ -77,10 +77,10 @@ def settle_precision(network: Network, batch: Tensor) -> None:
         if not in_16_bits:
             return  # its own error comes up in training
         raise ValueError(
-            "The network has weights in 16 bits, of which small training steps change few, and it "
-            f"cannot be trained with float32 weights instead ({_first_line(error)}). Remove from "
-            "forward what fixes a dtype, as x.half() and x.bfloat16() do, or pass module.float(); "
-            "or pass max_epochs=0 (and pretrain_epochs=0) to use the network as it is."
+            "The network has weights in 16 bits, of which small steps change few, and cannot be "
+            f"trained with float32 weights instead ({_first_line(error)}). Remove what fixes a "
+            "dtype in forward, as x.half() does, or pass module.float(); or pass max_epochs=0 "
+            "(and pretrain_epochs=0) to use it as it is."
         ) from error
     if precision.scoring is not None:
         raise ValueError(_not_in(precision.scoring, error)) from error
@@ -125,7 +125,7 @@ def _not_in(precision: torch.dtype, error: Exception) -> str:
 
 
 def _first_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:150]}"
+    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:90]}"
 
 
 def _has_16_bits(module: nn.Module) -> bool:

@@ -27,7 +27,7 @@ MOST_ROWS = 64
 ALONE = 4
 """Rows that are also tried one by one."""
 
-REPEATS = 16
+REPEATS = 32
 """Calls on the same rows, if the function draws random numbers."""
 
 Values = Callable[[NDArray[np.intp]], Tensor]
