@@ -103,7 +103,7 @@ def test_a_step_that_fails_in_any_layout_does_not_decide(opened):
         {"score_function": "odin"},
         {"distillation_weight": 1.0},
     ],
-    ids=str,
+    ids=["plain", "flip-crop", "augment", "preprocess", "odin", "distillation"],
 )
 def test_a_view_after_convolutions_is_trained_and_scored(options):
     detector = SparseEnergyOODDetector(Viewing(view), max_epochs=1, random_state=0, **options)
