@@ -148,8 +148,11 @@ def _check_forgets(module: nn.Module, batch: Tensor) -> None:
             run(twin, (batch * 3 + 1 if batch.is_floating_point() else batch).roll(1, dims=0))
         for part_name, part in twin.named_modules():
             for name, value in _numbers(part):
-                step = value - before.get((part_name, name), value)
-                setattr(part, name, value + CALLS_AHEAD * step)
+                ahead = value + CALLS_AHEAD * (value - before.get((part_name, name), value))
+                if name in part._buffers:
+                    part.get_buffer(name).fill_(ahead)
+                else:
+                    setattr(part, name, ahead)
     if Rounding(first).explains(first, run(twin, batch.clone())):
         return
     if observed:
@@ -172,7 +175,7 @@ def _has_observers(module: nn.Module) -> bool:
 
 
 def _memory(module: nn.Module) -> Iterator[tuple[tuple[str, str], Any]]:
-    """What a network remembers: versions of its tensors, and numbers among its attributes."""
+    """What a network remembers: versions of its tensors, and the numbers that it keeps."""
     for part_name, part in module.named_modules():
         for name, tensor in (*part._parameters.items(), *part._buffers.items()):
             if tensor is not None and not tensor.is_inference():
@@ -182,4 +185,9 @@ def _memory(module: nn.Module) -> Iterator[tuple[tuple[str, str], Any]]:
 
 
 def _numbers(part: nn.Module) -> list[tuple[str, int | float]]:
-    return [(name, x) for name, x in vars(part).items() if type(x) in (int, float)]
+    """Numbers among the attributes of a part, and its buffers of one."""
+    buffers = ((name, x) for name, x in part._buffers.items() if x is not None and x.numel() == 1)
+    return [
+        *((name, x) for name, x in vars(part).items() if type(x) in (int, float)),
+        *((name, x.item()) for name, x in buffers),
+    ]

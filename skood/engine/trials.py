@@ -145,6 +145,12 @@ def _is_linear(part: nn.Module, features: Any) -> bool:
     """
     if isinstance(part, nn.Linear):
         return True
+    own = {p.dtype for p in part.parameters() if p.is_floating_point()}
+    # Under an autocast of forward, a layer gets features of another dtype than its own.
+    return any(_moves_along(part, features.to(dtype)) for dtype in (features.dtype, *own))
+
+
+def _moves_along(part: nn.Module, features: Tensor) -> bool:
     try:
         with torch.no_grad():
             at_zero, at_one, afar = (part(factor * features) for factor in (0, 1, -8))

@@ -340,8 +340,8 @@ def test_a_name_may_be_another_one_of_the_same_module(opened):
 class Mixed(Body):
     """A classifier with an autocast in its forward, and something after it."""
 
-    def __init__(self, dtype, after):
-        super().__init__()
+    def __init__(self, dtype, after, head=None):
+        super().__init__(head)
         self.float()
         self.dtype, self.after = dtype, after
 
@@ -360,6 +360,12 @@ SIXTEEN = pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 )
 def test_a_head_under_an_autocast_of_forward_is_found(opened, dtype, after):
     assert opened(Mixed(dtype, after), X.astype(np.float32)).head == "head"
+
+
+@SIXTEEN
+def test_a_layer_that_behaves_linearly_is_found_under_autocast(opened, dtype):
+    module = Mixed(dtype, torch.Tensor.float, Sized(nn.Identity()))
+    assert opened(module, X.astype(np.float32)).head == "head"
 
 
 @SIXTEEN

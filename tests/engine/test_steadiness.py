@@ -25,6 +25,7 @@ class Changed(Body):
         super().__init__()
         self.change = change
         self.register_buffer("mean", torch.zeros(8).double())
+        self.register_buffer("steps", torch.tensor(0))
         self.calls = 0
         self.generator = np.random.default_rng(0)
 
@@ -93,8 +94,19 @@ def late(module, h):
     return h * (1 + (module.calls > 50))
 
 
+def late_by_buffer(module, h):
+    module.steps += 1
+    return h * (1 + (module.steps > 50))
+
+
 @pytest.mark.parametrize(
-    ("change", "name"), [(average, "mean"), (average_in_place, "mean"), (late, "calls")]
+    ("change", "name"),
+    [
+        (average, "mean"),
+        (average_in_place, "mean"),
+        (late, "calls"),
+        (late_by_buffer, "steps"),
+    ],
 )
 def test_logits_that_follow_what_a_network_writes_are_refused(opened, change, name):
     with pytest.raises(ValueError, match=rf"writes into its '{name}'.*if self\.training"):
