@@ -468,14 +468,19 @@ def check_score(network: Network, rows: Rows, score: ScoreFunction) -> None:
     else:
         uses_features = getattr(score, "uses_features", True)
         pieces = [*zip(*forward_rows(network, some, features=uses_features), strict=True)][1:]
-        features = as_float64(torch.cat(pieces[0])) if uses_features else None
-        logits = torch.cat(pieces[1])
+        # Halfway between rows, as a row that a score was fitted to may be at no distance from it.
+        features = _halfway(as_float64(torch.cat(pieces[0]))) if uses_features else None
+        logits = _halfway(torch.cat(pieces[1]))
 
         def values(picks: NDArray[np.intp]) -> Tensor:
             index = torch.from_numpy(picks).to(logits.device)
             return apply_score(score, None if features is None else features[index], logits[index])
 
     check_row_by_row(what, values, len(some), network.device)
+
+
+def _halfway(values: Tensor) -> Tensor:
+    return (values + values.roll(1, dims=0)) / 2
 
 
 def check_penalty(network: Network, rows: Rows, penalty: Penalty) -> None:
