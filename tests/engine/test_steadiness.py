@@ -74,7 +74,7 @@ def test_a_little_of_the_batch_is_told_from_rounding_in_float64(opened):
 
 def test_rounding_that_depends_on_the_batch_is_no_company(opened):
     def change(module, h):  # 8 bits, as quantized or in TF32; none in float64
-        return h if h.dtype == torch.float64 else h * (1 + 1e-3 * (len(h) % 2))
+        return h if h.dtype == torch.float64 else h * (1 + 1e-3 * (len(h) > 64))
 
     opened(Changed(change).float(), X.astype(np.float32))
 
