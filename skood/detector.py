@@ -125,8 +125,9 @@ class SparseEnergyOODDetector(OutlierMixin, BaseEstimator):
         Where to compute. "auto" takes a GPU if there is one.
     precision : {"auto", "float32", "bfloat16"}, default="auto"
         Number format of the computation. "auto" trains convolutional networks in bfloat16 if the
-        hardware has it, and scores in the network's own dtype. "float32" never changes the dtype.
-        "bfloat16" trains and scores in bfloat16.
+        hardware has it and the network works in it, and scores in the network's own dtype.
+        "float32" computes in the dtype of the weights. "bfloat16" trains and scores in bfloat16.
+        The weights of a network in 16 bits are trained in float32, and rounded at the end.
     compile : bool, default=False
         Whether to run the network through torch.compile. If training can use CUDA graphs, it is not
         compiled.
@@ -330,6 +331,10 @@ class SparseEnergyOODDetector(OutlierMixin, BaseEstimator):
         RoundedValuesWarning
             If the cast of X to the dtype of your module loses whole numbers, or the detail of
             columns far from 0.
+        RandomScoresWarning
+            If the network, `preprocess`, the score or the penalty draws random numbers.
+        PrecisionWarning
+            If the network cannot be trained in bfloat16, and is trained in float32.
         MemoryEntryWarning
             If `memory` keeps nothing, for want of a `random_state` or because it cannot tell what
             decides the training; or if its folder or an entry cannot be used. The fit goes on.

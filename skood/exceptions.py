@@ -23,6 +23,8 @@ __all__ = [
     "NearChanceWarning",
     "NonFiniteLogitsError",
     "PenaltyWithoutEffectWarning",
+    "PrecisionWarning",
+    "RandomScoresWarning",
     "RoundedValuesWarning",
     "SelectionWarning",
     "SkoodWarning",
@@ -95,6 +97,14 @@ class RoundedValuesWarning(SkoodWarning):
 
 class PenaltyWithoutEffectWarning(SkoodWarning):
     """The penalty can change nothing, because the features cannot be trained."""
+
+
+class PrecisionWarning(SkoodWarning):
+    """The network cannot be trained in the precision that would be fastest."""
+
+
+class RandomScoresWarning(SkoodWarning):
+    """Something draws random numbers where scores are computed, so they may change with calls."""
 
 
 class FewTrainingRowsWarning(SkoodWarning):

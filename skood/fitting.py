@@ -32,12 +32,20 @@ from .engine.copying import copy_module
 from .engine.distributed import Ranks
 from .engine.hardware import resolve_device
 from .engine.inference import forward_rows, score_rows
-from .engine.network import Network, floating_dtype
-from .engine.objective import FINE_TUNING_TERMS, Term, fine_tuning_terms, pretraining_terms
+from .engine.network import TRIAL_ROWS, Network, floating_dtype
+from .engine.objective import (
+    FINE_TUNING_TERMS,
+    Penalized,
+    Term,
+    fine_tuning_terms,
+    pretraining_terms,
+)
 from .engine.opening import check_trainable, open_network
 from .engine.outputs import as_float64
+from .engine.precision import widened
 from .engine.rounding import blur_message, far_from_zero, rounded_number, rounding_message
 from .engine.rows import Rows, as_array, has_channels_last, spaced
+from .engine.rowwise import check_row_by_row
 from .engine.surroundings import default_dtype_for
 from .engine.training import (
     Progress,
@@ -58,7 +66,7 @@ from .fingerprints import UnreadableError, fingerprint
 from .labels import as_labels, cluster_labels, encode_labels, is_outlier
 from .networks import default_network
 from .notices import held_back, warn_user
-from .penalties import fit_penalty, get_penalty
+from .penalties import Penalty, fit_penalty, get_penalty
 from .randomness import random_generator
 from .rows import rows_like_fit, warn_if_unscaled
 from .scores import Head, Outputs, apply_score, fit_score, get_score
@@ -200,9 +208,10 @@ class Fit:
 
         def features() -> Tensor:
             pieces = forward_rows(network, data.rows.spaced(ROWS_OF_A_PENALTY), features=True)
-            return torch.cat([hidden for _, hidden, _ in pieces if hidden is not None])
+            return torch.cat([widened(hidden) for _, hidden, _ in pieces if hidden is not None])
 
         penalty = fit_penalty(get_penalty(detector.penalty), features)
+        check_penalty(network, data.rows, penalty)
         terms = fine_tuning_terms(penalty, detector.get_params(deep=False))
         recipe = Recipe(
             detector.max_epochs,
@@ -313,6 +322,7 @@ class Fit:
                 score = self.fitted_score(network, data)  # more rows may be what it needs
         for _ in scored(network, few.rows.pick(np.arange(1)), score):
             pass
+        check_score(network, few.rows, score)
 
     def fitted_score(self, network: Network, data: TrainingData) -> ScoreFunction:
         """The score, with the statistics of the training rows if it has any."""
@@ -533,6 +543,44 @@ def scored(
         partial(apply_score, score),
         features=getattr(score, "uses_features", True),
         perturbation=cast(Any, score).perturbation if gradient else None,
+    )
+
+
+def check_score(network: Network, rows: Rows, score: ScoreFunction) -> None:
+    """Refuse a score that mixes rows or draws at random, tried on some rows."""
+    some, what = rows.spaced(TRIAL_ROWS), f"score_function={score!r}"
+    if getattr(score, "uses_gradient", False):  # which is taken from a forward
+
+        def values(picks: NDArray[np.intp]) -> Tensor:
+            return torch.cat([got for _, got, _ in scored(network, some.pick(picks), score)])
+    else:
+        uses_features = getattr(score, "uses_features", True)
+        pieces = [*zip(*forward_rows(network, some, features=uses_features), strict=True)][1:]
+        # Halfway between rows, as a row that a score was fitted to may be at no distance from it.
+        features = _halfway(as_float64(torch.cat(pieces[0]))) if uses_features else None
+        logits = _halfway(torch.cat(pieces[1]))
+
+        def values(picks: NDArray[np.intp]) -> Tensor:
+            index = torch.from_numpy(picks).to(logits.device)
+            return apply_score(score, None if features is None else features[index], logits[index])
+
+    check_row_by_row(what, values, len(some), network.device)
+
+
+def _halfway(values: Tensor) -> Tensor:
+    return (values + values.roll(1, dims=0)) / 2
+
+
+def check_penalty(network: Network, rows: Rows, penalty: Penalty) -> None:
+    """Refuse a penalty that mixes rows or draws at random, tried on some rows."""
+    pieces = forward_rows(network, rows.spaced(TRIAL_ROWS), features=True)
+    features = torch.cat([widened(hidden) for _, hidden, _ in pieces if hidden is not None])
+    term = Penalized(penalty, 0.0)
+    check_row_by_row(
+        f"penalty={penalty!r}",
+        lambda picks: term.values(features[torch.from_numpy(picks).to(features.device)]),
+        len(features),
+        network.device,
     )
 
 

@@ -1,8 +1,9 @@
 """Sparsity measures of a batch of features.
 
-A penalty maps features of shape (n, d) to one non-negative value per row, shape (n,); fine-tuning
-adds ``sparsity_weight`` times its mean over the batch to the loss. To add one, write the function
-and name it in `PENALTIES`.
+A penalty maps features of shape (n, d) to one non-negative value per row, shape (n,), which depends
+on that row alone; one that mixes rows or draws at random is refused. Fine-tuning adds
+``sparsity_weight`` times its mean over the batch to the loss. To add one, write the function and
+name it in `PENALTIES`.
 """
 
 from __future__ import annotations

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import pickle
 import warnings
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -29,6 +30,8 @@ from skood.exceptions import (
     NearChanceWarning,
     NonFiniteLogitsError,
     PenaltyWithoutEffectWarning,
+    PrecisionWarning,
+    RandomScoresWarning,
     RoundedValuesWarning,
     SelectionWarning,
     SkoodWarning,
@@ -204,7 +207,28 @@ def search_with_two_labels_of_outliers():
     scorer(fitted(), X, np.where(Y == 0, -1, Y))
 
 
+def draw_without_effect():
+    def score(features, logits):
+        return logits.logsumexp(dim=1) + 0 * torch.rand(len(logits))
+
+    detector_of(score_function=score, calibration_size=None).fit(X)
+
+
+def scatter_into_float32():
+    class Scattering(nn.Module):
+        def forward(self, x):
+            out = torch.zeros(x.shape)
+            out[x > 0] = x[x > 0]
+            return out
+
+    module = nn.Sequential(nn.Conv2d(3, 4, 3), Scattering(), nn.Flatten(), nn.Linear(144, 4))
+    with mock.patch("skood.engine.hardware.has_native_bfloat16", return_value=True):
+        detector_of(module, max_epochs=1, calibration_size=None).fit(IMAGES / 255)
+
+
 WARNINGS = [
+    (draw_without_effect, RandomScoresWarning),
+    (scatter_into_float32, PrecisionWarning),
     (use_a_threshold_of_training_rows, ThresholdWarning),
     (calibrate_on_few_rows, FewCalibrationRowsWarning),
     (lose_accuracy, AccuracyDropWarning),

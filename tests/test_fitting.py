@@ -424,3 +424,66 @@ def test_the_user_is_told_of_columns_that_the_cast_blurs_and_what_to_do():
     with warnings.catch_warnings():
         warnings.simplefilter("error", RoundedValuesWarning)
         make_pipeline(StandardScaler(), clone(detector)).fit(X).score_samples(X)
+
+
+# Scores and penalties of the user's
+
+
+class Drifting:
+    """A score that follows the rows scored before."""
+
+    uses_features = False
+
+    def __init__(self):
+        self.mean = 0.0
+
+    def __call__(self, features, logits):
+        self.mean = 0.9 * self.mean + 0.1 * float(logits.mean())
+        return logits.logsumexp(dim=1) - self.mean
+
+
+class Stepping:
+    """A score whose step for a row depends on the batch."""
+
+    uses_gradient, uses_features = True, False
+
+    def __call__(self, features, logits):
+        return logits.logsumexp(dim=1)
+
+    def perturbation(self, logits, batch):
+        (slope,) = torch.autograd.grad(logits.sum(), batch)
+        return slope * len(batch) * batch.mean(dim=0)
+
+
+@pytest.mark.parametrize(
+    ("score", "message"),
+    [
+        (lambda h, z: z.softmax(dim=0).amax(dim=1), "if other rows are in its batch"),
+        (lambda h, z: z.amax(dim=1) - z.amax(dim=1).mean(), "if other rows are in its batch"),
+        (lambda h, z: z.amax(dim=1).argsort().argsort().double(), "if other rows are in its batch"),
+        (lambda h, z: -torch.cdist(h, h).kthvalue(2)[0], "if other rows are in its batch"),
+        (lambda h, z: z.amax(dim=1) + 0.01 * torch.rand(len(z)), "when called again"),
+        (Drifting(), "when called again"),
+        (Stepping(), "if other rows are in its batch"),
+    ],
+    ids=["softmax", "mean", "ranks", "neighbours", "random", "drifting", "step"],
+)
+def test_a_score_that_mixes_rows_or_draws_is_refused(digits, score, message):
+    detector = SparseEnergyOODDetector(digits.module, score_function=score, max_epochs=0)
+    with pytest.raises(ValueError, match=rf"^score_function=.*{message}"):
+        detector.fit(digits.X[:200], digits.y[:200])
+
+
+@pytest.mark.parametrize(
+    ("penalty", "message"),
+    [
+        (lambda h: (h - h.mean(dim=0)).abs().sum(dim=1), "if other rows are in its batch"),
+        (lambda h: h.softmax(dim=0).sum(dim=1), "if other rows are in its batch"),
+        (lambda h: nn.functional.dropout(h).abs().sum(dim=1), "when called again"),
+    ],
+    ids=["mean", "softmax", "dropout"],
+)
+def test_a_penalty_that_mixes_rows_or_draws_is_refused(digits, penalty, message):
+    detector = SparseEnergyOODDetector(digits.module, penalty=penalty, max_epochs=1)
+    with pytest.raises(ValueError, match=rf"^penalty=.*{message}"):
+        quiet_fit(detector, digits.X[:200], digits.y[:200])

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .network import TRIAL_ROWS, Network
+from .network import TRIAL_ROWS, Network, floating_dtype
 from .outputs import as_float64, logits_of, run
 from .rows import Rows
 from .trials import captured_calls
@@ -34,9 +35,18 @@ def affine_head(network: Network, rows: Rows) -> tuple[Tensor, Tensor]:
     features = calls[name].features
     flat = features.flatten(1)
 
-    def logits(values: Tensor) -> Tensor:
+    def output_in(dtype: torch.dtype, values: Tensor) -> Any:
         with _as_it_is(network):
-            output = head(values.to(flat).reshape(-1, *features.shape[1:]))
+            return head(values.to(flat.device, dtype).reshape(-1, *features.shape[1:]))
+
+    dtype = flat.dtype
+    try:
+        output_in(dtype, flat[:1])
+    except RuntimeError:  # forward calls it under an autocast of its own
+        dtype = floating_dtype(head)
+
+    def logits(values: Tensor) -> Tensor:
+        output = output_in(dtype, values)
         # A convolution of size 1 gives (n, K, 1, 1).
         return as_float64(logits_of(output.flatten(1) if isinstance(output, Tensor) else output))
 

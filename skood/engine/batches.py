@@ -32,6 +32,8 @@ class Batcher:
         Processes that load rows which are not in memory; None takes one a core.
     center : Tensor of shape (c,), optional
         What is subtracted from columns or channels in float64, before the cast.
+    channels_last : bool, default=True
+        Whether images lie in memory pixel by pixel, in which convolutions are fastest.
     """
 
     device: torch.device
@@ -39,6 +41,7 @@ class Batcher:
     preprocess: Transform | None
     workers: int | None = None
     center: Tensor | None = None
+    channels_last: bool = True
 
     def __call__(self, rows: Rows, index: Index | None = None) -> Tensor:
         """A batch of the rows at an index, or of all."""
@@ -64,6 +67,13 @@ class Batcher:
         ahead = self.device.type == "cuda"
         for index, batch in self._ahead(read) if ahead else read:
             yield self._ready(rows, index, batch, own=ahead, checked=checked)
+
+    def laid_out(self, batch: Tensor) -> Tensor:
+        """A batch in the layout that the network takes."""
+        last = self.channels_last and batch.ndim == 4
+        return batch.contiguous(
+            memory_format=torch.channels_last if last else torch.contiguous_format
+        )
 
     def resident(self, rows: Rows) -> Rows:
         """Rows on the device, to be read many times, if it has room to spare; else themselves."""
@@ -116,8 +126,7 @@ class Batcher:
             batch = batch.to(self.dtype)
         if checked:
             check_finite(batch, rows, index)
-        layout = torch.channels_last if batch.ndim == 4 else torch.contiguous_format
-        return batch.contiguous(memory_format=layout)
+        return self.laid_out(batch)
 
 
 @cache

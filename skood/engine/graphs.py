@@ -25,7 +25,6 @@ from __future__ import annotations
 import gc
 import io
 import pickle
-import random
 import threading
 import types
 import warnings
@@ -33,10 +32,10 @@ import weakref
 from collections.abc import Callable
 from typing import Any, cast
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
+from .generators import random_states, restore_random_states
 from .hardware import autocast
 from .network import Forward, Network, trainable
 
@@ -153,17 +152,17 @@ def _recorded(network: Network, batch: Tensor) -> Forward | None:
 def _leaves_host_alone(twin: Network, batch: Tensor) -> bool:
     """Whether a pass, which may change this copy, changes nothing on the host and never waits."""
     twin.train(True)
-    host, generators = _Host(twin.module, batch.device), _random_states()
+    host, generators = _Host(twin.module, batch.device), random_states()
     mode = torch.cuda.get_sync_debug_mode()
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         torch.cuda.set_sync_debug_mode("warn")
         try:
             _pass(twin, twin.captured, batch)
-            drew = pickle.dumps(_random_states()) != pickle.dumps(generators)
+            drew = pickle.dumps(random_states()) != pickle.dumps(generators)
         finally:
             torch.cuda.set_sync_debug_mode(mode)
-            _restore_random_states(generators)
+            restore_random_states(generators)
     waited = any("synchronizing CUDA operation" in str(warning.message) for warning in caught)
     return not (drew or waited) and _Host(twin.module, batch.device).written == host.written
 
@@ -259,16 +258,3 @@ class _Host(pickle.Pickler):
             self._things[id(thing)] = thing
             return id(thing)
         return None
-
-
-def _random_states() -> tuple[Any, ...]:
-    """States of the random generators on the host."""
-    of_numpy = np.random.get_state(legacy=False)  # noqa: NPY002, the global one is meant
-    return random.getstate(), of_numpy, torch.get_rng_state().numpy()
-
-
-def _restore_random_states(states: tuple[Any, ...]) -> None:
-    of_python, of_numpy, of_torch = states
-    random.setstate(of_python)
-    np.random.set_state(of_numpy)  # noqa: NPY002
-    torch.set_rng_state(torch.from_numpy(of_torch))

@@ -29,17 +29,19 @@ LARGEST_KEPT_BLOCK = 2**25 - 2**16
 
 @dataclass(frozen=True)
 class Precision:
-    """Dtypes in which a network trains and scores; None leaves the network's own dtype."""
+    """Dtypes in which a network computes in training and in scoring.
+
+    None leaves the network's own dtype; in training, that is float32 for one in 16 bits.
+    """
 
     training: torch.dtype | None
     scoring: torch.dtype | None
 
     def names(self, own: torch.dtype) -> dict[str, str]:
         """Names of the dtypes, given the network's own."""
-        return {
-            name: str(getattr(self, name) or own).removeprefix("torch.")
-            for name in ("training", "scoring")
-        }
+        trained = torch.promote_types(own, torch.float32)
+        dtypes = {"training": self.training or trained, "scoring": self.scoring or own}
+        return {name: str(dtype).removeprefix("torch.") for name, dtype in dtypes.items()}
 
 
 def resolve_device(device: str | torch.device) -> torch.device:
@@ -92,7 +94,7 @@ def resolve_precision(precision: str, module: nn.Module, device: torch.device) -
     if precision == "bfloat16":
         return Precision(torch.bfloat16, torch.bfloat16)
     convolutional = any(
-        isinstance(m, nn.Conv2d) and m.weight.dtype == torch.float32 for m in module.modules()
+        isinstance(m, nn.Conv2d) and m.weight.dtype != torch.float64 for m in module.modules()
     )
     # Casting small matrices costs more than it saves, so only convolutions are worth it.
     faster = convolutional and has_native_bfloat16(device)

@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from ..penalties import hoyer_index, l1
 from .hardware import autocast
 from .network import Forward, Network
+from .precision import widened
 
 DISTILLATION_TEMPERATURE = 2.0
 
@@ -107,7 +108,10 @@ class Penalized(Term):
 
     def __call__(self, batch: Pass) -> Tensor:
         """One value a row, checked."""
-        features = batch.features
+        return self.values(batch.features)
+
+    def values(self, features: Tensor) -> Tensor:
+        """Values (n,) of features (n, d), checked."""
         values = self.penalty(features)
         if not isinstance(values, Tensor) or values.shape != (len(features),):
             got = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__
@@ -235,8 +239,7 @@ class Objective(nn.Module):
             inputs = inputs.clone()
         with autocast(batch.device, self._precision):
             features, logits = self.forward_of_network(batch)
-        if self._precision is not None:
-            features, logits = features.float(), logits.float()
+        features, logits = widened(features), widened(logits)
         passed = Pass(inputs, features[:n], logits[:n], labels, logits[n:])
         loss = logits.new_zeros(())
         record = {}

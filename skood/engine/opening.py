@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import warnings
 from collections.abc import Callable
@@ -23,17 +24,24 @@ from .batches import Batcher
 from .copying import deepcopied
 from .hardware import autocast, resolve_precision, rows_at_once, rows_of_small_shape
 from .heads import find_head
+from .layout import fastest_layout
 from .modes import set_mode
 from .network import TRIAL_ROWS, Network, features_and_logits, trainable
 from .outputs import check_usable, describe, is_plain_tuple, logits_of, run
+from .precision import check_scores_in, in_float32, settle_precision
 from .rows import Rows, slices
+from .rowwise import MOST_ROWS
 from .scripted import rounds_by_batch, scripted_parts
 from .shapes import Results, Shapes, same_bits
 from .sharing import check_scoring, check_training
+from .steadiness import check_steady, explained_size
 from .trials import Trial, close
 
 ROWS_OF_A_SHAPE = 64
 """Rows on which shapes of batches are compared, at most."""
+
+SHARE_OF_A_TRIAL = 1 / 8
+"""Share of the rows of the largest forward on which a network is tried in several companies."""
 
 SMALL_SHAPE_TOLERANCE = 1e-5
 """Relative difference that a forward of few rows may make."""
@@ -91,7 +99,7 @@ def open_network(
     module.to(batcher.device)
     set_mode(module, training=False)
     few = rows.spaced(TRIAL_ROWS)
-    batch = batcher(few)
+    batch = dataclasses.replace(batcher, channels_last=False)(few)
     if given is not None:
         check_scoring(module, batch, given, explained(module, batch, rows, batcher))
     with torch.no_grad():
@@ -100,14 +108,16 @@ def open_network(
         logits = logits_of(output, len(batch))
         check_usable(logits, batch, module)
         # After a first forward, which makes what is lazy.
-        if batch.ndim == 4 and all(p.ndim < 5 for p in module.parameters()):
-            module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        dtypes = resolve_precision(precision, module, batcher.device)
+        check_scores_in(module, batch, dtypes.scoring)
+        batcher = fastest_layout(module, batcher, few, dtypes.training)
+        batch = batcher(few)
         alone = _must_run_alone(module)
-        _check_rows_alone(module, batcher, few.pick(np.arange(1)) if alone else few)
-    widest = _widest(module, batch)
-    most = 1 if alone else rows_at_once(widest, batcher.device)
+        widest, draws = _watched(module, batch)
+        most = 1 if alone else rows_at_once(widest, batcher.device)
+        n_tried = 1 if alone else max(TRIAL_ROWS, min(int(SHARE_OF_A_TRIAL * most), MOST_ROWS))
+        check_steady(module, batcher, rows.spaced(n_tried), draws=draws)
     head = _head_of(module, batch, output, head)
-    dtypes = resolve_precision(precision, module, batcher.device)
     shapes = Shapes((most,))
     if not compiled:  # each shape would be compiled on its own, which takes long
         tried = rows.spaced(min(most, ROWS_OF_A_SHAPE))
@@ -127,32 +137,38 @@ def open_network(
     )
 
 
-class _Sizes(TorchDispatchMode):
-    """Notes the size of each tensor that an operation returns."""
+class _Watch(TorchDispatchMode):
+    """Notes the size of each tensor that an operation returns, and draws from own generators."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.noted: list[int] = []
+        self.sizes: list[int] = []
+        self.draws = False
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         output = func(*args, **(kwargs or {}))
         outputs = output if isinstance(output, tuple | list) else [output]
-        self.noted += [x.numel() for x in outputs if isinstance(x, Tensor)]
+        self.sizes += [x.numel() for x in outputs if isinstance(x, Tensor)]
+        self.draws |= (kwargs or {}).get("generator") is not None
         return output
 
 
-def _widest(module: nn.Module, batch: Tensor) -> int:
-    """Values of a row in the largest tensor of a forward that grows with its rows."""
-    sizes = []
+def _watched(module: nn.Module, batch: Tensor) -> tuple[int, bool]:
+    """Values of a row where a forward is widest, and whether it draws from generators of its own.
+
+    Tensors count that grow with the rows.
+    """
+    sizes, draws = [], False
     for n_rows in (TRIAL_ROWS // 2, TRIAL_ROWS):
         rows = batch[torch.arange(n_rows, device=batch.device) % len(batch)]
-        with torch.no_grad(), _Sizes() as seen:
+        with torch.no_grad(), explained_size(module, n_rows), _Watch() as seen:
             module(rows)
-        sizes.append(seen.noted)
+        sizes.append(seen.sizes)
+        draws |= seen.draws
     growths = [many - few for few, many in zip(*sizes, strict=False)]
-    return max([batch[0].numel(), *(growth // (TRIAL_ROWS // 2) for growth in growths)])
+    return max([batch[0].numel(), *(growth // (TRIAL_ROWS // 2) for growth in growths)]), draws
 
 
 def _results(
@@ -191,11 +207,18 @@ def _choose_shapes(results: Callable[..., list[Tensor]], most: int, small: int) 
     while not _has_memory(results, most):
         most //= 2
     ladder = same_bits(results, most)
-    if 0 < small < ladder[0]:
-        pairs = zip(results(small, TRIAL_ROWS), results(most), strict=True)
-        if all(close(own, others[: len(own)], SMALL_SHAPE_TOLERANCE) for own, others in pairs):
-            return Shapes(ladder, small)
+    if 0 < small < ladder[0] and _agrees(results, small, most):
+        return Shapes(ladder, small)
     return Shapes(ladder)
+
+
+def _agrees(results: Callable[..., list[Tensor]], small: int, most: int) -> bool:
+    """Whether forwards of few rows give nearly the same; a network may take none of one row."""
+    try:
+        pairs = zip(results(small, TRIAL_ROWS), results(most), strict=True)
+        return all(close(own, others[: len(own)], SMALL_SHAPE_TOLERANCE) for own, others in pairs)
+    except Exception:
+        return False
 
 
 def _has_memory(results: Results, n_rows: int) -> bool:
@@ -264,7 +287,8 @@ def check_trainable(
 
     The logits must carry a gradient to the parameters, and be what the head gives in training mode
     too. If the features carry none, a warning says that the penalty can change nothing. No
-    statistic and no random generator changes. A few of the rows are taken.
+    statistic and no random generator changes. A few of the rows are taken. If a step fails in the
+    precision of training, another takes its place (see `settle_precision`).
     """
     module, head = network.module, network.visible_head
     if scripted := scripted_parts(module):
@@ -276,6 +300,15 @@ def check_trainable(
     batch = network.batcher(rows.spaced(TRIAL_ROWS))
     if given is not None and len(batch) > 1:
         check_training(module, batch, given, explained(module, batch, rows, network.batcher))
+    settle_precision(network, batch)
+    with in_float32(network), autocast(network.device, network.precision.scoring):
+        _check_learns(network, head, rows, penalized=penalized)
+
+
+def _check_learns(network: Network, head: str, rows: Rows, *, penalized: bool) -> None:
+    """Refuse logits without a gradient, or that are others in training mode; warn of features."""
+    module = network.module
+    batch = network.batcher(rows.spaced(TRIAL_ROWS))
     parameters = trainable(module)
     with torch.enable_grad(), explained(module, batch, rows, network.batcher):
         features, logits = features_and_logits(module, head, batch)
@@ -322,31 +355,3 @@ def _has_gradient(values: Tensor, parameters: list[nn.Parameter]) -> bool:
     for parameter in parameters:
         parameter.grad = None
     return found
-
-
-def _check_rows_alone(module: nn.Module, batcher: Batcher, rows: Rows) -> None:
-    """Refuse a network whose logits for a row change from call to call, or with its company."""
-    kept = max(len(rows) // 2, 1)
-    other_company = batcher(rows, np.concatenate([np.arange(kept), np.zeros(len(rows), int)]))
-    first, again = (run(module, batcher(rows))[:kept] for _ in range(2))
-    if not close(first, again):
-        raise ValueError(
-            "The module, or preprocess, gives other logits for the same rows when called again in "
-            "evaluation mode, so no score would mean anything. Make what is random depend on "
-            "self.training, as in F.dropout(x, p, training=self.training), or pass it as augment=."
-        )
-    try:
-        logits = run(module, other_company)[:kept]
-    except Exception as error:
-        error.add_note(
-            f"The module given, {type(module).__name__}, took a batch of {len(rows)} rows, but not "
-            f"one of {len(other_company)}. Let forward read the number of rows from its input, "
-            "x.shape[0], and trace a module with that."
-        )
-        raise
-    if not close(first, logits):
-        raise ValueError(
-            "The logits of a row depend on the other rows of its batch, in evaluation mode, so its "
-            "score would too. Causes: batch-norm with track_running_stats=False, a preprocess= "
-            "that normalises by the batch. Use statistics fixed at training time."
-        )

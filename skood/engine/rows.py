@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.utils.data import IterableDataset, TensorDataset
 
 from ..validation import shown
+from .generators import watched_draws
 from .hardware import free_memory, sent
 from .loading import Index, Loader, collated, input_of, items, label_of, load, transformed
 from .outputs import all_finite
@@ -37,6 +38,8 @@ BYTES_TO_COMPARE = 2**30
 
 LOADED_TO_COMPARE = 16
 """Rows by which processes compare an X that must be loaded."""
+SPOT_CHECK = 32
+"""One in so many rows of a data set is read twice, to see whether it stays the same."""
 
 STREAM_ROWS = 256
 """Rows of a batch where nothing else decides."""
@@ -64,6 +67,8 @@ class Rows(ABC):
     index: NDArray[np.intp] | None = None
     columns: list[str] | None = None
     watch: Watch | None = None
+    why_changing: str = "X changed while it was read. Let nothing write into it meanwhile."
+    """What to say if rows have other values when they are read again."""
 
     def __len__(self) -> int:
         return self._n_rows() if self.index is None else len(self.index)
@@ -210,6 +215,12 @@ class Loaded(Rows):
         self._source = source
         self._preprocess = preprocess
         self.without_numbers = ""
+        reader = f"the data set, {type(source).__name__}," if self._has_items else "preprocess"
+        self.why_changing = (
+            f"When the same rows are read again, {reader} gives other values, as random "
+            "transforms do, so no score would mean anything. Turn off what is random; random "
+            "changes of training batches are passed as augment=."
+        )
         first = self._items(np.arange(1))
         self.shape = tuple(first.shape[1:])
         self.preprocessed = not isinstance(first, Tensor)
@@ -254,6 +265,23 @@ class Loaded(Rows):
         distinct, places = np.unique(numbers, return_inverse=True)
         if len(distinct) < len(numbers):  # padding repeats a row
             return self._read(distinct)[torch.from_numpy(places)]
+        return self._steady(numbers)
+
+    def _steady(self, numbers: NDArray[np.intp]) -> Tensor:
+        """Rows by their numbers, which are read again if reading them drew random numbers."""
+        with watched_draws() as drew:
+            values = self._values(numbers)
+            drawn = drew()
+        # A generator that the data set keeps to itself is not seen, so some rows are tried.
+        some = slice(None) if drawn else slice(SPOT_CHECK - 1, None, SPOT_CHECK)
+        # What preprocess makes of references is of the whole batch, and cannot be read in parts.
+        if (drawn or not self.preprocessed) and len(numbers[some]):
+            again = self._values(numbers[some])
+            if not ((again == values[some]) | (again != again)).all():
+                raise ValueError(self.why_changing)
+        return values
+
+    def _values(self, numbers: NDArray[np.intp]) -> Tensor:
         loaded = self._items(numbers)
         if isinstance(loaded, Tensor):
             return loaded

@@ -27,6 +27,7 @@ from .inference import forward_rows
 from .network import Network, trainable
 from .objective import Counts, Objective, Term
 from .outputs import all_finite
+from .precision import in_float32
 from .rows import Rows
 from .surroundings import own_defaults
 
@@ -142,7 +143,15 @@ class Training:
         With `resume`, go on after these epochs of the same training: the outcome is bitwise that of
         all in one. `after_epoch` is called with the network in evaluation mode. A `DivergenceError`
         says if the loss is NaN or infinite, or the energies collapse to a constant.
+
+        A network in 16 bits is trained in float32, which `Progress` keeps, and rounded at the end.
         """
+        with in_float32(self.network):
+            return self._run(resume, after_epoch)
+
+    def _run(
+        self, resume: Progress | None, after_epoch: Callable[[Progress], None]
+    ) -> list[Record]:
         network, recipe, ranks = self.network, self.recipe, self.data.ranks
         for term in self.terms:
             term.start(network)
@@ -245,6 +254,7 @@ class Training:
         batch = step.batch
         if self.augment is not None:
             batch = self.augment(batch, draws, step.share).to(batch.dtype)
+            batch = self.network.batcher.laid_out(batch)
         record = self._in_memory(batch, step)
         if record is None and release(self._objective.forward_of_network):
             record = self._in_memory(batch, step)

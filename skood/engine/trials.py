@@ -12,6 +12,9 @@ from torch import Tensor, nn
 
 from .outputs import logits_of
 
+TOLERANCE = 4 * torch.finfo(torch.float32).eps
+"""Relative difference up to which values came back as they were given."""
+
 
 class Call(NamedTuple):
     """The last call of a module in a forward: its first argument, what it returned, its number."""
@@ -91,9 +94,9 @@ class Trial:
             return False
         if not last:
             return False
-        expected = _another_answer(*last).flatten(1)
+        expected = last[0].flatten(1)
         return expected.shape == returned.shape and close(
-            returned, expected.to(returned), 4 * torch.finfo(returned.dtype).eps
+            returned.float(), expected.to(returned.device).float(), TOLERANCE
         )
 
     def maps_vectors(self, name: str) -> bool:
@@ -142,6 +145,12 @@ def _is_linear(part: nn.Module, features: Any) -> bool:
     """
     if isinstance(part, nn.Linear):
         return True
+    own = {p.dtype for p in part.parameters() if p.is_floating_point()}
+    # Under an autocast of forward, a layer gets features of another dtype than its own.
+    return any(_moves_along(part, features.to(dtype)) for dtype in (features.dtype, *own))
+
+
+def _moves_along(part: nn.Module, features: Tensor) -> bool:
     try:
         with torch.no_grad():
             at_zero, at_one, afar = (part(factor * features) for factor in (0, 1, -8))
@@ -156,17 +165,18 @@ def _has_rows(values: Any) -> bool:
 
 @contextmanager
 def _other_answers(part: nn.Module) -> Iterator[list[Tensor]]:
-    """Let a module answer with other values; the list holds its last input and its own answer."""
+    """Let a module answer with other values; the list holds those of its last answer."""
     last: list[Tensor] = []
 
-    def answer(_: nn.Module, args: Any, kwargs: Any, output: Any) -> Tensor | None:
+    def give(_: nn.Module, args: Any, kwargs: Any, output: Any) -> Tensor | None:
         inputs = [*args, *kwargs.values()]
         if not (inputs and _has_rows(inputs[0]) and _has_rows(output)):
             return None
-        last[:] = inputs[0], output
-        return _another_answer(inputs[0], output)
+        answer = _another_answer(inputs[0], output)
+        last[:] = [answer.clone()]  # as the network may write into what it gets
+        return answer
 
-    handle = part.register_forward_hook(answer, with_kwargs=True)
+    handle = part.register_forward_hook(give, with_kwargs=True)
     try:
         yield last
     finally:
@@ -183,4 +193,6 @@ def _another_answer(features: Tensor, output: Tensor) -> Tensor:
         rows @ torch.linspace(-1, 1, rows.shape[1], dtype=rows.dtype, device=rows.device)
     )
     places = places.reshape(output.shape)
-    return (places + told.to(output.device).reshape(-1, *[1] * (output.ndim - 1))).to(output.dtype)
+    answer = places + told.to(output.device).reshape(-1, *[1] * (output.ndim - 1))
+    # No float rounds such values: they come back as they are from an autocast or a cast.
+    return answer.bfloat16().to(output.dtype)

@@ -78,6 +78,18 @@ def test_an_affine_head_in_half_precision_is_read_to_its_precision(opened, dtype
     assert bias.tolist() == [3] * 4
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_head_that_forward_calls_under_autocast_is_read_in_its_own_dtype(opened, dtype):
+    class Mixed(Mapped):
+        def forward(self, x):
+            with torch.autocast("cpu", dtype=dtype):
+                return super().forward(x).float()
+
+    network = opened(Mixed(nn.Linear(8, 4)), X)
+    weight, _ = affine_head(network, as_rows(X))
+    torch.testing.assert_close(weight, layer_of(network.module.head)[0], rtol=1e-6, atol=1e-6)
+
+
 @pytest.mark.parametrize(
     "head",
     [

@@ -211,8 +211,8 @@ def recorder(monkeypatch):
 @pytest.fixture
 def gpu_dropout(monkeypatch):
     """Dropout draws nothing on the host, as on a GPU."""
-    monkeypatch.setattr(graphs, "_random_states", lambda: ())
-    monkeypatch.setattr(graphs, "_restore_random_states", lambda states: None)
+    monkeypatch.setattr(graphs, "random_states", lambda: ())
+    monkeypatch.setattr(graphs, "restore_random_states", lambda states: None)
 
 
 @pytest.fixture

@@ -334,6 +334,59 @@ def test_a_name_may_be_another_one_of_the_same_module(opened):
     assert opened(module, X, head="alias").head == "alias"
 
 
+# Numbers of 16 bits
+
+
+class Mixed(Body):
+    """A classifier with an autocast in its forward, and something after it."""
+
+    def __init__(self, dtype, after, head=None):
+        super().__init__(head)
+        self.float()
+        self.dtype, self.after = dtype, after
+
+    def forward(self, x):
+        with torch.autocast("cpu", dtype=self.dtype):
+            logits = super().forward(x)
+        return self.after(logits)
+
+
+SIXTEEN = pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+
+
+@SIXTEEN
+@pytest.mark.parametrize(
+    "after", [torch.Tensor.float, torch.clone, lambda z: z.float().bfloat16().half().double()]
+)
+def test_a_head_under_an_autocast_of_forward_is_found(opened, dtype, after):
+    assert opened(Mixed(dtype, after), X.astype(np.float32)).head == "head"
+
+
+@SIXTEEN
+def test_a_layer_that_behaves_linearly_is_found_under_autocast(opened, dtype):
+    module = Mixed(dtype, torch.Tensor.float, Sized(nn.Identity()))
+    assert opened(module, X.astype(np.float32)).head == "head"
+
+
+@SIXTEEN
+@pytest.mark.parametrize(
+    "after",
+    [
+        lambda z: 5 * z.float().softmax(dim=1),
+        lambda z: -z,
+        lambda z: 1.02 * z,
+        lambda z: 1.001 * z.float(),
+        lambda z: z.clamp(-20, 20),
+        lambda z: z.sub_(z.amax(dim=1, keepdim=True)),
+        lambda z: z[:, [1, 0, 2, 3]],
+    ],
+    ids=["softmax", "sign", "temperature", "float32", "clip", "in place", "order"],
+)
+def test_what_changes_logits_of_16_bits_is_seen(opened, dtype, after):
+    with pytest.raises(HeadNotFoundError):
+        opened(Mixed(dtype, after), X.astype(np.float32))
+
+
 # The rules
 
 

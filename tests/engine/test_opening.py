@@ -97,7 +97,7 @@ def test_a_network_for_batches_of_one_size_is_explained(opened):
     with pytest.raises(RuntimeError, match="size") as raised:
         opened(OfOneSize(), X)
     (note,) = raised.value.__notes__
-    assert "OfOneSize, took a batch of 8 rows, but not one of 12" in note
+    assert "OfOneSize, took a batch of 8 rows, but not one of 4" in note
     assert "x.shape[0]" in note
 
 

@@ -1,12 +1,13 @@
 from __future__ import annotations
 
 import math
+import random
 
 import numpy as np
 import pytest
 import torch
 from data_sets import PATHS, TABLE, AtOnce, Listed, N, from_names, from_table
-from torch.utils.data import IterableDataset, TensorDataset
+from torch.utils.data import Dataset, IterableDataset, TensorDataset
 
 from skood.engine.inference import forward_rows
 from skood.engine.objective import fine_tuning_terms
@@ -479,3 +480,44 @@ def test_bfloat16_becomes_a_float32_array():
     assert array.tolist() == [1.5]
     same = np.zeros(3)
     assert as_array(same) is same
+
+
+# Data sets that change
+
+
+class Changing(Dataset):
+    def __init__(self, change):
+        self.change = change
+
+    def __len__(self):
+        return 200
+
+    def __getitem__(self, index):
+        return torch.full((3,), float(index)) * self.change()
+
+
+OWN = np.random.default_rng(0)
+
+
+@pytest.mark.parametrize(
+    ("change", "workers"),
+    [
+        (lambda: float(torch.rand(()) > 0.05), 0),
+        (lambda: float(np.random.rand() > 0.05), 0),
+        (lambda: float(random.random() > 0.05), 0),
+        (OWN.random, 0),
+        (OWN.random, 1),
+    ],
+    ids=["torch", "numpy", "python", "its own", "in a worker"],
+)
+def test_a_data_set_that_changes_is_refused_wherever_it_is_read(change, workers):
+    rows = rows_of_dataset(Changing(change), None)
+    indices = (np.arange(start, start + 100) for start in (0, 100))
+    with pytest.raises(ValueError, match=r"the data set, Changing, gives other values.*augment="):
+        list(rows.stream(indices, 200, workers))
+
+
+def test_a_data_set_that_draws_without_effect_or_holds_nan_is_read():
+    rows = rows_of_dataset(Changing(lambda: 1 + 0 * torch.rand(())), None)
+    assert torch.equal(rows.read(slice(0, 3))[:, 0], torch.arange(3.0))
+    assert rows_of_dataset(Changing(lambda: float("nan")), None).read(slice(0, 70)).isnan().all()
