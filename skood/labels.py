@@ -143,7 +143,7 @@ def cluster_labels(
     if n_clusters < 2:
         raise ValueError(
             f"The {n_rows} rows of X are all alike (n_samples = {n_rows}), so there is nothing to "
-            "learn from without labels. Pass rows that differ, y, or a trained module."
+            "learn from. Pass rows that differ."
         )
     clustering = KMeans(n_clusters, n_init=4, random_state=random_state).fit(rows)
     pieces = np.array_split(np.arange(n_rows), -(-n_rows // CLUSTERING_ROWS))
@@ -173,6 +173,7 @@ def _whole_numbers(labels: Labels) -> Labels:
     if len(strange):
         raise ValueError(
             f"y holds fractional or huge values such as {strange[0]:g}; labels are "
-            "integers, strings or booleans. Unknown label type: continuous."
+            "integers, strings or booleans. Unknown label type: continuous. Cut numbers into "
+            "classes, np.digitize(y, edges), or pass y=None."
         )
     return labels.astype(np.int64)

@@ -224,7 +224,8 @@ def get_penalty(penalty: str | Penalty) -> Penalty:
         return penalty
     expected = f"one of {sorted(PENALTIES)} or a callable from features (n, d) to values (n,)"
     if not isinstance(penalty, str):
-        raise TypeError(f"penalty={penalty!r} is a {type(penalty).__name__}; pass {expected}.")
+        kind = type(penalty).__name__
+        raise TypeError(f"penalty={penalty!r} is a {kind}, not a penalty; pass {expected}.")
     if penalty not in PENALTIES:
         raise ValueError(f"penalty={penalty!r} is unknown; pass {expected}.")
     return PENALTIES[penalty]

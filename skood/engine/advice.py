@@ -10,6 +10,10 @@ from torch import Tensor, nn
 from .batches import Batcher
 from .rows import Rows, has_channels_last
 
+ANYTHING_ELSE = (
+    "If it expects another shape, dtype or layout, pass a function that makes it as preprocess=."
+)
+
 
 @contextmanager
 def explained(module: nn.Module, batch: Tensor, rows: Rows, batcher: Batcher) -> Iterator[None]:
@@ -17,11 +21,10 @@ def explained(module: nn.Module, batch: Tensor, rows: Rows, batcher: Batcher) ->
     try:
         yield
     except Exception as error:
-        hints = "".join(f" {hint}" for hint in _hints(module, batch, rows, batcher, str(error)))
+        hints = list(_hints(module, batch, rows, batcher, str(error))) or [ANYTHING_ELSE]
         error.add_note(
             f"Raised by the module given, {type(module).__name__}, on a batch of shape "
-            f"{tuple(batch.shape)} and dtype {batch.dtype}.{hints} If it expects another shape, "
-            "dtype or layout, pass a function that makes it as preprocess=."
+            f"{tuple(batch.shape)} and dtype {batch.dtype}. {' '.join(hints)}"
         )
         raise
 
@@ -30,6 +33,7 @@ def _hints(
     module: nn.Module, batch: Tensor, rows: Rows, batcher: Batcher, error: str
 ) -> Iterator[str]:
     parts = list(module.modules())
+    convolution = next((part for part in parts if isinstance(part, nn.Conv2d)), None)
     integers = rows.dtype.startswith(("int", "uint")) and batcher.preprocess is None
     if (integers and batch.ndim < 4) or any(isinstance(part, nn.Embedding) for part in parts):
         yield (
@@ -40,12 +44,19 @@ def _hints(
     if has_channels_last(tuple(batch.shape)):
         yield (
             "The batch looks like images with channels last, (n, h, w, c), where networks take "
-            "(n, c, h, w): preprocess=skood.networks.NormalizeImages(mean, std) puts them first."
+            "(n, c, h, w): np.moveaxis(X, 3, 1) puts them first, and so does "
+            "preprocess=skood.networks.NormalizeImages(mean, std), which scales them too."
         )
-    elif batch.ndim < 4 and any(isinstance(part, nn.Conv2d) for part in parts):
+    elif convolution and batch.ndim < 4:
         yield (
             "It has 2-D convolutions, which take images (n, c, h, w): X.reshape(n, c, h, w) makes "
             "them of flat rows, X[:, None] of gray images (n, h, w)."
+        )
+    elif convolution and batch.shape[1] != convolution.in_channels:
+        yield (
+            f"Its first convolution takes {convolution.in_channels} channels, and the batch has "
+            f"{batch.shape[1]}: np.repeat(X, 3, axis=1) makes three of one, X[:, :3] leaves out a "
+            "fourth."
         )
     if "inference" in error.lower():
         yield (

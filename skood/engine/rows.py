@@ -287,7 +287,8 @@ def check_finite(batch: Tensor, rows: Rows, index: Index) -> None:
     raise ValueError(
         "Input X contains NaN, infinity or a value too large for "
         f"{str(batch.dtype).removeprefix('torch.')}: first in row {rows.number(position)}. Remove "
-        "such rows, or fill them in, for instance with sklearn.impute.SimpleImputer."
+        "such rows; or fill in NaN, for instance with sklearn.impute.SimpleImputer, and limit the "
+        "rest to the range of the other rows, X.clip(low, high)."
     )
 
 

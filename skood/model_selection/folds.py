@@ -148,7 +148,7 @@ class InDistributionKFold(BaseCrossValidator):
         """
         if groups is not None:
             warn_user(
-                f"The groups parameter is ignored by {type(self).__name__}.",
+                f"The groups parameter is ignored by {type(self).__name__}. Leave it out.",
                 SelectionWarning,
             )
         fold, outlying = self._folds(_num_samples(X), y)
