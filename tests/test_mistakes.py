@@ -255,7 +255,7 @@ NETWORKS = [
     Mistake(
         "one logit",
         ValueError,
-        ("(8, 1)", "torch.nn.Linear(last.in_features, 2"),
+        ("(8, 1)", "last.out_features = 2"),
         module=network(n_logits=1),
     ),
     Mistake(

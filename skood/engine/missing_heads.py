@@ -151,7 +151,7 @@ def _one_output(trial: Trial) -> str | None:
         return None
     for name in reversed(trial.calls):
         if trial.maps_vectors(name) and trial.calls[name].output.shape[-1] == 1:
-            return f"the two logits are made of the one output of {name!r}. {TWO_LOGITS}"
+            return f"the two logits are made of the one output of {name!r}. {TWO_LOGITS}."
     return None
 
 

@@ -15,14 +15,14 @@ MOST_LISTED = 5
 """Parts of an output that a message lists."""
 
 BEFORE_ROUNDING = (
-    "Return the values before argmax or rounding; pass a quantized network as it was before that."
+    "Return the values before argmax or rounding; pass a quantized network as it was before that; "
+    "end a complex one in a torch.nn.Linear on h.abs()."
 )
 
 TWO_LOGITS = (
-    "If it has one output for two classes, replace its last layer, last, by two, with no sigmoid "
-    "or squeeze after it: two = torch.nn.Linear(last.in_features, 2, last.bias is not "
-    "None).to(last.weight); two.load_state_dict({k: torch.cat([0 * v, v]) for k, v in "
-    "last.state_dict().items()})."
+    "If it has one output for two classes, give last, its last layer, a second one of zeros, and "
+    "leave out a sigmoid or squeeze after it: for k, v in [*last.named_parameters()]: "
+    "setattr(last, k, torch.nn.Parameter(torch.cat([0 * v, v]))); last.out_features = 2"
 )
 
 
@@ -84,7 +84,7 @@ def _remedy(found: Tensor) -> str:
     if not found.is_floating_point():
         return BEFORE_ROUNDING
     if found.ndim < 3:
-        return f"{TWO_LOGITS} For regression, pass module=None."
+        return f"{TWO_LOGITS}. For regression, pass module=None."
     axes = tuple(range(2, found.ndim))
     if found.shape[1] >= 2 and all(found.shape[axis] == 1 for axis in axes):
         return "Return them flat: output.flatten(1)."

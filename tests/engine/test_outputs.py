@@ -59,9 +59,9 @@ def test_an_output_without_logits_is_refused(output, shown):
 @pytest.mark.parametrize(
     ("shape", "remedy"),
     [
-        ((), r"replace its last layer"),
-        ((3,), r"replace its last layer"),
-        ((3, 1), r"replace its last layer"),
+        ((), r"give last, its last layer, a second one"),
+        ((3,), r"give last, its last layer, a second one"),
+        ((3, 1), r"give last, its last layer, a second one"),
         ((3, 4, 1, 1), r"Return them flat: output\.flatten\(1\)"),
         ((3, 4, 2), r"Wrap the module in one that averages the positions"),
     ],

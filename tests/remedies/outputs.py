@@ -56,10 +56,10 @@ class Detection(nn.Module):
 class Segmentation(nn.Module):
     """Logits of every pixel: a body, and a last layer that is a convolution."""
 
-    def __init__(self, kernel: int = 1) -> None:
+    def __init__(self, kernel: int = 1, n_outputs: int = K) -> None:
         super().__init__()
         self.body = nn.Sequential(nn.Conv2d(3, 5, 3), nn.ReLU())
-        self.last = nn.Conv2d(5, K, kernel, padding=kernel // 2)
+        self.last = nn.Conv2d(5, n_outputs, kernel, padding=kernel // 2)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         return self.last(self.body(images))
@@ -86,12 +86,16 @@ class Signals(Segmentation):
         self.last = nn.Conv1d(5, K, 1)
 
 
+POOLED = "last(h.mean((2, 3), keepdim=True)).flatten(1)"
+
+
 class Averaged(nn.Module):
     """The wrapper of a network with logits at positions, with what the message says it returns."""
 
-    def __init__(self, module: nn.Module, told: Told, code: str) -> None:
+    def __init__(self, module: nn.Module, told: Told | None, code: str) -> None:
         super().__init__()
-        assert code in told.message, told.message
+        if told is not None:
+            told.says(code)
         self.body, self.last, self.code = module.body, module.last, code
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -103,6 +107,11 @@ def with_head(module: nn.Module, *arguments: Any, **parameters: Any) -> SparseEn
     """A detector of a network whose head has to be named, as the message says."""
     told = Told(answer_to(lambda: fit(module, *arguments, **parameters)))
     return fit(module, *arguments, **told.keywords('head="last"'), **parameters)
+
+
+class Complex(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.to(torch.complex64)
 
 
 class Pixels(nn.Module):
@@ -117,6 +126,11 @@ class Pixels(nn.Module):
         return self.last(self.body(images))
 
 
+def with_a_second_output(told: Told, last: nn.Module) -> None:
+    """Run what the message says of the last layer of a network with one output."""
+    told.run(re.search(r"for k, v in .* = 2", told.message)[0], last=last)
+
+
 def with_two_logits(told: Told, bias: bool = True) -> None:
     """A network with one output, changed as the message says: it predicts the same."""
     module = network(1).double()
@@ -124,15 +138,22 @@ def with_two_logits(told: Told, bias: bool = True) -> None:
         module[2].bias = None
     with torch.no_grad():
         p = torch.sigmoid(module(torch.from_numpy(X).double())[:, 0]).numpy()
-    code = re.search(r"two = torch.*items\(\)\}\)", told.message)[0]
-    module[2] = told.run(code, last=module[2])["two"]
-    detector = fit(module, X, p > 0.5, max_epochs=0)
-    np.testing.assert_allclose(detector.predict_class_proba(X)[:, 1], p, rtol=1e-5)
+    with_a_second_output(told, module[2])
+    as_it_is = fit(module, X, p > 0.5, max_epochs=0)
+    np.testing.assert_allclose(as_it_is.predict_class_proba(X)[:, 1], p, rtol=1e-5)
     trained = fit(module, X, p > 0.5)
     assert trained.head_ == "2"
     assert trained.features(X).shape == (N, 8)
+    assert not np.array_equal(trained.score_samples(X), as_it_is.score_samples(X))
     travelled = pickle.loads(pickle.dumps(trained))
     assert np.array_equal(travelled.score_samples(X), trained.score_samples(X))
+
+
+def with_convolution(told: Told) -> SparseEnergyOODDetector:
+    """The same for a last layer that is a convolution."""
+    module = Averaged(Segmentation(n_outputs=1), None, POOLED)
+    with_a_second_output(told, module.last)
+    return with_head(module, IMAGES)
 
 
 def one_output(*after: nn.Module) -> nn.Module:
@@ -169,6 +190,18 @@ CASES = [
         ]
     ),
     case(
+        "If it has one output for two classes",
+        lambda: fit(Averaged(Segmentation(n_outputs=1), None, POOLED), IMAGES),
+        with_convolution,
+    ),
+    case(
+        "end a complex one in a torch.nn.Linear",
+        lambda: fit(nn.Sequential(complexes(), nn.Linear(8, K).to(torch.complex64))),
+        lambda told: fit(
+            nn.Sequential(Changed(lambda h: told("h.abs()", h=h), complexes()), nn.Linear(8, K))
+        ),
+    ),
+    case(
         "Return them flat: ",
         lambda: fit(Pixels(), IMAGES),
         lambda told: with_head(Averaged(Pixels(), told, "output.flatten(1)"), IMAGES),
@@ -176,16 +209,12 @@ CASES = [
     case(
         "averages the positions",
         lambda: fit(Segmentation(), IMAGES),
-        lambda told: with_head(
-            Averaged(Segmentation(), told, "last(h.mean((2, 3), keepdim=True)).flatten(1)"), IMAGES
-        ),
+        lambda told: with_head(Averaged(Segmentation(), told, POOLED), IMAGES),
     ),
     case(
         "averages the positions",
         lambda: fit(Segmentation(kernel=3), IMAGES),
-        lambda told: with_head(
-            Averaged(Segmentation(3), told, "last(h.mean((2, 3), keepdim=True)).flatten(1)"), IMAGES
-        ),
+        lambda told: with_head(Averaged(Segmentation(3), told, POOLED), IMAGES),
     ),
     case(
         "last(h.mean(dim=1)) for h (n, positions, d)",
@@ -289,6 +318,11 @@ CASES = [
         says("a network in float16 may overflow", lambda: fit(network(), LARGE_ROW, max_epochs=0)),
     ),
 ]
+
+
+def complexes() -> nn.Module:
+    """A body with complex features."""
+    return nn.Sequential(Complex(), nn.Linear(D, 8).to(torch.complex64))
 
 
 def broken(module: nn.Module) -> nn.Module:
