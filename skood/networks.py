@@ -18,6 +18,7 @@ from torch.nn import functional as F
 
 from .engine.hardware import sent
 from .engine.rows import has_channels_last
+from .notices import quoted
 from .validation import Number, validated
 
 if TYPE_CHECKING:
@@ -422,7 +423,7 @@ def _buffers(means: Tensor, stds: Tensor) -> tuple[nn.Buffer, nn.Buffer]:
     if not (means.isfinite().all() and stds.isfinite().all() and (stds >= 0).all()):
         raise ValueError(
             "mean and std must be finite in float32 and std at least 0, "
-            f"got mean={means.tolist()} and std={stds.tolist()}."
+            f"got mean={quoted(means.tolist())} and std={quoted(stds.tolist())}."
         )
     # The std of a constant column may be a rounding error.
     constant = stds <= torch.finfo(torch.float32).eps * means.abs()
@@ -542,6 +543,6 @@ def _checked_shape(input_shape: Sequence[int]) -> tuple[int, ...]:
         raise ValueError(
             "input_shape must be the shape of one row, in positive integers: (d,) for columns, "
             "(h, w) or (c, h, w) for images, with h and w of at least 4; "
-            f"got {input_shape!r}."
+            f"got {quoted(input_shape)}."
         )
     return shape

@@ -9,7 +9,10 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
 
-__all__ = ["Doubts", "held_back", "warn_user"]
+__all__ = ["Doubts", "held_back", "quoted", "warn_user"]
+
+QUOTED = 50
+"""Characters that a message shows of a value that may be long."""
 
 NOT_THE_USERS = {
     __name__.partition(".")[0],
@@ -36,6 +39,19 @@ def warn_user(message: str, category: type[Warning]) -> None:
     while frame.f_back and frame.f_globals.get("__name__", "").partition(".")[0] in NOT_THE_USERS:
         level, frame = level + 1, frame.f_back
     warnings.warn(message, category, stacklevel=level)
+
+
+def quoted(value: Any) -> str:
+    """A value of the user's as a message shows it: in one line, and cut if it is long.
+
+    Examples
+    --------
+    >>> from skood.notices import quoted
+    >>> quoted(["cat", "dog"])
+    "['cat', 'dog']"
+    """
+    text = " ".join(repr(value).split())
+    return text if len(text) <= QUOTED else f"{text[:QUOTED]}..."
 
 
 @contextmanager

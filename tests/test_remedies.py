@@ -9,6 +9,7 @@ has a case here, or a reason in `ELSEWHERE`.
 from __future__ import annotations
 
 import ast
+import copy
 import functools
 import importlib.metadata
 import re
@@ -17,9 +18,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import matplotlib.pyplot as plt
+import numpy as np
 import pytest
 import torch
 from remedies import (
+    common,
     copies,
     forwards,
     heads,
@@ -33,9 +36,15 @@ from remedies import (
     training,
 )
 from remedies.common import Told, answer_to, works
+from sklearn.frozen import FrozenEstimator
 
 import skood
+from skood import RejectingClassifier
 from skood.metrics import detection_report
+from skood.model_selection import AccuracyGuard, InDistributionKFold, make_ood_scorer
+from skood.networks import default_network
+from skood.plotting import ScoreDistributionDisplay
+from skood.randomness import random_generator
 
 ROOMS = {
     "rows": rows,
@@ -79,6 +88,76 @@ def test_what_the_answer_to_a_mistake_says_works(mistake):
     assert max(map(len, told.message.splitlines())) <= LONGEST, told.message
     for remedy in mistake.remedies:
         works(functools.partial(remedy, told))
+
+
+# Values that are long
+
+LONG = [f"a class with a long name, {number}" for number in range(1000)]
+MANY = {name: [0.0] for name in LONG}
+
+
+class Long:
+    """A function with a long repr."""
+
+    def __call__(self, *arguments):
+        return None
+
+    def __repr__(self):
+        return "Long(\n" + 1000 * "  option=value,\n" + ")"
+
+
+def labelled(labels):
+    """A detector that knows other labels."""
+    other = copy.deepcopy(common.fitted())
+    other.classes_ = np.array(labels)
+    return other
+
+
+@pytest.mark.parametrize(
+    "mistake",
+    [
+        lambda: common.fit(common.network(), y=np.resize(LONG, common.N)),
+        lambda: common.fit(common.Changed(lambda z: dict.fromkeys(LONG, z))),
+        lambda: common.fit(common.Changed(lambda z: [{}] * 1000)),
+        lambda: common.fit(common.network(), penalty=Long()),
+        lambda: common.fit(common.network(), score_function=Long()),
+        lambda: common.fit(common.network(), ood_label=LONG[0] * 99, y=common.Y),
+        lambda: common.fit(common.network(), device=LONG[0] * 99),
+        lambda: common.fit(common.network(), head=LONG[0] * 99),
+        lambda: labelled(LONG).predict_class(common.X, reject_label=LONG[0]),
+        lambda: labelled(LONG[:3]).id_accuracy(common.X, np.resize(LONG, common.N)),
+        lambda: RejectingClassifier(common.detector(), reject_label=LONG[0]).fit(
+            common.X, np.resize(LONG, common.N)
+        ),
+        lambda: RejectingClassifier(FrozenEstimator(labelled(LONG[:3]))).fit(
+            common.X, np.resize(LONG, common.N)
+        ),
+        lambda: list(InDistributionKFold(ood_label="ood").split(common.X, LONG[: common.N])),
+        lambda: list(InDistributionKFold().split(common.X, LONG[: common.N])),
+        lambda: make_ood_scorer()(labelled(LONG[:3]), common.X, LONG[: common.N]),
+        lambda: make_ood_scorer(["auroc"], {}, ood_label=-1),
+        lambda: make_ood_scorer(LONG, ood_label=-1),
+        lambda: make_ood_scorer([Long(), Long()], MANY),
+        lambda: make_ood_scorer("auroc", MANY, ood_label=-1)(common.fitted(), common.X, None),
+        lambda: AccuracyGuard()({f"mean_test_{name}": [0.0] for name in LONG}),
+        lambda: pictures.draw({"params": [{name: 1 for name in LONG}]}),
+        lambda: pictures.draw(common.LISTS | {"params": [{"sparsity_weight": LONG}] * 3}),
+        lambda: pictures.draw(
+            common.LISTS | {f"mean_test_{name}": [0.0] for name in LONG}, metric="mean_l1"
+        ),
+        lambda: pictures.table(MANY, {}),
+        lambda: pictures.table(ood_scores={"a": MANY, "b": {}}),
+        lambda: pictures.cells(columns=LONG),
+        lambda: ScoreDistributionDisplay.from_estimator(Long(), common.X, common.X),
+        lambda: default_network((1000,), 2, mean=np.zeros(1000), std=-np.ones(1000)),
+        lambda: default_network(LONG, 2),
+        lambda: random_generator(Long()),
+    ],
+)
+def test_what_is_long_is_cut(mistake):
+    message = answer_to(mistake)
+    assert message
+    assert len(message) <= LONGEST, message
 
 
 # Packages that are not installed

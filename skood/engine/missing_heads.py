@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..notices import quoted
 from .outputs import TWO_LOGITS, describe, is_plain_tuple, logits_of
 from .trials import Trial
 
@@ -20,9 +21,9 @@ from .trials import Trial
 def why_no_submodule(trial: Trial, name: str) -> str:
     """Why a name cannot be that of a head: it names nothing, or nothing in sight."""
     return (
-        f"head={name!r} names no submodule of {type(trial.module).__name__}; its linear layers are "
-        f"{_listed(trial.linear)}. Pass the name of the layer that turns features into logits, as "
-        "in module.named_modules()."
+        f"head={quoted(name)} names no submodule of {type(trial.module).__name__}; its linear "
+        f"layers are {_listed(trial.linear)}. Pass the name of the layer that turns features into "
+        "logits, as in module.named_modules()."
     )
 
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..exceptions import NonFiniteLogitsError
+from ..notices import quoted
 
 MOST_LISTED = 5
 """Parts of an output that a message lists."""
@@ -158,7 +159,7 @@ def describe(output: Any) -> str:
     if isinstance(output, Tensor):
         return f"a Tensor {tuple(output.shape)}"
     if isinstance(output, Mapping):
-        return f"a dict with the keys [{_listed(map(repr, output))}]"
+        return f"a dict with the keys {quoted(list(output))}"
     if isinstance(output, tuple | list):
         kinds = _listed(
             f"Tensor {tuple(item.shape)}" if isinstance(item, Tensor) else type(item).__name__
