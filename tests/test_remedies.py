@@ -189,10 +189,10 @@ ELSEWHERE = {
     "Drawing needs matplotlib": "a test above, without matplotlib",
     "to_frame needs pandas": "a test above, without pandas",
     "lost the others of its torch.distributed group": "processes: tests/test_torchrun.py",
-    "calls fit with another": "processes: tests/engine/test_distributed.py",
-    "processes without rows": "processes: tests/engine/test_distributed.py",
-    "processes without any": "processes: tests/engine/test_distributed.py",
-    "trains on one process, and there are": "processes: tests/engine/test_distributed.py",
+    "calls fit with another": "processes: tests/test_torchrun.py",
+    "processes without rows": "processes: tests/test_torchrun.py",
+    "processes without any": "processes: tests/test_torchrun.py",
+    "trains on one process, and there are": "processes: tests/test_torchrun.py",
     "so there is nothing to fine-tune": "met before by what carries no gradient",
 }
 """Messages without a case: words of each, and why."""

@@ -137,8 +137,8 @@ def check_usable(logits: Tensor, batch: Tensor, module: nn.Module) -> None:
         return
     raise ValueError(
         f"The module returns {kind} ({sign}), whose energy tells nothing: it is (almost) the same "
-        f"for every row. Return the logits themselves: leave out the last {layer}, and where a "
-        "loss needs it, apply it there."
+        f"for every row. Return the logits themselves: leave out the last {layer} (or sigmoid), "
+        "and where a loss needs it, apply it there."
     )
 
 

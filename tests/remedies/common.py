@@ -200,8 +200,8 @@ def scripted(module: nn.Module) -> torch.jit.ScriptModule:
     return torch.jit.script(module.eval())
 
 
-def embedding() -> nn.Module:
-    return nn.Sequential(nn.Embedding(10, 4), nn.Flatten(), nn.Linear(20, K))
+def embedding(n_ids: int = 10) -> nn.Module:
+    return nn.Sequential(nn.Embedding(n_ids, 4), nn.Flatten(), nn.Linear(20, K))
 
 
 # A message, and what it says to do

@@ -315,14 +315,14 @@ NOTES = [
         lambda told: fit(convolutions(), told("np.moveaxis(X, 3, 1)", X=4 * LAST - 2)),
     ),
     case(
-        "It has 2-D convolutions",
+        "Its convolutions take (n, c, ",
         lambda: fit(convolutions(), FLAT),
         lambda told: fit(
             convolutions(), told("X.reshape(n, c, h, w)", X=FLAT, n=60, c=3, h=8, w=8)
         ),
     ),
     case(
-        "It has 2-D convolutions",
+        "Its convolutions take (n, c, ",
         lambda: fit(gray(), IMAGES[:, 0]),
         lambda told: fit(gray(), told("X[:, None]", X=IMAGES[:, 0])),
     ),
@@ -335,6 +335,31 @@ NOTES = [
         "channels, and the batch has",
         lambda: fit(convolutions(), IMAGES[:, [0, 1, 2, 0]]),
         lambda told: fit(convolutions(), told("X[:, :3]", X=IMAGES[:, [0, 1, 2, 0]])),
+    ),
+    case(
+        "Its convolutions take (n, c, ",
+        lambda: fit(over_time(1), X),
+        lambda told: fit(over_time(1), told("X.reshape(n, c, l)", X=X, n=120, c=1, l=D)),
+        lambda told: fit(over_time(1), told("X[:, None]", X=X)),
+    ),
+    case(
+        "in its last axis: ",
+        lambda: fit(over_time(2), X.reshape(-1, 3, 2)),
+        lambda told: fit(over_time(2), told("np.moveaxis(X, -1, 1)", X=X.reshape(-1, 3, 2))),
+    ),
+    case(
+        "Its embedding has the ids 0 to",
+        lambda: fit(embedding(), IDS + 1, preprocess=torch.Tensor.long),
+        says("number the ids from 0", lambda: fit(embedding(), IDS, preprocess=torch.Tensor.long)),
+        says(
+            "give the embedding more rows",
+            lambda: fit(embedding(11), IDS + 1, preprocess=torch.Tensor.long),
+        ),
+    ),
+    case(
+        "It is called with the batch alone",
+        lambda: fit(TwoInputs(), X),
+        says("wrap it in a module whose forward takes one tensor", lambda: fit(OneInput(), X)),
     ),
     case(
         "runs under torch.inference_mode()",
@@ -357,6 +382,38 @@ NOTES = [
         ),
     ),
 ]
+
+
+def over_time(n_channels: int) -> nn.Module:
+    return nn.Sequential(
+        nn.Conv1d(n_channels, 4, 2),
+        nn.ReLU(),
+        nn.AdaptiveAvgPool1d(1),
+        nn.Flatten(),
+        nn.Linear(4, K),
+    )
+
+
+class TwoInputs(nn.Module):
+    """A network that takes a mask beside the batch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = network()
+
+    def forward(self, x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        return self.inner(x * mask)
+
+
+class OneInput(nn.Module):
+    """What the message says: it makes the mask itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = TwoInputs()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.inner(x, torch.ones_like(x))
 
 
 def gray() -> nn.Module:

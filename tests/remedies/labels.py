@@ -6,6 +6,8 @@ import numpy as np
 import torch
 from sklearn.frozen import FrozenEstimator
 from sklearn.model_selection import KFold
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 
 from skood import RejectingClassifier
 
@@ -175,6 +177,14 @@ CASES = [
             lambda: RejectingClassifier(detector(module=None, pretrain_epochs=1)).fit(
                 X, (X[:, 0] > 0).astype(int)
             ),
+        ),
+    ),
+    case(
+        "a Pipeline or a search goes around RejectingClassifier",
+        lambda: RejectingClassifier(make_pipeline(StandardScaler(), detector())).fit(X, Y),
+        says(
+            "not inside it",
+            lambda: make_pipeline(StandardScaler(), RejectingClassifier(detector())).fit(X, Y),
         ),
     ),
     case(

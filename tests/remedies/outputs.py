@@ -190,6 +190,11 @@ CASES = [
         ]
     ),
     case(
+        "leave out the last",
+        lambda: fit(Changed(lambda z: torch.cat([1 - z.sigmoid(), z.sigmoid()], 1), network(1))),
+        says("(or sigmoid)", lambda: with_two_logits(Told(answer_to(lambda: fit(network(1)))))),
+    ),
+    case(
         "If it has one output for two classes",
         lambda: fit(Averaged(Segmentation(n_outputs=1), None, POOLED), IMAGES),
         with_convolution,

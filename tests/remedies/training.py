@@ -178,6 +178,15 @@ CASES = [
         ),
     ),
     case(
+        "of n_samples = ",
+        lambda: fit(network(), X[:3], [0, 1, 2]),
+        says("asks for 1", "Pass more rows", lambda: fit(network(), X, Y)),
+        says(
+            "or None, and call calibrate(X) on fresh rows",
+            lambda: predicted(fit(None, X[:3], [0, 1, 2], calibration_size=None).calibrate(FRESH)),
+        ),
+    ),
+    case(
         "need batches of images, (n, c, h, w) or (n, h, w)",
         lambda: fit(network(), augment="flip"),
         lambda told: fit(network(), **told.keywords("augment=None")),
