@@ -282,7 +282,7 @@ def calibration_split(
     free = order[~np.isin(order, reserved)]
     n_calibration = _calibration_rows(n_rows, size, tpr)
     if isinstance(size, str):
-        n_calibration = min(n_calibration, len(free))
+        n_calibration = min(n_calibration, max(len(free), 1))
     if not 1 <= n_calibration <= len(free):
         raise ValueError(
             f"calibration_size={size!r} asks for {n_calibration} of n_samples = {n_rows} "

@@ -36,7 +36,7 @@ from .fitting import (
     winners_of,
 )
 from .labels import as_labels, is_outlier
-from .notices import Doubts, held_back, warn_user
+from .notices import Doubts, held_back, quoted, warn_user
 from .penalties import PENALTIES, Penalty
 from .rows import rows_like_fit
 from .scores.protocol import ScoreFunction
@@ -395,8 +395,8 @@ class SparseEnergyOODDetector(OutlierMixin, BaseEstimator):
         inliers = np.flatnonzero(~is_outlier(labels, self.ood_label))
         if len(inliers) == 0 or not np.isin(labels[inliers], self.classes_).all():
             raise ValueError(
-                f"id_accuracy got y with the labels {np.unique(labels)[:12].tolist()}; expected "
-                f"those of the classifier, {self.classes_[:12].tolist()}, and perhaps "
+                f"id_accuracy got y with the labels {quoted(np.unique(labels).tolist())}; expected "
+                f"those of the classifier, {quoted(self.classes_.tolist())}, and perhaps "
                 f"ood_label={self.ood_label!r}."
             )
         labels, rows = labels[inliers], rows.pick(inliers)
@@ -583,7 +583,7 @@ class SparseEnergyOODDetector(OutlierMixin, BaseEstimator):
         if reject_label is not None and reject_label in self.classes_.tolist():
             raise ValueError(
                 f"reject_label={reject_label!r} is one of the classes "
-                f"{self.classes_.tolist()[:12]}; pass a label that no class has."
+                f"{quoted(self.classes_.tolist())}; pass a label that no class has."
             )
         rows = self._rows(X)
         if reject_label is None:

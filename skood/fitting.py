@@ -65,7 +65,7 @@ from .exceptions import (
 from .fingerprints import UnreadableError, fingerprint
 from .labels import as_labels, cluster_labels, encode_labels, is_outlier
 from .networks import default_network
-from .notices import held_back, warn_user
+from .notices import held_back, quoted, warn_user
 from .penalties import Penalty, fit_penalty, get_penalty
 from .randomness import random_generator
 from .rows import rows_like_fit, warn_if_unscaled
@@ -534,7 +534,7 @@ def scored(
     gradient = getattr(score, "uses_gradient", False)
     if gradient and not hasattr(score, "perturbation"):
         raise TypeError(
-            f"score_function={score!r} sets uses_gradient, but has no method "
+            f"score_function={quoted(score)} sets uses_gradient, but has no method "
             "perturbation(logits, batch) that gives what to add to the batch."
         )
     return score_rows(

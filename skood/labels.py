@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from sklearn.utils.validation import column_or_1d
 
+from .notices import quoted
 from .validation import shortened
 
 __all__ = ["as_labels", "cluster_labels", "encode_labels", "is_outlier"]
@@ -89,7 +90,7 @@ def is_outlier(labels: Labels, ood_label: Any) -> NDArray[np.bool_]:
     kind = np.asarray(ood_label).dtype.kind
     if labels.dtype.kind not in ("iu" if kind in "iu" else kind):
         raise ValueError(
-            f"ood_label={ood_label!r} is a {type(ood_label).__name__} while y has dtype "
+            f"ood_label={quoted(ood_label)} is a {type(ood_label).__name__} while y has dtype "
             f"{labels.dtype}, so no row can carry it; pass a label of the kind of y."
         )
     return np.asarray(labels == ood_label)
@@ -118,15 +119,12 @@ def encode_labels(labels: Labels, n_logits: int) -> tuple[Labels, NDArray[np.int
     distinct, indices = np.unique(labels, return_inverse=True)
     if len(distinct) == n_logits:
         return distinct, indices.astype(np.int64)
-    shown = ", ".join(repr(value) for value in distinct[:12].tolist()) + (
-        ", ..." if len(distinct) > 12 else ""
-    )
     raise ValueError(
         f"The module gives {n_logits} logits, but y holds {len(distinct)} distinct labels: "
-        f"{shown}. Labels are either integers within 0..{n_logits - 1}, which are logit indices, "
-        f"or exactly {n_logits} distinct values, matched to the logits in sorted order. Map y to "
-        "logit indices, or name the label of known outliers with ood_label=. In a search, "
-        "cv=InDistributionKFold() keeps every class in every fold."
+        f"{quoted(distinct.tolist())}. Labels are either integers within 0..{n_logits - 1}, which "
+        f"are logit indices, or exactly {n_logits} distinct values, matched to the logits in "
+        "sorted order. Map y to logit indices, or name the label of known outliers with "
+        "ood_label=. In a search, cv=InDistributionKFold() keeps every class in every fold."
     )
 
 
@@ -150,7 +148,7 @@ def cluster_labels(
     if n_clusters < 2:
         raise ValueError(
             f"The {n_rows} rows of X are all alike (n_samples = {n_rows}), so there is nothing to "
-            "learn from without labels. Pass rows that differ, y, or a trained module."
+            "learn from. Pass rows that differ."
         )
     clustering = KMeans(n_clusters, n_init=4, random_state=random_state).fit(rows)
     pieces = np.array_split(np.arange(n_rows), -(-n_rows // CLUSTERING_ROWS))
@@ -180,6 +178,7 @@ def _whole_numbers(labels: Labels) -> Labels:
     if len(strange):
         raise ValueError(
             f"y holds fractional or huge values such as {strange[0]:g}; labels are "
-            "integers, strings or booleans. Unknown label type: continuous."
+            "integers, strings or booleans. Unknown label type: continuous. Cut numbers into "
+            "classes, np.digitize(y, edges), or pass y=None."
         )
     return labels.astype(np.int64)

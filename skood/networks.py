@@ -19,7 +19,8 @@ from torch.nn import functional as F
 
 from .engine.hardware import sent
 from .engine.rows import has_channels_last
-from .validation import Number, shortened, valid_array, validated
+from .notices import quoted
+from .validation import Number, valid_array, validated
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
@@ -553,7 +554,7 @@ def _buffers(means: Tensor, stds: Tensor) -> tuple[nn.Buffer, nn.Buffer]:
     if not (means.isfinite().all() and stds.isfinite().all() and (stds >= 0).all()):
         raise ValueError(
             "mean and std must be finite in float32 and std at least 0, "
-            f"got mean={shortened(means.tolist())} and std={shortened(stds.tolist())}."
+            f"got mean={quoted(means.tolist())} and std={quoted(stds.tolist())}."
         )
     # The std of a constant column may be a rounding error.
     constant = stds <= torch.finfo(torch.float32).eps * means.abs()
@@ -681,6 +682,6 @@ def _checked_shape(input_shape: Sequence[int]) -> tuple[int, ...]:
         raise ValueError(
             "input_shape must be the shape of one row, in positive integers: (d,) for columns, "
             "(h, w) or (c, h, w) for images, with h and w of at least 4; "
-            f"got {shortened(repr(input_shape))}."
+            f"got {quoted(input_shape)}."
         )
     return shape

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import reprlib
 import sys
 import warnings
 from collections.abc import Iterator
@@ -10,7 +11,15 @@ from contextvars import ContextVar
 from types import FrameType
 from typing import Any
 
-__all__ = ["Doubts", "held_back", "is_called_from", "warn_user"]
+__all__ = ["Doubts", "held_back", "is_called_from", "quoted", "warn_user"]
+
+QUOTED = 50
+"""Characters that a message shows of a value that may be long."""
+
+# Long values are not spelt out before they are cut.
+_repr = reprlib.Repr()
+_repr.maxlist = _repr.maxtuple = _repr.maxset = _repr.maxfrozenset = _repr.maxdict = 20
+_repr.maxstring = _repr.maxother = _repr.maxlong = 2 * QUOTED
 
 NOT_THE_USERS = {
     __name__.partition(".")[0],
@@ -48,6 +57,19 @@ def is_called_from(*modules: str) -> bool:
             return True
         frame = frame.f_back
     return False
+
+
+def quoted(value: Any) -> str:
+    """A value of the user's as a message shows it: in one line, and cut if it is long.
+
+    Examples
+    --------
+    >>> from skood.notices import quoted
+    >>> quoted(["cat", "dog"])
+    "['cat', 'dog']"
+    """
+    text = " ".join(_repr.repr(value).split())
+    return text if len(text) <= QUOTED else f"{text[:QUOTED]}..."
 
 
 @contextmanager

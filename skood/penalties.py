@@ -18,6 +18,7 @@ from sklearn.utils._param_validation import validate_parameter_constraints
 from torch import Tensor
 
 from .engine.outputs import valid_tensor
+from .notices import quoted
 from .validation import Number
 
 __all__ = ["PENALTIES", "Relative", "fit_penalty", "get_penalty", "hoyer_index", "l1", "l1_over_l2"]
@@ -258,9 +259,10 @@ def get_penalty(penalty: str | Penalty) -> Penalty:
         return penalty
     expected = f"one of {sorted(PENALTIES)} or a callable from features (n, d) to values (n,)"
     if not isinstance(penalty, str):
-        raise TypeError(f"penalty={penalty!r} is a {type(penalty).__name__}; pass {expected}.")
+        kind = type(penalty).__name__
+        raise TypeError(f"penalty={quoted(penalty)} is a {kind}, not a penalty; pass {expected}.")
     if penalty not in PENALTIES:
-        raise ValueError(f"penalty={penalty!r} is unknown; pass {expected}.")
+        raise ValueError(f"penalty={quoted(penalty)} is unknown; pass {expected}.")
     return PENALTIES[penalty]
 
 
@@ -302,8 +304,8 @@ def fit_penalty(penalty: Penalty, features: Callable[[], Tensor]) -> Penalty:
     fitted = fitted if returned is None else returned
     if not callable(fitted):
         raise TypeError(
-            f"The fit of penalty={penalty!r} returned a {type(fitted).__name__}; it must return "
-            "nothing or the fitted penalty, a callable from features (n, d) to values (n,)."
+            f"The fit of penalty={quoted(penalty)} returned a {type(fitted).__name__}; it must "
+            "return nothing or the fitted penalty, a callable from features (n, d) to values (n,)."
         )
     return fitted
 

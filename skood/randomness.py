@@ -6,6 +6,8 @@ from numbers import Integral
 
 import numpy as np
 
+from .notices import quoted
+
 __all__ = ["random_generator"]
 
 
@@ -28,5 +30,5 @@ def random_generator(random_state: object) -> np.random.RandomState:
     if isinstance(random_state, Integral):
         return np.random.RandomState(int(random_state))
     raise TypeError(
-        f"random_state={random_state!r}; expected an int, a numpy.random.RandomState or None."
+        f"random_state={quoted(random_state)}; expected an int, a numpy.random.RandomState or None."
     )

@@ -16,9 +16,8 @@ from sklearn.utils.validation import check_is_fitted
 from .detector import SparseEnergyOODDetector
 from .exceptions import LostRejectionWarning
 from .labels import as_labels, is_outlier
-from .notices import is_called_from, warn_user
+from .notices import is_called_from, quoted, warn_user
 from .rows import as_rows
-from .validation import shortened
 
 __all__ = ["RejectingClassifier"]
 
@@ -151,7 +150,7 @@ class RejectingClassifier(ClassifierMixin, MetaEstimatorMixin, BaseEstimator):
                 "probabilities, which know no rejection, or counts labels, and hard voting fails "
                 "on reject_label. Reject outside of it, with a SparseEnergyOODDetector fitted on "
                 "the same rows: np.where(detector.predict(X) == 1, ensemble.predict(X), "
-                f"{shortened(repr(self.reject_label))}).",
+                f"{quoted(self.reject_label)}).",
                 LostRejectionWarning,
             )
         detector = clone(self.detector)
@@ -171,8 +170,8 @@ class RejectingClassifier(ClassifierMixin, MetaEstimatorMixin, BaseEstimator):
         unknown = np.setdiff1d(classes, detector.classes_)
         if len(unknown) > 0:
             raise ValueError(
-                f"y holds the labels {unknown[:12].tolist()}, which the fitted detector does not "
-                f"have; expected {detector.classes_[:12].tolist()} and perhaps "
+                f"y holds the labels {quoted(unknown.tolist())}, which the fitted detector does "
+                f"not have; expected {quoted(detector.classes_.tolist())} and perhaps "
                 f"ood_label={detector.ood_label!r}. Pass the labels that the detector was fitted "
                 "on, or a detector that is not frozen."
             )
@@ -251,16 +250,16 @@ class RejectingClassifier(ClassifierMixin, MetaEstimatorMixin, BaseEstimator):
             taken = is_outlier(classes, label).any()
         except ValueError:  # of another kind
             raise ValueError(
-                f"reject_label={label!r} is of type {type(label).__name__}, but the classes have "
-                f"dtype {classes.dtype}, so no metric can compare predictions with y. Pass a label "
-                'of their kind: an int such as -1 beside integers, a str such as "rejected" beside '
-                "strings; turn booleans into integers."
+                f"reject_label={quoted(label)} is of type {type(label).__name__}, but the classes "
+                f"have dtype {classes.dtype}, so no metric can compare predictions with y. Pass a "
+                'label of their kind: an int such as -1 beside integers, a str such as "rejected" '
+                "beside strings; turn booleans into integers."
             ) from None
         if taken:
             raise ValueError(
-                f"reject_label={label!r} is one of the classes {classes[:12].tolist()}; pass a "
-                "label that no class has. If y gives it to known outliers, set the detector's "
-                f"ood_label={label!r}."
+                f"reject_label={quoted(label)} is one of the classes {quoted(classes.tolist())}; "
+                "pass a label that no class has. If y gives it to known outliers, set the "
+                f"detector's ood_label={quoted(label)}."
             )
 
     def __sklearn_tags__(self) -> Tags:

@@ -21,8 +21,7 @@ from torch.utils.data import DataLoader, Dataset, Subset
 from .engine.loading import Loader, is_array, is_pair, objects
 from .engine.rows import InMemory, Loaded, Rows, as_array, rows_of_dataset, rows_of_tensor
 from .exceptions import UnscaledImagesWarning
-from .notices import warn_user
-from .validation import shown
+from .notices import quoted, warn_user
 
 __all__ = ["Kind", "as_numbers", "as_rows", "in_frame", "rows_like_fit", "take", "warn_if_unscaled"]
 
@@ -181,8 +180,8 @@ def _refuse_other_forms(X: Any) -> None:
     if isinstance(X, Mapping):
         keys = list(X)
         raise TypeError(
-            f"X is a {type(X).__name__} with the keys {shown(keys)}; expected rows. Pass the "
-            f"values of one key, X[{shown(keys[0]) if keys else '...'}]. If the network needs "
+            f"X is a {type(X).__name__} with the keys {quoted(keys)}; expected rows. Pass the "
+            f"values of one key, X[{quoted(keys[0]) if keys else '...'}]. If the network needs "
             "several, pass rows that hold them all, np.stack(list(X.values()), axis=1), and a "
             "module that takes each batch apart."
         )
@@ -267,8 +266,8 @@ def _numeric(values: NDArray[Any]) -> NDArray[Any] | None:
         long = [x for x in flat if type(x) is int and x.bit_length() > 64]
         if long:
             raise ValueError(
-                f"X holds integers of more than 64 bits, such as {shown(long[0])}, which no tensor "
-                "holds. Map them to fewer, for instance by x % 2**63."
+                f"X holds integers of more than 64 bits, such as {quoted(long[0])}, which no "
+                "tensor holds. Map them to fewer, for instance by x % 2**63."
             )
         numbers = np.array([float(x) for x in flat])
     return numbers.reshape(values.shape)
@@ -285,7 +284,7 @@ def _numbers_of_objects(values: NDArray[Any], X: Any) -> NDArray[Any]:
     error = TypeError if _reason(value).startswith("float()") else ValueError
     where = f" in the columns {_named(bad, X)}" if values.ndim == 2 else ""
     raise error(
-        f"X holds no numbers{where}, such as {shown(value)}: {_reason(value)}. Convert text and "
+        f"X holds no numbers{where}, such as {quoted(value)}: {_reason(value)}. Convert text and "
         "categories, for instance with OneHotEncoder in a ColumnTransformer, the step before in a "
         "Pipeline, and dates into numbers; or drop them."
     )
@@ -294,7 +293,7 @@ def _numbers_of_objects(values: NDArray[Any], X: Any) -> NDArray[Any]:
 def _named(numbers: list[int], X: Any) -> str:
     """Some columns by their names, if they have any."""
     names = _names(X)
-    some = ", ".join(shown(names[number] if names else number) for number in numbers[:4])
+    some = ", ".join(quoted(names[number] if names else number) for number in numbers[:4])
     return some + ", ..." * (len(numbers) > 4)
 
 
@@ -340,8 +339,8 @@ def _check_order(names: list[Any], of_fit: tuple[Any, ...]) -> None:
     """Refuse columns in another order; scikit-learn compares names that are strings only."""
     if names != list(of_fit) and set(names) == set(of_fit):
         raise ValueError(
-            f"X has the columns {shown(names)}, in another order than in fit, {shown(list(of_fit))}"
-            ". Pass X[columns_of_fit]."
+            f"X has the columns {quoted(names)}, in another order than in fit, "
+            f"{quoted(list(of_fit))}. Pass X[columns_of_fit]."
         )
 
 
@@ -375,7 +374,7 @@ def _numbers(values: NDArray[Any], X: Any) -> NDArray[Any]:
         return values  # scikit-learn would find nothing, and take longer than a small network
     if values.ndim == 1 and values.dtype.kind not in "biufc" and len(values) > 0:
         raise ValueError(
-            f"X holds {len(values)} values such as {shown(values[0])}, which are no rows of "
+            f"X holds {len(values)} values such as {quoted(values[0])}, which are no rows of "
             "numbers. If they are paths, rows of several lengths or other references, pass "
             "preprocess=, a function that turns an array of them into a tensor with as many rows."
         )
@@ -387,7 +386,7 @@ def _numbers(values: NDArray[Any], X: Any) -> NDArray[Any]:
                 "Reshape your data: X.reshape(-1, 1) if it is one column, X.reshape(1, -1) if it "
                 "is one row."
             )
-        raise ValueError(f"Expected 2D array, got {got}, {shown(X)}. {advice}")
+        raise ValueError(f"Expected 2D array, got {got}, {quoted(X)}. {advice}")
     if values.dtype.kind == "c":
         raise ValueError(
             f"Complex data not supported: X has dtype {values.dtype}. Pass real numbers, for "

@@ -5,7 +5,6 @@ Functions declare their constraints with `validated`, estimators in ``_parameter
 
 from __future__ import annotations
 
-import reprlib
 from collections.abc import Callable, Mapping
 from numbers import Integral, Real
 from typing import Any, TypeVar
@@ -21,14 +20,10 @@ __all__ = [
     "comparable",
     "number_of_rows",
     "shortened",
-    "shown",
     "valid_array",
     "valid_scores",
     "validated",
 ]
-
-SHOWN = 60
-"""Characters of a value that a message shows, at most."""
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -67,19 +62,6 @@ def validated(**constraints: list[Any]) -> Callable[[Function], Function]:
     be a float in the range [0.0, 1.0]. Got 95 instead.
     """
     return validate_params(constraints, prefer_skip_nested_validation=True)
-
-
-def shown(value: object) -> str:
-    """A value in a few characters, for messages.
-
-    Examples
-    --------
-    >>> from skood.validation import shown
-    >>> shown(list(range(1000)))
-    '[0, 1, 2, 3, 4, 5, ...]'
-    """
-    text = " ".join(reprlib.repr(value).split())
-    return text if len(text) <= SHOWN else f"{text[: SHOWN - 3]}..."
 
 
 def valid_scores(scores: ArrayLike, name: str, *, finite: bool = False) -> NDArray[Any]:

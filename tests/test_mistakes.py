@@ -252,7 +252,12 @@ LABELS = [
 
 NETWORKS = [
     Mistake("1-D output", ValueError, ("(8,)", "(n, K)"), module=Broken(lambda z: z[:, 0])),
-    Mistake("one logit", ValueError, ("(8, 1)", "second column"), module=network(n_logits=1)),
+    Mistake(
+        "one logit",
+        ValueError,
+        ("(8, 1)", "last.out_features = 2"),
+        module=network(n_logits=1),
+    ),
     Mistake(
         "3-D output", ValueError, ("(8, 3, 1)", "(n, K)"), module=Broken(lambda z: z[..., None])
     ),
@@ -322,7 +327,7 @@ NETWORKS = [
     Mistake(
         "no linear layer",
         HeadNotFoundError,
-        ("No classification head", "head="),
+        ("No classification head", "a torch.nn.Linear"),
         module=nn.Flatten(),
     ),
     Mistake(

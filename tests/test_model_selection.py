@@ -463,7 +463,7 @@ def test_accuracy_change_of_the_detector(digits):
         ("auc", ValueError, "expected one of .*'auroc'.*'neg_fpr_at_tpr'"),
         (["auroc", None], TypeError, "metric=None; expected one of"),
         (3, TypeError, "metric=3; expected one of"),
-        (np.zeros((99, 2)), TypeError, r"metric=array\(.{,30}; expected one of.* rows as X_ood"),
+        (np.zeros((99, 2)), TypeError, r"metric=array\(.{,50}; expected one of.* rows as X_ood"),
         ([], ValueError, "at least one"),
         (["auroc", "auroc"], ValueError, "no name twice"),
         (["auroc", auroc], ValueError, "no name twice"),

@@ -431,6 +431,21 @@ def test_what_cannot_be_shared_out_is_refused(group, function, message):
             raise error
 
 
+def fit_as_told(remedy):
+    """A fit with what the messages say instead."""
+    X, y = data(images=False)
+    if remedy == "more outliers":
+        y = np.where(np.arange(N_ROWS) < 2, -1, y)
+        return outcome(perceptron(), X, y, ood_label=-1, outlier_weight=0.5)
+    return outcome(perceptron(), X, y, **remedy)
+
+
+@pytest.mark.parametrize("remedy", [{"batch_size": 2}, {"compile": False}, "more outliers"])
+def test_what_cannot_be_shared_out_can_be_as_the_messages_say(group, remedy):
+    for result in group(fit_as_told, remedy):
+        assert np.isfinite(result["scores"]).all()
+
+
 # Memory
 
 

@@ -13,33 +13,31 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .outputs import describe, is_plain_tuple, logits_of
+from ..notices import quoted
+from .outputs import TWO_LOGITS, describe, is_plain_tuple, logits_of
 from .trials import Trial
-
-GENERAL_REMEDY = (
-    'Pass head="NAME", the name of the layer that turns features into logits, or a module that '
-    "ends in a torch.nn.Linear."
-)
 
 
 def why_no_submodule(trial: Trial, name: str) -> str:
     """Why a name cannot be that of a head: it names nothing, or nothing in sight."""
     return (
-        f"head={name!r} names no submodule of {type(trial.module).__name__}; its linear layers are "
-        f"{_listed(trial.linear)}. Pass the name of the layer that turns features into logits, as "
-        "in module.named_modules()."
+        f"head={quoted(name)} names no submodule of {type(trial.module).__name__}; its linear "
+        f"layers are {_listed(trial.linear)}. Pass the name of the layer that turns features into "
+        "logits, as in module.named_modules()."
     )
 
 
 def why_not(trial: Trial, name: str, found: str | None) -> str:
     """Why a submodule is not the head, and what to pass instead: what a search found, if it did."""
     problem = why_none(trial) if found is None else why_unclear(trial, found)
-    remedy = (
-        f"Linear layers: {_listed(trial.linear)}. {problem}"
-        if problem
-        else f'Pass head="{found}", or head=None, which finds it.'
-    )
-    return f"head={name!r} is not the head: {_what_it_does(trial, name)}. {remedy}"
+    what_it_does, is_changed = _what_it_does(trial, name)
+    if problem is None:
+        remedy = f'Pass head="{found}", or head=None, which finds it.'
+    elif is_changed:
+        remedy = "Let forward return what this layer gives."
+    else:
+        remedy = f"Linear layers: {_listed(trial.linear)}. {problem}"
+    return f"head={name!r} is not the head: {what_it_does}. {remedy}"
 
 
 def why_unclear(trial: Trial, found: str) -> str | None:
@@ -103,7 +101,7 @@ def _first_element_not_linear(trial: Trial) -> str | None:
         return None
     return (
         f"the module returns {describe(trial.output)}. Its first element does not come from a "
-        f"linear layer. Wrap the module in one that returns the logits alone. {GENERAL_REMEDY}"
+        f"linear layer. Wrap the module in one that returns the logits alone."
     )
 
 
@@ -148,6 +146,16 @@ def _head_on_positions(trial: Trial) -> str | None:
     return None
 
 
+def _one_output(trial: Trial) -> str | None:
+    """Two logits, such as (0, z), made of a single output z."""
+    if trial.logits.shape[1] != 2 or _shaped_like_logits(trial):
+        return None
+    for name in reversed(trial.calls):
+        if trial.maps_vectors(name) and trial.calls[name].output.shape[-1] == 1:
+            return f"the two logits are made of the one output of {name!r}. {TWO_LOGITS}."
+    return None
+
+
 def _changed_after(trial: Trial) -> str | None:
     if not (called := _shaped_like_logits(trial) or list(trial.calls)):
         return None
@@ -157,16 +165,16 @@ def _changed_after(trial: Trial) -> str | None:
         f"{called[-1]!r} gives, {shape}. If something changes that afterwards, such as a softmax, "
         "a scale, a sum or a choice of columns, return what the layer gives. If forward computes "
         "the logits itself, by F.linear(h, weight) or h @ weight, make that a submodule, a "
-        f"torch.nn.Linear, and call it. {GENERAL_REMEDY}"
+        "torch.nn.Linear, and call it as layer(h)."
     )
 
 
 def _no_linear_layer(trial: Trial) -> str:
     return (
-        f"forward calls no torch.nn.Linear (registered are: {_listed(trial.linear)}). The search "
-        "cannot see a layer that forward computes itself, as F.linear(h, weight) or h @ weight, "
-        "nor one that is called as layer.forward(h). Make it a submodule, a torch.nn.Linear, and "
-        f"call it as layer(h). {GENERAL_REMEDY}"
+        f"forward calls no torch.nn.Linear (registered are: {_listed(trial.linear)}). A layer that "
+        "forward computes itself, as F.linear(h, weight) or h @ weight, or calls as "
+        "layer.forward(h), is not seen: make it a submodule, a torch.nn.Linear, and call it as "
+        "layer(h). A network of features alone needs one after them, trained by pretrain_epochs=."
     )
 
 
@@ -178,23 +186,24 @@ REASONS: list[Callable[[Trial], str | None]] = [
     _not_linear,
     _several_heads,
     _head_on_positions,
+    _one_output,
     _changed_after,
     _no_linear_layer,
 ]
 """Why a search may find nothing. The first that applies is told; the last one always does."""
 
 
-def _what_it_does(trial: Trial, name: str) -> str:
-    """What a submodule that is not the head does instead of giving the logits."""
+def _what_it_does(trial: Trial, name: str) -> tuple[str, bool]:
+    """What a submodule that is not the head does instead, and whether its answer is changed."""
     _, calls = trial.run({name: trial.module.get_submodule(name)})
     if name not in calls:
-        return "the forward pass never calls it"
+        return "the forward pass never calls it", False
     output = calls[name].output
     got = tuple(output.shape) if isinstance(output, Tensor) else describe(output)
     reason = f"its output, {got}, is not the logits {tuple(trial.logits.shape)}"
-    if trial.has_shape_of_logits(output):
-        reason += " that the module returns, because something after it changes them"
-    return reason
+    if not trial.has_shape_of_logits(output):
+        return reason, False
+    return f"{reason} that the module returns, because something after it changes them", True
 
 
 def _other_elements(trial: Trial) -> Iterator[int]:

@@ -3,13 +3,28 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ..exceptions import NonFiniteLogitsError
+from ..notices import quoted
+
+MOST_LISTED = 5
+"""Parts of an output that a message lists."""
+
+BEFORE_ROUNDING = (
+    "Return the values before argmax or rounding; pass a quantized network as it was before that; "
+    "end a complex one in a torch.nn.Linear on h.abs()."
+)
+
+TWO_LOGITS = (
+    "If it has one output for two classes, give last, its last layer, a second one of zeros, and "
+    "leave out a sigmoid or squeeze after it: for k, v in [*last.named_parameters()]: "
+    "setattr(last, k, torch.nn.Parameter(torch.cat([0 * v, v]))); last.out_features = 2"
+)
 
 
 def run(module: nn.Module, batch: Tensor) -> Tensor:
@@ -35,14 +50,15 @@ def logits_of(output: Any, n_rows: int | None = None) -> Tensor:
         raise TypeError(
             f"The module returned {describe(output)}; expected logits: a tensor (n, K), a tuple "
             'whose first element is that tensor, or a dict with the key "logits". Wrap the '
-            "module in one that returns its logits."
+            "module in one that returns its logits. If it has none for a whole row, as an object "
+            "detector, put a torch.nn.Linear on its backbone, and train that with pretrain_epochs=."
         )
     shape = tuple(found.shape)
     if found.ndim != 2 or shape[1] < 2:
         among = "" if found is output else f" (in {describe(output)})"
         raise ValueError(
-            f"The module returned logits of shape {shape}{among}; expected (n, K), one column for "
-            f"each of K >= 2 classes. {_remedy(shape)}"
+            f"The module returned logits of shape {shape}{among}; expected (n, K) with K >= 2 "
+            f"classes. {_remedy(found)}"
         )
     if n_rows is not None and shape[0] != n_rows:
         raise ValueError(
@@ -87,17 +103,21 @@ def all_finite(values: Tensor) -> bool:
     return math.isfinite(values.sum()) or bool(torch.isfinite(values).all())
 
 
-def _remedy(shape: tuple[int, ...]) -> str:
-    if len(shape) > 2 and shape[1] >= 2 and all(size == 1 for size in shape[2:]):
+def _remedy(found: Tensor) -> str:
+    """What to return instead of a tensor that has no logits (n, K)."""
+    if not found.is_floating_point():
+        return BEFORE_ROUNDING
+    if found.ndim < 3:
+        return f"{TWO_LOGITS}. For regression, pass module=None."
+    axes = tuple(range(2, found.ndim))
+    if found.shape[1] >= 2 and all(found.shape[axis] == 1 for axis in axes):
         return "Return them flat: output.flatten(1)."
-    if len(shape) > 2:
-        return (
-            "Wrap the module in one that returns one row of logits for each row, such as the mean "
-            "over positions or the logits at one of them."
-        )
+    pooled = f"last(h.mean({axes}, keepdim=True)).flatten(1)"
+    if found.ndim == 3:
+        pooled = f"last(h.mean(dim=1)) for h (n, positions, d), else {pooled}"
     return (
-        "A network with one output for two classes needs a second column: logits z become (0, z), "
-        "as in torch.cat([torch.zeros_like(z), z], dim=1) for z of shape (n, 1)."
+        "Wrap the module in one that averages the positions before the last layer: it returns "
+        f"{pooled}, where h is what enters last."
     )
 
 
@@ -109,7 +129,7 @@ def check_usable(logits: Tensor, batch: Tensor, module: nn.Module) -> None:
     if not logits.is_floating_point():
         raise TypeError(
             f"The module returned logits of dtype {logits.dtype}; expected floating-point numbers. "
-            "Return the values before argmax, rounding or quantization, or output.dequantize()."
+            f"{BEFORE_ROUNDING}"
         )
     if logits.device != batch.device:
         raise ValueError(
@@ -147,8 +167,8 @@ def check_usable(logits: Tensor, batch: Tensor, module: nn.Module) -> None:
         return
     raise ValueError(
         f"The module returns {kind} ({sign}), whose energy tells nothing: it is (almost) the same "
-        f"for every row. Return the logits themselves: leave out the last {layer}, and where a "
-        "loss needs it, apply it there."
+        f"for every row. Return the logits themselves: leave out the last {layer} (or sigmoid), "
+        "and where a loss needs it, apply it there."
     )
 
 
@@ -175,11 +195,17 @@ def describe(output: Any) -> str:
     if isinstance(output, Tensor):
         return f"a Tensor {tuple(output.shape)}"
     if isinstance(output, Mapping):
-        return f"a dict with the keys {list(output)}"
+        return f"a dict with the keys {quoted(list(output))}"
     if isinstance(output, tuple | list):
-        kinds = ", ".join(
+        kinds = _listed(
             f"Tensor {tuple(item.shape)}" if isinstance(item, Tensor) else type(item).__name__
             for item in output
         )
         return f"a {type(output).__name__} of {kinds or 'nothing'}"
     return "None (has its forward no return?)" if output is None else f"a {type(output).__name__}"
+
+
+def _listed(words: Iterable[str]) -> str:
+    """Words in a row, the first ones if there are more."""
+    listed = list(words)
+    return ", ".join(listed if len(listed) <= MOST_LISTED else [*listed[:MOST_LISTED], "..."])

@@ -7,7 +7,7 @@ import dataclasses
 import torch
 from torch import Tensor
 
-from ..validation import shown
+from ..notices import quoted
 from .batches import Batcher, by_channel
 from .rows import PIECE, InMemory, Rows, slices
 
@@ -72,7 +72,7 @@ def blur_message(center: Tensor, rows: Rows, dtype: torch.dtype) -> str:
     what = "columns" if len(rows.shape) == 1 else "channels"
     return (
         f"The cast of X to {str(dtype).removeprefix('torch.')} blurs {what} that lie far from 0, "
-        f"{shown(names)}: it moves values by more than {BLURRED:.0%} of their standard deviation. "
+        f"{quoted(names)}: it moves values by more than {BLURRED:.0%} of their standard deviation. "
         "Subtract their mean before, for instance by StandardScaler in a Pipeline, when you train "
         "the network too."
     )

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import IterableDataset, TensorDataset
 
-from ..validation import shown
+from ..notices import quoted
 from .generators import watched_draws
 from .hardware import free_memory, sent
 from .loading import Index, Loader, collated, input_of, items, label_of, load, transformed
@@ -313,8 +313,8 @@ def _for_example(row: Any) -> str:
         return ""
     keys = [key for key in row if np.ndim(row[key]) > 0] or list(row)
     return (
-        f": torch.stack([torch.as_tensor(row[{shown(keys[0])}]) for row in rows]), if that is what "
-        f"your network takes (keys: {shown(list(row))})"
+        f": torch.stack([torch.as_tensor(row[{quoted(keys[0])}]) for row in rows]), if that is "
+        f"what your network takes (keys: {quoted(list(row))})"
     )
 
 
@@ -360,12 +360,13 @@ def check_finite(batch: Tensor, rows: Rows, index: Index) -> None:
     bad, *place = (~torch.isfinite(batch)).nonzero()[0].tolist()
     position = index.start + bad if isinstance(index, slice) else int(index[bad])
     named = rows.columns is not None and tuple(batch.shape[1:]) == (len(rows.columns),)
-    column = f", column {shown(rows.columns[place[0]])}" if named and rows.columns else ""
+    column = f", column {quoted(rows.columns[place[0]])}" if named and rows.columns else ""
     dtype = str(batch.dtype).removeprefix("torch.")
     raise ValueError(
         f"Input X contains NaN, infinity or a value too large for {dtype}: first in row "
-        f"{rows.number(position)}{column}. Remove such rows, or fill them in, for instance with "
-        "sklearn.impute.SimpleImputer."
+        f"{rows.number(position)}{column}. Remove such rows; or fill in NaN, for instance with "
+        "sklearn.impute.SimpleImputer, and limit the rest to the range of the other rows, "
+        "X.clip(low, high)."
     )
 
 

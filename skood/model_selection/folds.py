@@ -14,7 +14,7 @@ from sklearn.utils._param_validation import validate_parameter_constraints
 
 from ..exceptions import SelectionWarning
 from ..labels import as_labels, is_outlier
-from ..notices import warn_user
+from ..notices import quoted, warn_user
 from ..randomness import random_generator
 from ..validation import Number, number_of_rows
 
@@ -147,7 +147,7 @@ class InDistributionKFold(BaseCrossValidator):
         """
         if groups is not None:
             warn_user(
-                f"The groups parameter is ignored by {type(self).__name__}.",
+                f"The groups parameter is ignored by {type(self).__name__}. Leave it out.",
                 SelectionWarning,
             )
         fold, outlying = self._folds(number_of_rows(X, "X"), y)
@@ -192,7 +192,7 @@ class InDistributionKFold(BaseCrossValidator):
         if not outlying.any():
             raise ValueError(
                 f"No row of y carries ood_label={self.ood_label!r}; y holds labels such as "
-                f"{np.unique(labels)[:12].tolist()}. Pass the label of the out-of-distribution "
+                f"{quoted(np.unique(labels).tolist())}. Pass the label of the out-of-distribution "
                 "rows, or ood_label=None if there are none."
             )
         self._check_enough(int(outlying.sum()), "out-of-distribution")
@@ -202,8 +202,8 @@ class InDistributionKFold(BaseCrossValidator):
         classes, counts = np.unique(labels, return_counts=True)
         if counts.min() < 2:
             raise ValueError(
-                f"The labels {classes[counts < 2][:12].tolist()} have a single row each, too few "
-                "to both train and test on. Leave these rows out, or give them the label of a "
+                f"The labels {quoted(classes[counts < 2].tolist())} have a single row each, too "
+                "few to both train and test on. Leave these rows out, or give them the label of a "
                 "larger class."
             )
         if counts.max() < self.n_splits:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from sklearn.utils._param_validation import validate_parameter_constraints
 
 from ..exceptions import SelectionWarning
-from ..notices import warn_user
+from ..notices import quoted, warn_user
 from ..validation import Number, check_results, valid_array
 
 __all__ = ["AccuracyGuard", "accurate_enough"]
@@ -144,7 +144,7 @@ class AccuracyGuard:
         if column not in cv_results:
             found = [name[10:] for name in map(str, cv_results) if name.startswith("mean_test_")]
             raise ValueError(
-                f"cv_results has no scores named {metric!r}, only {found}. {self!r} needs "
+                f"cv_results_ has no scores named {metric!r}, only {quoted(found)}. {self!r} needs "
                 f"scoring=make_ood_scorer([{self.metric!r}, 'accuracy_change'], ...). If that "
                 "failed in every fold, 'score' is all there is: error_score='raise' shows why."
             )

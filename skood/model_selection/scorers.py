@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import reprlib
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from numbers import Integral, Real
@@ -15,9 +14,9 @@ from sklearn.utils.validation import _num_samples
 from ..exceptions import SelectionWarning
 from ..labels import as_labels, is_outlier
 from ..metrics import METRICS, POSITIVE, Positive
-from ..notices import warn_user
+from ..notices import quoted, warn_user
 from ..rows import as_numbers, in_frame, take
-from ..validation import number_of_rows, shortened, validated
+from ..validation import number_of_rows, validated
 from .steps import last_step, seen_by_last_step
 from .surrogates import surrogate_outliers
 
@@ -176,8 +175,8 @@ class _OODScorer:
         if y is None:
             if self.ood_label is not None:
                 raise ValueError(
-                    f"{self!r} got y=None, so no row can carry ood_label. Pass y, one label per "
-                    f"row, and {self._cure()}."
+                    f"{quoted(self)} got y=None, so no row can carry ood_label. Pass y, one label "
+                    f"per row, and {self._cure()}."
                 )
             return X, None, None
         labels = as_labels(y, number_of_rows(X, "X"))
@@ -237,11 +236,11 @@ class _OODScorer:
         if not {type(label) for label in unknown} & {type(label) for label in trained_on}:
             return
         raise ValueError(
-            f"The rows to score have the labels {sorted(unknown)[:12]}, which "
+            f"The rows to score have the labels {quoted(sorted(unknown))}, which "
             f"{type(detector).__name__} was not trained on; its classes_ are "
-            f"{sorted(trained_on)[:12]}. If rows are ordered by class, plain folds leave whole "
-            f"classes out of training: pass {self._cure()}. If such a label marks known outliers, "
-            "pass it as ood_label=. If y holds no classes, pass y=None."
+            f"{quoted(sorted(trained_on))}. If rows are ordered by class, plain folds leave "
+            f"classes out: pass {self._cure()}. If such a label marks known outliers, pass it as "
+            "ood_label=. If y holds no classes, pass y=None."
         )
 
     def _warn_if_refit_learns_outliers(self, detector: Any, X_labelled: Any) -> None:
@@ -260,8 +259,8 @@ class _OODScorer:
         names = self._names + [f"{name}_{of}" for name in self._metrics for of in sets]
         if not names or len(set(names)) < len(names):
             raise ValueError(
-                f"metric={self.metric!r} and the sets {sets} give scores named {names}; expected "
-                "at least one, and no name twice."
+                f"metric={quoted(self.metric)} and the sets {quoted(sets)} give scores named "
+                f"{quoted(names)}; expected at least one, and no name twice."
             )
 
     def _cure(self) -> str:
@@ -285,7 +284,7 @@ def _name(metric: object) -> str:
     names = [*OF_SCORES, *OF_ID_ROWS]
     if not isinstance(metric, str) and not callable(metric):
         raise TypeError(
-            f"metric={reprlib.repr(metric)}; expected one of {names}, a function of the scores of "
+            f"metric={quoted(metric)}; expected one of {names}, a function of the scores of "
             "in-distribution and of out-of-distribution rows, or a list of these. Pass rows as "
             "X_ood=."
         )
@@ -294,15 +293,13 @@ def _name(metric: object) -> str:
     errors = [each.function for each in METRICS if each.is_error]
     if function in errors or f"neg_{metric}" in names:
         raise ValueError(
-            f"metric={metric!r} is an error: less is better, but searches maximise. Pass "
+            f"metric={quoted(metric)} is an error: less is better, but searches maximise. Pass "
             f"'neg_{name}', or a function that returns it negated."
         )
     if isinstance(metric, str) and metric not in names:
         here = [each.name_in_searches for each in METRICS if each.is_named(metric)]
         hint = f" It is named {here[0]!r} here." if here else ""
-        raise ValueError(
-            f"metric={shortened(repr(metric))} is unknown; expected one of {names}.{hint}"
-        )
+        raise ValueError(f"metric={quoted(metric)} is unknown; expected one of {names}.{hint}")
     return name
 
 
@@ -348,7 +345,7 @@ def _scores(estimator: Any, X: Any, rows: str) -> Scores:
 
 def _finite(name: str, value: object) -> float:
     if not isinstance(value, Real) or not np.isfinite(float(value)):
-        raise ValueError(f"The metric {name!r} gave {value!r}; expected a finite number.")
+        raise ValueError(f"The metric {name!r} gave {quoted(value)}; expected a finite number.")
     return float(value)
 
 

@@ -10,6 +10,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 
 from ..model_selection.steps import last_step, seen_by_last_step
+from ..notices import quoted
 from ..penalties import hoyer_index
 from ..validation import valid_array
 from .shared import Display, looks, markers_at, sets_by_name
@@ -119,7 +120,7 @@ class FeatureActivityDisplay(Display):
         detector = last_step(estimator)
         if not hasattr(detector, "features"):
             raise TypeError(
-                f"estimator={estimator!r} has no features; expected a fitted "
+                f"estimator={quoted(estimator)} has no features; expected a fitted "
                 "SparseEnergyOODDetector, or a pipeline that ends in one. If you have features, "
                 "draw them with from_predictions."
             )

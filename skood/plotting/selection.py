@@ -14,6 +14,7 @@ from sklearn.utils._param_validation import validate_parameter_constraints
 
 from ..metrics import METRICS
 from ..model_selection.guard import TOLERANCE, AccuracyGuard, accurate_enough
+from ..notices import quoted
 from ..validation import Number, check_results
 from .shared import COLOURS, MARKERS, looks, new_axes, several_axes
 
@@ -171,7 +172,7 @@ class SelectionDisplay:
                     "Call fit first."
                 )
             raise TypeError(
-                f"search={search!r} has no cv_results_; expected a fitted search such as "
+                f"search={quoted(search)} has no cv_results_; expected a fitted search such as "
                 "GridSearchCV. If you have results, draw them with from_cv_results."
             )
         results, metric = _named_results(search)
@@ -242,7 +243,7 @@ class SelectionDisplay:
         if len(axes) != len(self.scores):
             raise ValueError(
                 f"ax holds {len(axes)} axes; expected {len(self.scores)}, one for each of "
-                f"{list(self.scores)}."
+                f"{quoted(list(self.scores))}."
             )
         for panel, (metric, (mean, std)) in zip(axes, self.scores.items(), strict=True):
             self._draw_candidates(panel, -mean if metric.startswith("neg_") else mean, std)
@@ -374,8 +375,9 @@ def _mean_and_std(
     if not all(column in cv_results for column in columns):
         raise ValueError(
             f"cv_results lacks {' or '.join(columns)}; it has the scores "
-            f"{_score_names(cv_results)}. Name {metric!r} among the metrics of the search's "
-            "scoring, as in make_ood_scorer(['neg_fpr_at_tpr', 'accuracy_change', 'mean_l1'])."
+            f"{quoted(_score_names(cv_results))}. Name {metric!r} among the metrics of the "
+            "search's scoring, as in make_ood_scorer(['neg_fpr_at_tpr', 'accuracy_change', "
+            "'mean_l1'])."
         )
     mean, std = (np.asarray(cv_results[column], dtype=np.float64) for column in columns)
     if np.isnan(mean).all():
@@ -395,8 +397,8 @@ def _weight_name(params: list[Any]) -> str:
         searched = sorted({name for each in params for name in each})
         raise ValueError(
             f"cv_results['params'] has {names or 'no parameter'} named {WEIGHT}, alone or of a "
-            f"step (<step>__{WEIGHT}), among {searched}; expected one. Draw a search over, for "
-            f"instance, {{'{WEIGHT}': [0, 0.01, 0.02, 0.05]}}."
+            f"step (<step>__{WEIGHT}), among {quoted(searched)}; expected one. Draw a search "
+            f"over, for instance, {{'{WEIGHT}': [0, 0.01, 0.02, 0.05]}}."
         )
     return names[0]
 
@@ -406,8 +408,8 @@ def _valid_weights(params: list[Any], name: str) -> NDArray[np.float64]:
         weight = each.get(name)
         if not VALID_WEIGHT.is_satisfied_by(weight):
             raise ValueError(
-                f"Candidate {i}, {each}, has {name}={weight!r}; expected a number of at least 0 "
-                "for each candidate. Name the weight in every grid of the search."
+                f"Candidate {i}, {quoted(each)}, has {name}={quoted(weight)}; expected a number "
+                "of at least 0 for each candidate. Name the weight in every grid of the search."
             )
     return np.array([each[name] for each in params], dtype=np.float64)
 

@@ -12,6 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 from sklearn.utils._param_validation import validate_parameter_constraints
 
 from ..model_selection.steps import last_step
+from ..notices import quoted
 from ..validation import Number, valid_scores
 
 if TYPE_CHECKING:
@@ -112,8 +113,8 @@ def scores_of(
     """Scores of ID rows and of each OOD set by a fitted detector, or what is built around one."""
     if not hasattr(estimator, "score_samples"):
         raise TypeError(
-            f"estimator={estimator!r} has no score_samples; expected a fitted detector such as "
-            "SparseEnergyOODDetector, or a pipeline that ends in one. If you have scores, draw "
+            f"estimator={quoted(estimator)} has no score_samples; expected a fitted detector such "
+            "as SparseEnergyOODDetector, or a pipeline that ends in one. If you have scores, draw "
             "them with from_predictions."
         )
     sets = sets_by_name(X_ood, "X_ood")

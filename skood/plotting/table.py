@@ -10,7 +10,8 @@ from numpy.typing import ArrayLike, NDArray
 from sklearn.utils._param_validation import validate_parameter_constraints
 
 from ..metrics import METRICS
-from ..validation import shortened, valid_array, valid_scores
+from ..notices import quoted
+from ..validation import valid_array, valid_scores
 from .shared import Display, scores_of, sets_by_name
 
 if TYPE_CHECKING:
@@ -290,8 +291,8 @@ def _sets_by_method(score_id: Any, score_ood: Any) -> dict[str, dict[str, Any]]:
             )
     if not score_id or set(score_id) != set(score_ood):
         raise ValueError(
-            f"score_id has the methods {list(score_id)}, score_ood {list(score_ood)}; expected "
-            "the same, at least one."
+            f"score_id has the methods {quoted(list(score_id))}, score_ood "
+            f"{quoted(list(score_ood))}; expected the same, at least one."
         )
     sets = {
         method: sets_by_name(score_ood[method], f"score_ood[{method!r}]") for method in score_id
@@ -300,8 +301,9 @@ def _sets_by_method(score_id: Any, score_ood: Any) -> dict[str, dict[str, Any]]:
     for method in others:
         if set(sets[method]) != set(sets[first]):
             raise ValueError(
-                f"score_ood[{method!r}] has the sets {list(sets[method])}, score_ood[{first!r}] "
-                f"{list(sets[first])}; expected the same sets for each method."
+                f"score_ood[{method!r}] has the sets {quoted(list(sets[method]))}, "
+                f"score_ood[{first!r}] {quoted(list(sets[first]))}; expected the same sets for "
+                "each method."
             )
     return {method: {name: sets[method][name] for name in sets[first]} for method in sets}
 
@@ -314,7 +316,7 @@ def _metric(name: str) -> Any:
         hint = f" It is named {here[0]!r} here." if here else ""
         raise ValueError(
             f"The 'metric' parameter must be one of {list(METRICS_BY_NAME)}. Got "
-            f"{shortened(repr(name))} instead.{hint}"
+            f"{quoted(name)} instead.{hint}"
         )
     return METRICS_BY_NAME[name]
 
@@ -355,6 +357,7 @@ def _valid_names(names: Iterable[str], name: str, expected: int) -> list[str]:
     listed = [str(each) for each in names]
     if len(listed) != expected or len(set(listed)) < len(listed) or not listed:
         raise ValueError(
-            f"{name} names {listed}; expected {expected or 'some'} names, none of them twice."
+            f"{name} names {quoted(listed)}; expected {expected or 'some'} names, none of them "
+            "twice."
         )
     return listed

@@ -325,7 +325,10 @@ class Vim(FittedScore):
 
     def _resolved(self, width: int) -> int:
         if width < 2:
-            raise ValueError('score_function="vim" needs at least 2 features; the network has 1.')
+            raise ValueError(
+                'score_function="vim" needs at least 2 features, and the network has 1. Pass '
+                "another score."
+            )
         if self.n_components == "auto":
             return 1000 if width >= 2048 else 512 if width >= 768 else width // 2
         n_components = int(self.n_components)

@@ -13,6 +13,7 @@ from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
 from ..engine.outputs import all_finite, valid_tensor
+from ..notices import quoted
 
 __all__ = ["SCORES", "Head", "Outputs", "apply_score", "fit_score", "get_score", "list_scores"]
 
@@ -200,10 +201,12 @@ def get_score(score: str | ScoreFunction) -> ScoreFunction:
     )
     if isinstance(score, str):
         if score not in SCORES:
-            raise ValueError(f"score_function={score!r} is unknown; pass {expected}.")
+            raise ValueError(f"score_function={quoted(score)} is unknown; pass {expected}.")
         return SCORES[score]()
     if isinstance(score, type) or not callable(score):
-        raise TypeError(f"score_function={score!r} is not callable on a batch; pass {expected}.")
+        raise TypeError(
+            f"score_function={quoted(score)} is not callable on a batch; pass {expected}."
+        )
     if isinstance(score, BaseEstimator):
         return clone(score)
     return copy.deepcopy(score) if hasattr(score, "fit") else score
@@ -269,14 +272,17 @@ def apply_score(score: ScoreFunction, features: Tensor | None, logits: Tensor) -
     if not isinstance(values, Tensor) or values.shape != logits.shape[:1]:
         got = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__
         raise ValueError(
-            f"score_function={score!r} returned {got} for logits of shape {tuple(logits.shape)}; "
-            f"expected one value per row, a tensor of shape ({len(logits)},)."
+            f"score_function={quoted(score)} returned {got} for logits of shape "
+            f"{tuple(logits.shape)}; expected one value per row, a tensor of shape "
+            f"({len(logits)},)."
         )
     if values.is_complex():
-        raise TypeError(f"score_function={score!r} returned complex values; expected real ones.")
+        raise TypeError(
+            f"score_function={quoted(score)} returned complex values; expected real ones."
+        )
     if not all_finite(values):
         raise ValueError(
-            f"score_function={score!r} returned NaN or infinity; expected finite values."
+            f"score_function={quoted(score)} returned NaN or infinity; expected finite values."
         )
     return values
 

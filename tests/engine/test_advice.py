@@ -67,10 +67,10 @@ def refuse_device(x):
         (
             convolution(),
             np.ones((8, 12, 12, 3), dtype=np.float32),
-            "channels last, (n, h, w, c), where networks take (n, c, h, w): "
-            "preprocess=skood.networks.NormalizeImages(mean, std)",
+            "channels last, (n, h, w, c), where networks take (n, c, h, w): np.moveaxis(X, 3, 1) "
+            "puts them first, and so does preprocess=skood.networks.NormalizeImages(mean, std)",
         ),
-        (convolution(1), np.ones((8, 12, 12)), "X[:, None] of gray images (n, h, w)"),
+        (convolution(1), np.ones((8, 12, 12)), "X[:, None] of (n, h, w)"),
         (convolution(), np.ones((8, 432)), "X.reshape(n, c, h, w)"),
         (Inner(refuse_device), X, "Tensors kept as plain attributes stay where they were: use"),
     ],

@@ -69,7 +69,7 @@ def test_anything_after_the_last_layer_is_refused_with_what_to_do(opened, after)
     message = (
         r"No classification head found: what the module returns, \(8, [34]\), is not what its "
         r"linear layer '(head|body)' gives, \(8, [48]\)\..* a scale, a sum .*return what the layer "
-        r'gives.*Pass head="NAME"'
+        r"gives.*torch\.nn\.Linear, and call it"
     )
     with refused(match=message):
         opened(AfterHead(after), X)
@@ -93,7 +93,7 @@ def test_the_layer_that_gives_as_many_columns_is_named_though_another_is_called_
 
 def test_a_network_without_linear_layers_is_refused_with_what_to_do(opened):
     network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
-    message = r'calls no torch\.nn\.Linear \(registered are: none\).*Pass head="NAME"'
+    message = r"calls no torch\.nn\.Linear \(registered are: none\).*trained by pretrain_epochs="
     with refused(match=message):
         opened(network, IMAGES)
 
@@ -297,7 +297,7 @@ def test_a_wrong_name_is_refused_with_the_right_ones(opened, name, message):
 def test_a_name_whose_output_is_changed_is_refused_with_the_reason(opened):
     message = (
         r"head='head' is not the head: its output, \(8, 4\), is not the logits \(8, 4\) that the "
-        r"module returns, because something after it changes them\. Linear layers: body, head\."
+        r"module returns, because something after it changes them\. Let forward return what this"
     )
     with refused(match=message):
         opened(AfterHead(torch.tanh), X, head="head")

@@ -60,11 +60,11 @@ def test_an_output_without_logits_is_refused(output, shown):
 @pytest.mark.parametrize(
     ("shape", "remedy"),
     [
-        ((), r"second column: logits z become \(0, z\)"),
-        ((3,), r"second column: logits z become \(0, z\)"),
-        ((3, 1), r"second column: logits z become \(0, z\)"),
+        ((), r"give last, its last layer, a second one"),
+        ((3,), r"give last, its last layer, a second one"),
+        ((3, 1), r"give last, its last layer, a second one"),
         ((3, 4, 1, 1), r"Return them flat: output\.flatten\(1\)"),
-        ((3, 4, 2), r"Wrap the module in one that returns one row of logits for each row"),
+        ((3, 4, 2), r"Wrap the module in one that averages the positions"),
     ],
 )
 def test_logits_of_another_shape_are_refused(shape, remedy):
