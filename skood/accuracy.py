@@ -148,7 +148,8 @@ def _best_order(targets: Indices, predictions: Indices) -> Order:
     columns = np.concatenate([np.searchsorted(outputs, predictions), staying, nowhere])
     # Nowhere at next to nothing, as 0 would be no edge.
     weights = np.repeat([1.0, BONUS_OF_STAYING, 1e-6], [len(targets), len(labels), len(labels)])
-    graph = coo_array((weights, (rows, columns))).tocsr()
+    # Older versions of scipy match with indices of 32 bits alone.
+    graph = coo_array((weights, (rows.astype(np.int32), columns.astype(np.int32)))).tocsr()
     matched = min_weight_full_bipartite_matching(graph, maximize=True)[1]
     outputs = np.append(outputs, np.full(len(labels), NO_OUTPUT))[matched]
     pairs = zip(labels.tolist(), outputs.tolist(), strict=True)
