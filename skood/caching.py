@@ -28,7 +28,7 @@ from .engine.objective import Term
 from .engine.training import Progress, Recipe, TrainingData
 from .exceptions import MemoryEntryWarning
 from .fingerprints import UnreadableError, fingerprint, found
-from .notices import warn_user
+from .notices import first_line, warn_user
 
 __all__ = ["TrainingMemory", "TrainingStore", "packed", "training_key", "unpacked"]
 
@@ -81,7 +81,7 @@ class TrainingMemory:
             return None if backend is None else Path(backend.location) / "skood"
         folder = os.fsdecode(memory)
         if not folder or "\0" in folder:
-            self.warn("keeps nothing", f"{_quoted(folder)!r} is no folder", "Pass one, or None")
+            self.warn("keeps nothing", f"{_end_of(folder)!r} is no folder", "Pass one, or None")
             return None
         return Path(folder) / "joblib" / "skood"
 
@@ -115,7 +115,7 @@ class TrainingStore:
             self._memory.warn(
                 "cannot use what was kept, so it is computed again",
                 _reason(error),
-                f"The entry is {_quoted(self.path)}",
+                f"The entry is {_end_of(self.path)}",
             )
             return None
         return progress
@@ -132,7 +132,7 @@ class TrainingStore:
             self._memory.warn(
                 "cannot keep this training, and the fit goes on without that",
                 _reason(error),
-                f"Pass {remedy}. The entry would be {_quoted(self.path)}",
+                f"Pass {remedy}. The entry would be {_end_of(self.path)}",
             )
 
     def _write(self, progress: Progress, path: Path) -> None:
@@ -279,10 +279,10 @@ def _remove_unfinished(folder: Path) -> None:
 def _reason(error: Exception) -> str:
     """What an error says, without the path, which may be long."""
     text = error.strerror if isinstance(error, OSError) else None
-    return _quoted(text or (str(error).splitlines() or [""])[0] or type(error).__name__)
+    return _end_of(text or first_line(error) or type(error).__name__)
 
 
-def _quoted(thing: Any) -> str:
+def _end_of(thing: Any) -> str:
     """The end of a text, which tells more of a path than its beginning."""
     text = str(thing)
     return text if len(text) <= LONGEST_QUOTE else f"...{text[-LONGEST_QUOTE:]}"

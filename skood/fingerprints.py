@@ -36,6 +36,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from .notices import first_line
+
 __all__ = ["UnreadableError", "fingerprint", "found"]
 
 PACKAGE = __name__.partition(".")[0]
@@ -75,7 +77,7 @@ def fingerprint(thing: Any, name: str = "it") -> bytes:
         reader.read(thing)
     except Exception as error:  # whatever the user's __reduce__, properties and such may raise
         place = ".".join([name, *reader.place])
-        reason = (str(error).splitlines() or [""])[0][:120]
+        reason = first_line(error)[:120]
         raise UnreadableError(f"{place[:120]} ({reason or type(error).__name__})") from error
     return reader.digest()
 

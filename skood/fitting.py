@@ -205,12 +205,8 @@ class Fit:
         detector = self.detector
         if detector.max_epochs == 0:
             return []
-
-        def features() -> Tensor:
-            pieces = forward_rows(network, data.rows.spaced(ROWS_OF_A_PENALTY), features=True)
-            return torch.cat([widened(hidden) for _, hidden, _ in pieces if hidden is not None])
-
-        penalty = fit_penalty(get_penalty(detector.penalty), features)
+        some = data.rows.spaced(ROWS_OF_A_PENALTY)
+        penalty = fit_penalty(get_penalty(detector.penalty), lambda: features_of(network, some))
         check_penalty(network, data.rows, penalty)
         terms = fine_tuning_terms(penalty, detector.get_params(deep=False))
         recipe = Recipe(
@@ -432,10 +428,10 @@ class Fit:
             key = self._memory.key(network, data, terms, recipe, detector.augment, seed)
             if key is not None:
                 store = self._memory.store(key)
-                resume = store.load(network.module)
+                resume = store.load(network.public)
         if self.ranks.size > 1:
             sent = self.ranks.from_first(None if resume is None else packed(resume))
-            resume = None if sent is None else unpacked(sent, network.module)
+            resume = None if sent is None else unpacked(sent, network.public)
         n_kept = 0 if resume is None else len(resume.history)
         with tqdm(
             total=recipe.epochs,
@@ -548,7 +544,7 @@ def scored(
 
 def check_score(network: Network, rows: Rows, score: ScoreFunction) -> None:
     """Refuse a score that mixes rows or draws at random, tried on some rows."""
-    some, what = rows.spaced(TRIAL_ROWS), f"score_function={score!r}"
+    some, what = rows.spaced(TRIAL_ROWS), f"score_function={quoted(score)}"
     if getattr(score, "uses_gradient", False):  # which is taken from a forward
 
         def values(picks: NDArray[np.intp]) -> Tensor:
@@ -571,13 +567,18 @@ def _halfway(values: Tensor) -> Tensor:
     return (values + values.roll(1, dims=0)) / 2
 
 
+def features_of(network: Network, rows: Rows) -> Tensor:
+    """Features (n, d) of rows, as training sees them."""
+    pieces = forward_rows(network, rows, features=True)
+    return torch.cat([widened(hidden) for _, hidden, _ in pieces if hidden is not None])
+
+
 def check_penalty(network: Network, rows: Rows, penalty: Penalty) -> None:
     """Refuse a penalty that mixes rows or draws at random, tried on some rows."""
-    pieces = forward_rows(network, rows.spaced(TRIAL_ROWS), features=True)
-    features = torch.cat([widened(hidden) for _, hidden, _ in pieces if hidden is not None])
+    features = features_of(network, rows.spaced(TRIAL_ROWS))
     term = Penalized(penalty, 0.0)
     check_row_by_row(
-        f"penalty={penalty!r}",
+        f"penalty={quoted(penalty)}",
         lambda picks: term.values(features[torch.from_numpy(picks).to(features.device)]),
         len(features),
         network.device,

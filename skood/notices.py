@@ -11,7 +11,7 @@ from contextvars import ContextVar
 from types import FrameType
 from typing import Any
 
-__all__ = ["Doubts", "held_back", "is_called_from", "quoted", "warn_user"]
+__all__ = ["Doubts", "first_line", "held_back", "is_called_from", "quoted", "warn_user"]
 
 QUOTED = 50
 """Characters that a message shows of a value that may be long."""
@@ -57,6 +57,11 @@ def is_called_from(*modules: str) -> bool:
             return True
         frame = frame.f_back
     return False
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of what an error says, as messages quote it; empty if it says nothing."""
+    return (str(error).splitlines() or [""])[0]
 
 
 def quoted(value: Any) -> str:

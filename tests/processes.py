@@ -1,12 +1,18 @@
-"""Processes that form a torch.distributed group, and run what the tests ask them to."""
+"""Other processes: a torch.distributed group that runs what the tests ask, and a fresh Python."""
 
 from __future__ import annotations
 
 import multiprocessing
+import os
+import subprocess
+import sys
 from datetime import timedelta
+from pathlib import Path
 
 import torch
 from torch import distributed
+
+import skood
 
 CONTEXT = multiprocessing.get_context("forkserver")
 # Imported once, for all processes of a session: torch._dynamo is what an optimizer needs.
@@ -14,6 +20,21 @@ CONTEXT.set_forkserver_preload(["skood", "sklearn.datasets", "torch._dynamo"])
 
 PATIENCE = 120
 """Seconds after which a process that does not answer counts as hanging."""
+
+
+def printed_elsewhere(*arguments):
+    """What Python prints in a process of its own, where hashes of strings are others."""
+    return subprocess.run(
+        [sys.executable, *arguments],
+        env={
+            **os.environ,
+            "PYTHONHASHSEED": "1",
+            "PYTHONPATH": str(Path(skood.__file__).parents[1]),
+        },
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+    ).stdout
 
 
 class Group:

@@ -7,7 +7,6 @@ import importlib
 import io
 import os
 import shutil
-import subprocess
 import sys
 import warnings
 from pathlib import Path
@@ -16,9 +15,9 @@ import numpy as np
 import pytest
 import torch
 from joblib import Memory
+from processes import printed_elsewhere
 from torch import nn
 
-import skood
 from skood import SparseEnergyOODDetector
 from skood.caching import UNFINISHED, TrainingMemory, training_key
 from skood.engine.objective import fine_tuning_terms
@@ -320,14 +319,7 @@ def test_keys_outlive_the_process(capsys):
     finally:
         torch.set_num_threads(n_threads)
     here = capsys.readouterr().out
-    elsewhere = subprocess.run(
-        [sys.executable, "-c", PROGRAM],
-        env={**os.environ, "PYTHONHASHSEED": "1"},
-        cwd=Path(skood.__file__).parents[1],
-        stdout=subprocess.PIPE,
-        text=True,
-        check=True,
-    ).stdout
+    elsewhere = printed_elsewhere("-c", PROGRAM)
     assert len(here.strip()) == 64
     assert elsewhere == here
 

@@ -10,6 +10,7 @@ import warnings
 import numpy as np
 import pytest
 import torch
+from contexts import default_dtype
 from modules import WidthAgnostic, trained_mlp
 from scipy.special import logsumexp, softmax
 from sklearn.base import clone
@@ -691,12 +692,9 @@ def test_accuracy_needs_labels_of_the_classifier(fitted, digits, y, message):
 
 def test_another_default_dtype_is_no_obstacle(digits):
     detector = SparseEnergyOODDetector(pretrain_epochs=1, max_epochs=1, random_state=0)
-    torch.set_default_dtype(torch.float64)
-    try:
+    with default_dtype(torch.float64):
         quiet_fit(detector, digits.X, digits.y)
         scores = detector.score_samples(digits.X_test)
-    finally:
-        torch.set_default_dtype(torch.float32)
     assert np.array_equal(detector.score_samples(digits.X_test), scores)
     assert detector.precision_["scoring"] == "float32"
 

@@ -1,8 +1,6 @@
 from __future__ import annotations
 
 import importlib
-import os
-import subprocess
 import sys
 import textwrap
 import types
@@ -12,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from processes import printed_elsewhere
 from torch import nn
 
 import skood
@@ -571,17 +570,7 @@ def test_fingerprints_outlive_the_process_and_its_hashes(users, tmp_path, capsys
     users("script", SCRIPT)
     importlib.import_module("script").show()
     as_module = capsys.readouterr().out
-    as_script = subprocess.run(
-        [sys.executable, str(tmp_path / "script.py")],
-        env={
-            **os.environ,
-            "PYTHONHASHSEED": "1",
-            "PYTHONPATH": str(Path(skood.__file__).parents[1]),
-        },
-        stdout=subprocess.PIPE,
-        text=True,
-        check=True,
-    ).stdout
+    as_script = printed_elsewhere(str(tmp_path / "script.py"))
     assert len(as_script.strip()) == 64
     assert as_module == as_script
 

@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from contexts import default_dtype
 from sklearn.base import clone
 from torch import nn
 
@@ -198,16 +199,6 @@ def test_results_do_not_depend_on_the_global_generators(digits):
                 np.random.set_state(state)
         scores.append(detector.score_samples(digits.X_test))
     assert np.array_equal(*scores)
-
-
-@contextmanager
-def default_dtype(dtype):
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(dtype)
-    try:
-        yield
-    finally:
-        torch.set_default_dtype(before)
 
 
 @contextmanager

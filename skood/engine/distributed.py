@@ -25,6 +25,7 @@ from torch import distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ..exceptions import LostRankError
+from ..notices import first_line
 
 T = TypeVar("T")
 
@@ -173,7 +174,7 @@ def joined_ranks() -> Iterator[Ranks]:
             raise
         raise LostRankError(
             f"This process{_name_of_rank()} lost the others of its torch.distributed group: "
-            f"{str(error).splitlines()[0]} One of them ended, or did not reach the same point "
+            f"{first_line(error)} One of them ended, or did not reach the same point "
             "within the group's time-out; look for its own error first. Every process of the group "
             "must call fit. Start all of them again: with memory= and a random_state, fit goes on "
             "after the last epoch."

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..exceptions import DeviceWarning
-from ..notices import quoted, warn_user
+from ..notices import first_line, quoted, warn_user
 
 VALUES_IN_CACHE = 2**20
 """Values of the largest tensor in a network with which a CPU scores fastest: 4 MB in float32."""
@@ -58,7 +58,7 @@ def resolve_device(device: str | torch.device) -> torch.device:
         torch.empty(0, device=resolved)
     except (RuntimeError, AssertionError, TypeError) as error:
         raise ValueError(
-            f"device={quoted(device)} cannot be used here ({str(error).splitlines()[0][:100]}); "
+            f"device={quoted(device)} cannot be used here ({first_line(error)[:100]}); "
             'pass "auto", "cpu" or a device that this machine and this build of torch have.'
         ) from error
     return resolved

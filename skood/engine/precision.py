@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from ..exceptions import PrecisionWarning
-from ..notices import warn_user
-from .copying import deepcopied
+from ..notices import first_line, warn_user
+from .copying import deepcopied, named_tensors
 from .hardware import autocast
 from .modes import set_mode
 from .network import Network, trainable
@@ -35,7 +35,7 @@ def in_float32(network: Network) -> Iterator[None]:
     if not _has_16_bits(module):
         yield
         return
-    dtypes = {name: tensor.dtype for name, tensor in _state(module).items()}
+    dtypes = {name: tensor.dtype for name, tensor in named_tensors(module).items()}
     dtype = torch.float32 if batcher.dtype in SIXTEEN_BITS else batcher.dtype
     network.batcher = dataclasses.replace(batcher, dtype=dtype)
     network.precision = dataclasses.replace(precision, scoring=precision.training)
@@ -44,7 +44,7 @@ def in_float32(network: Network) -> Iterator[None]:
         yield
     finally:
         module = network.public  # another, if it was trained
-        own = {id(tensor): dtypes[name] for name, tensor in _state(module).items()}
+        own = {id(tensor): dtypes[name] for name, tensor in named_tensors(module).items()}
         network.adopt(module._apply(lambda tensor: tensor.to(own.get(id(tensor), tensor.dtype))))
         network.batcher, network.precision = batcher, precision
 
@@ -79,7 +79,7 @@ def settle_precision(network: Network, batch: Tensor) -> None:
             return  # its own error comes up in training
         raise ValueError(
             "The network has weights in 16 bits, of which small steps change few, and cannot be "
-            f"trained with float32 weights instead ({_first_line(error)}). Remove what fixes a "
+            f"trained with float32 weights instead ({_shown(error)}). Remove what fixes a "
             "dtype in forward, as x.half() does, or pass module.float(); or pass max_epochs=0 "
             "(and pretrain_epochs=0) to use it as it is."
         ) from error
@@ -88,7 +88,7 @@ def settle_precision(network: Network, batch: Tensor) -> None:
     network.precision = dataclasses.replace(precision, training=other)
     if other is None:
         warn_user(
-            f"The network cannot be trained in bfloat16 ({_first_line(error)}), so it is trained "
+            f"The network cannot be trained in bfloat16 ({_shown(error)}), so it is trained "
             'in float32, which takes longer. Pass precision="float32" to say so yourself.',
             PrecisionWarning,
         )
@@ -122,18 +122,14 @@ def failure_in_training(
 def _not_in(precision: torch.dtype, error: Exception) -> str:
     name = str(precision).removeprefix("torch.")
     return (
-        f'The network does not work with precision="{name}" ({_first_line(error)}). Pass '
+        f'The network does not work with precision="{name}" ({_shown(error)}). Pass '
         'precision="float32" or "auto".'
     )
 
 
-def _first_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:90]}"
+def _shown(error: Exception) -> str:
+    return f"{type(error).__name__}: {first_line(error)[:90]}"
 
 
 def _has_16_bits(module: nn.Module) -> bool:
-    return any(tensor.dtype in SIXTEEN_BITS for tensor in _state(module).values())
-
-
-def _state(module: nn.Module) -> dict[str, Tensor]:
-    return {**dict(module.named_parameters()), **dict(module.named_buffers())}
+    return any(tensor.dtype in SIXTEEN_BITS for tensor in named_tensors(module).values())

@@ -20,6 +20,7 @@ from ..exceptions import RandomScoresWarning
 from ..notices import warn_user
 from .generators import watched_draws
 from .outputs import all_finite
+from .rows import spaced
 
 MOST_ROWS = 64
 """Rows on which functions are tried, at most."""
@@ -140,7 +141,7 @@ def _arrangements(n_rows: int) -> Iterator[NDArray[np.intp]]:
     yield np.concatenate([others + n_rows - 1, half])
     yield whole[::-1].copy()
     yield np.random.RandomState(0).permutation(n_rows)
-    for row in np.linspace(0, n_rows - 1, min(n_rows, ALONE)).astype(np.intp):
+    for row in spaced(n_rows, ALONE):
         yield np.array([row])
 
 

@@ -9,6 +9,8 @@ import torch
 from torch import nn
 from torch.jit import ScriptModule
 
+from ..notices import first_line
+
 
 class Scripted(nn.Module):
     """A TorchScript module that can be pickled."""
@@ -71,7 +73,7 @@ def wrapped_scripts(module: nn.Module) -> dict[int, Scripted]:
         return {id(script): Scripted(loaded(saved(script))) for script in _bare_scripts(module)}
     except RuntimeError as error:
         raise TypeError(
-            f"torch.jit.save and load refuse it ({str(error).splitlines()[0]}), as after "
+            f"torch.jit.save and load refuse it ({first_line(error)}), as after "
             "torch.jit.optimize_for_inference; pass the module as it was before that"
         ) from error
 

@@ -2,24 +2,14 @@ from __future__ import annotations
 
 import os
 import threading
-from contextlib import contextmanager
 
 import pytest
 import torch
+from contexts import default_dtype
 
 from skood.engine.surroundings import default_dtype_for, own_defaults, under_autocast, undisturbed
 
 CPU = torch.device("cpu")
-
-
-@contextmanager
-def default_dtype(dtype):
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(dtype)
-    try:
-        yield
-    finally:
-        torch.set_default_dtype(before)
 
 
 SURROUNDINGS = {

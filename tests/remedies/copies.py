@@ -11,15 +11,13 @@ from .common import IMAGES, X, case, convolutions, fit, network, says, scripted
 
 
 class Reaching(nn.Module):
-    """Calls its layer through a lambda, a method, or a module."""
+    """Calls its layer through a lambda or a method."""
 
     def __init__(self, kind: str) -> None:
         super().__init__()
         self.inner = network()
         if kind == "lambda":
             self.call = lambda x: self.inner(x)
-        elif kind == "module":
-            self.call = nn.Sequential(self.inner)
 
     def method(self, x: torch.Tensor) -> torch.Tensor:
         return self.inner(x)
@@ -97,14 +95,3 @@ class Unpicklable:
 
     def __reduce__(self) -> Any:
         raise TypeError("no pickle of this")
-
-
-class Plain(nn.Module):
-    """A classifier with a forward of its own."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.inner = network()
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.inner(x)

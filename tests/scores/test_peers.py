@@ -7,6 +7,7 @@ import copy
 import numpy as np
 import pytest
 import torch
+from contexts import default_dtype
 from made import fitted, scores_of
 from pytorch_ood import detector as peers
 
@@ -26,10 +27,8 @@ from skood.scores import (
 
 @pytest.fixture
 def _float64_by_default():
-    dtype = torch.get_default_dtype()
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(dtype)
+    with default_dtype(torch.float64):
+        yield
 
 
 def assert_agree(ours, theirs, scale=None):
