@@ -59,6 +59,8 @@ def as_rows(X: Any, preprocess: Loader | None = None, like: Kind | None = None) 
     With `preprocess`, X may hold anything; `like` says what the rows of fit were. A TypeError or
     ValueError says what to pass instead.
     """
+    if _are_plain(X) and (like is None or like.form == "numbers"):
+        return InMemory(X)  # what follows would find nothing, and takes as long as a small network
     if is_data_set(X):
         return rows_of_dataset(X, preprocess)
     _refuse_other_forms(X)
@@ -367,11 +369,17 @@ def _are_references(values: NDArray[Any] | Tensor) -> bool:
     )
 
 
+def _are_plain(values: Any) -> bool:
+    """Whether values are an array of rows of numbers, in which there is nothing to look for."""
+    if type(values) not in (np.ndarray, np.memmap):
+        return False
+    return values.dtype.kind in "biuf" and values.ndim > 1 and values.size > 0
+
+
 def _numbers(values: NDArray[Any], X: Any) -> NDArray[Any]:
     """Rows of numbers in two dimensions or more; an error says what else they are."""
-    plain = type(values) in (np.ndarray, np.memmap) and values.dtype.kind in "biuf"
-    if plain and values.ndim > 1 and values.size > 0:
-        return values  # scikit-learn would find nothing, and take longer than a small network
+    if _are_plain(values):
+        return values
     if values.ndim == 1 and values.dtype.kind not in "biufc" and len(values) > 0:
         raise ValueError(
             f"X holds {len(values)} values such as {quoted(values[0])}, which are no rows of "
