@@ -13,7 +13,6 @@ import copy
 import hashlib
 import json
 import os
-import shlex
 import shutil
 import sys
 import tempfile
@@ -29,7 +28,7 @@ from typing import Any
 import numpy as np
 import sklearn
 import torch
-from environment import machine, versions
+from environment import command_line, machine, versions
 from images import (
     NORMALISATIONS,
     Data,
@@ -99,7 +98,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     argv = sys.argv[1:] if argv is None else argv
     options = parse(argv)
     try:
-        study = Study(options, command(argv))
+        study = Study(options, command_line("benchmarks/paper.py", argv))
         make_folder(options.folder)
     except ValueError as error:
         sys.exit(f"error: {error}")
@@ -174,12 +173,6 @@ def sparse_method(text: str) -> Method:
     sparsity, distillation = (*values, 0.0)[:2]
     name = ":".join([penalty if sparsity else CONTROL, *(f"{v:g}" for v in values if v)])
     return Method(name, penalty if sparsity else "", sparsity, distillation_weight=distillation)
-
-
-def command(argv: Sequence[str]) -> str:
-    """The command line, files without their folders."""
-    words = [Path(word).name if os.sep in word else word for word in argv]
-    return shlex.join(["python", "benchmarks/paper.py", *words])
 
 
 def make_folder(folder: Path) -> None:
