@@ -62,7 +62,7 @@ FULL = Size(
     ),
 )
 TOY = Size(
-    id_sets=("cifar100",),
+    id_sets=("cifar10",),
     network="wrn10_1_dropout0.3",
     pretraining=("--epochs", "1"),
     table=("--epochs", "1", "--ood-rows", "5"),
@@ -71,7 +71,7 @@ TOY = Size(
     scores=("--scores", "msp"),
     speed=("--only", "import", "--repeats", "1"),
 )
-TOY_ROWS = {"train": 200, "test": 40}
+TOY_ROWS = {"train": 60, "test": 40}
 
 
 @dataclass(frozen=True)

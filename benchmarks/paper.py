@@ -503,12 +503,12 @@ class Scorer:
 
     def fitted(self, score: Any) -> Any:
         """The score with its statistics, of the rows that the network was fine-tuned on."""
-        labels = torch.from_numpy(self.study.data.y_train[self.fit_rows].astype(np.int64))
-        outputs = (
-            Outputs(*piece, some_labels)
-            for piece, some_labels in zip(self.pieces("id_fit"), labels.split(PIECE), strict=True)
-        )
-        return fit_score(score, outputs, self.head)
+        return fit_score(score, self.labelled("id_fit", self.fit_rows), self.head)
+
+    def labelled(self, name: str, rows: NDArray[np.intp]) -> list[Outputs]:
+        """Outputs of some training rows, piece by piece."""
+        labels = torch.from_numpy(self.study.data.y_train[rows].astype(np.int64)).split(PIECE)
+        return [Outputs(*piece, of) for piece, of in zip(self.pieces(name), labels, strict=True)]
 
     def head(self) -> Head:
         linear: Any = self.detector.module_.get_submodule(self.detector.head_)
