@@ -69,7 +69,7 @@ TOY = Size(
     detectors=("l1:0.02",),
     seeds=("0",),
     scores=("--scores", "msp"),
-    speed=("--only", "import", "--repeats", "1"),
+    speed=("--only", "one-row", "--repeats", "1"),
 )
 TOY_ROWS = {"train": 60, "test": 40}
 

@@ -203,9 +203,9 @@ class Study:
         }
         if not self.apart:
             raise ValueError(
-                f"the mean would be over no set, as {' and '.join(self.related)} come from the "
-                f"source of {options.outliers}. Give another of the paper's sets as well, such as "
-                "svhn.npz."
+                "the mean would be over no set, as the images of "
+                f"{' and '.join(self.related)} come from the source of {options.outliers}. Give "
+                "another of the paper's sets as well, such as svhn.npz."
             )
         names = [method.name for method in self.methods]
         if len(set(names)) < len(names):

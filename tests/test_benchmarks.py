@@ -694,7 +694,7 @@ def change(name, **arrays):
         (
             lambda: Path("noise.npz").rename("tinyimagenet_crop.npz"),
             {"ood": ["tinyimagenet_crop.npz"], "outliers": "outliers.npz"},
-            "over no set, as tinyimagenet_crop come from the source of outliers.npz. Give another",
+            "over no set, as the images of tinyimagenet_crop come from the source of outliers.npz",
         ),
         (None, {"folder": "net.pt"}, "--folder net.pt cannot be written"),
         (
