@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import os
 import platform
+import shlex
+from collections.abc import Iterable
+from pathlib import Path
 
 import numpy as np
 import sklearn
@@ -21,3 +24,9 @@ def versions() -> str:
 
 def machine() -> str:
     return f"{platform.machine()}, {os.cpu_count()} cores, threads used {torch.get_num_threads()}"
+
+
+def command_line(script: str, arguments: Iterable[str]) -> str:
+    """To be repeated elsewhere: files without their folders."""
+    words = [Path(word).name if os.sep in word else word for word in arguments]
+    return shlex.join(["python", *script.split(), *words])

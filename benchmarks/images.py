@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from kinds import NOISE, SUMMARIES
 from numpy.typing import NDArray
 from torch import nn
 
@@ -28,7 +29,7 @@ NORMALISATIONS = {
     "densenet": NormalizeImages((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)),
 }
 
-RESERVED = ("mean", "mean_apart", "id_test", "id_held_out", "surrogates")
+RESERVED = (*NOISE, *SUMMARIES, "id_test", "id_held_out", "surrogates")
 """What no OOD set may be called, as results are filed under these names."""
 
 
@@ -55,7 +56,14 @@ def add_data_options(parser: argparse.ArgumentParser) -> None:
     """The files, and how the network takes their images."""
     add = parser.add_argument
     add("--id", type=Path, required=True, metavar="FILE.npz", help="x_train, y_train, x_test ...")
-    add("--ood", type=Path, required=True, nargs="+", metavar="FILE.npz", help="x, one set a file")
+    add(
+        "--ood",
+        type=Path,
+        required=True,
+        nargs="+",
+        metavar="FILE.npz",
+        help="x, one set a file; of an ID set its x_test",
+    )
     add("--network", required=True, help="resnet20, resnet56, wrn40_2, ...")
     add("--checkpoint", type=Path, required=True, metavar="FILE.pt", help="its state_dict")
     add(
@@ -140,8 +148,10 @@ def read_id(path: Path) -> dict[str, NDArray[Any]]:
 
 
 def read_set(path: Path, shape: tuple[int, ...]) -> Images:
-    x = read_arrays(path, ["x"])["x"]
-    check_images(x, f"{path}: x", shape)
+    """Images of one set; of an ID set those that no network was trained on."""
+    name = "x_test" if "x_test" in names_in(path) else "x"
+    x = read_arrays(path, [name])[name]
+    check_images(x, f"{path}: {name}", shape)
     return x
 
 
@@ -167,16 +177,21 @@ def existing(path: Path) -> Path:
     return path
 
 
-def read_arrays(path: Path, names: list[str]) -> dict[str, NDArray[Any]]:
+def names_in(path: Path) -> list[str]:
     if not zipfile.is_zipfile(existing(path)):
         raise ValueError(f"{path}: not an .npz file; write it with numpy.savez.")
     with np.load(path) as arrays:
-        missing = [name for name in names if name not in arrays.files]
-        if missing:
-            raise ValueError(
-                f"{path}: lacks {', '.join(missing)}; expected the arrays {', '.join(names)}, got "
-                f"{', '.join(arrays.files)}."
-            )
+        return list(arrays.files)
+
+
+def read_arrays(path: Path, names: list[str]) -> dict[str, NDArray[Any]]:
+    found = names_in(path)
+    if missing := [name for name in names if name not in found]:
+        raise ValueError(
+            f"{path}: lacks {', '.join(missing)}; expected the arrays {', '.join(names)}, got "
+            f"{', '.join(found)}."
+        )
+    with np.load(path) as arrays:
         try:
             return {name: arrays[name] for name in names}
         except (ValueError, zipfile.BadZipFile) as error:  # pickled objects, damaged bytes

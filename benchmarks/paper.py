@@ -13,7 +13,6 @@ import copy
 import hashlib
 import json
 import os
-import shlex
 import shutil
 import sys
 import tempfile
@@ -29,7 +28,7 @@ from typing import Any
 import numpy as np
 import sklearn
 import torch
-from environment import machine, versions
+from environment import command_line, machine, versions
 from images import (
     NORMALISATIONS,
     Data,
@@ -43,6 +42,7 @@ from images import (
     read_data,
     read_network,
 )
+from kinds import STAND_INS, by_kind, kind_row, noise_sets, of_the_six
 from numpy.typing import NDArray
 from tables import CONTROL, MAIN_SCORE, SROE, UNTOUCHED, Results, Row, write_results
 from torch import Tensor, nn
@@ -51,6 +51,7 @@ import skood
 from skood import SparseEnergyOODDetector
 from skood.calibration import calibration_split, place_threshold
 from skood.engine.inference import forward_rows
+from skood.engine.training import Recipe
 from skood.exceptions import DivergenceError
 from skood.fingerprints import fingerprint
 from skood.metrics import aupr, auroc, fpr_at_tpr
@@ -62,9 +63,6 @@ from skood.scores import Head, Outputs, apply_score, fit_score, get_score, list_
 
 Key = dict[str, Any]
 Arrays = dict[str, NDArray[Any]]
-
-STAND_INS = {"tinyimagenet_crop": "LSUN-C", "tinyimagenet_resize": "LSUN-R", "intel_scenes": "iSUN"}
-"""OOD sets that take the place of those in the paper."""
 
 SAME_SOURCE = {"outliers": ("tinyimagenet_crop", "tinyimagenet_resize")}
 """OOD sets from the source of a set of outliers, whose results beside it do not count."""
@@ -100,7 +98,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     argv = sys.argv[1:] if argv is None else argv
     options = parse(argv)
     try:
-        study = Study(options, command(argv))
+        study = Study(options, command_line("benchmarks/paper.py", argv))
         make_folder(options.folder)
     except ValueError as error:
         sys.exit(f"error: {error}")
@@ -177,12 +175,6 @@ def sparse_method(text: str) -> Method:
     return Method(name, penalty if sparsity else "", sparsity, distillation_weight=distillation)
 
 
-def command(argv: Sequence[str]) -> str:
-    """The command line, files without their folders."""
-    words = [Path(word).name if os.sep in word else word for word in argv]
-    return shlex.join(["python", "benchmarks/paper.py", *words])
-
-
 def make_folder(folder: Path) -> None:
     try:
         for part in ("networks", "cells"):
@@ -205,13 +197,15 @@ class Study:
         # The same test rows for every seed: what is left is the spread due to fine-tuning.
         testing = draw(n_test, options.test_rows, seed=0)
         self.x_test, self.y_test = self.data.x_test[testing], self.data.y_test[testing]
+        ood_sets = self.data.ood | noise_sets(self.x_test.shape[1:])
         self.ood: dict[str, Images] = {
-            name: x[draw(len(x), options.ood_rows, seed=0)] for name, x in self.data.ood.items()
+            name: x[draw(len(x), options.ood_rows, seed=0)] for name, x in ood_sets.items()
         }
-        if self.related and len(self.related) == len(self.ood):
+        if not self.apart:
             raise ValueError(
-                f"every OOD set comes from the source of {options.outliers}, so none would count. "
-                "Give others as well."
+                "the mean would be over no set, as the images of "
+                f"{' and '.join(self.related)} come from the source of {options.outliers}. Give "
+                "another of the paper's sets as well, such as svhn.npz."
             )
         names = [method.name for method in self.methods]
         if len(set(names)) < len(names):
@@ -263,6 +257,11 @@ class Study:
         sources = SAME_SOURCE.get(self.options.outliers.stem, ())
         return [name for name in self.ood if name in sources]
 
+    @property
+    def apart(self) -> list[str]:
+        """OOD sets of the mean by which all detectors compare."""
+        return [name for name in of_the_six(self.ood) if name not in self.related]
+
     def epochs(self, method: Method) -> int:
         return 0 if method.name == UNTOUCHED else int(self.options.epochs)
 
@@ -273,6 +272,17 @@ class Study:
             random_state=seed,
             **parameters,
         )
+
+
+def n_steps(n_rows: int, batch_size: int) -> int:
+    """Steps of an epoch; a last batch of a single row is left out."""
+    return max(1, -(-(n_rows - 1) // batch_size))
+
+
+def sum_of_rates(steps: int, learning_rate: float) -> float:
+    """Down half a cosine: the cosines of all steps but the first cancel each other."""
+    low = min(Recipe.final_learning_rate, learning_rate)
+    return steps * low + (learning_rate - low) * (steps + 1) / 2 if steps else 0.0
 
 
 def opened(study: Study, module: nn.Module, **parameters: Any) -> SparseEnergyOODDetector:
@@ -493,12 +503,12 @@ class Scorer:
 
     def fitted(self, score: Any) -> Any:
         """The score with its statistics, of the rows that the network was fine-tuned on."""
-        labels = torch.from_numpy(self.study.data.y_train[self.fit_rows].astype(np.int64))
-        outputs = (
-            Outputs(*piece, some_labels)
-            for piece, some_labels in zip(self.pieces("id_fit"), labels.split(PIECE), strict=True)
-        )
-        return fit_score(score, outputs, self.head)
+        return fit_score(score, self.labelled("id_fit", self.fit_rows), self.head)
+
+    def labelled(self, name: str, rows: NDArray[np.intp]) -> list[Outputs]:
+        """Outputs of some training rows, piece by piece."""
+        labels = torch.from_numpy(self.study.data.y_train[rows].astype(np.int64)).split(PIECE)
+        return [Outputs(*piece, of) for piece, of in zip(self.pieces(name), labels, strict=True)]
 
     def head(self) -> Head:
         linear: Any = self.detector.module_.get_submodule(self.detector.head_)
@@ -567,12 +577,16 @@ class SeedRun:
     """All networks of one seed, and what failed."""
 
     seed: int
+    n_training: int
+    """Rows that the networks were fine-tuned on."""
+
     measured: list[Measured]
     failures: dict[str, str]
 
 
 def run_seed(study: Study, seed: int) -> SeedRun:
-    rows, run = rows_of(study, seed), SeedRun(seed, [], {})
+    rows = rows_of(study, seed)
+    run = SeedRun(seed, len(rows.training), [], {})
     for method in study.methods:
         start = time.perf_counter()
         network = fine_tuned(study, method, seed, rows)
@@ -597,54 +611,103 @@ def say(text: str) -> None:
 # From scores to results
 
 
-def result_rows(study: Study, of_one: Measured) -> Iterator[Row]:
-    """Rows of results.csv, for each score and OOD set, and for the means over them."""
-    method, seed = of_one.method, of_one.seed
-    energies = of_one.scores[MAIN_SCORE]
-    means = {"mean": list(study.ood)}
-    if study.related:
-        means["mean_apart"] = [name for name in study.ood if name not in study.related]
-    for score, by_set in of_one.scores.items():
-        score_id = by_set["id_test"]
+Metrics = dict[str, float]
+
+
+def result_rows(study: Study, run: SeedRun) -> Iterator[Row]:
+    """Rows of results.csv, for each network, score and OOD set, and for what sums them up."""
+    judged = {
+        (one.method.name, score): judged_sets(study, one, score)
+        for one in run.measured
+        for score in one.scores
+    }
+    l1_norms = {one.method.name: float(one.description["l1"].mean()) for one in run.measured}
+    for one in run.measured:
+        method = one.method
+        energies = one.scores[MAIN_SCORE]
+        steps = study.epochs(method) * n_steps(run.n_training, study.trial.batch_size)
         common = {
             "id": study.options.id.stem,
             "network": study.options.network,
             "checkpoint": study.checkpoint,
             "train_rows": study.train_rows,
             "epochs": study.epochs(method),
-            "seed": seed,
+            "seed": run.seed,
             "detector": method.name,
             "penalty": method.penalty,
             "weight": method.weight,
             "outlier_weight": method.outlier_weight,
             "distillation_weight": method.distillation_weight,
             "learning_rate": study.learning_rate,
-            "score": score,
-            "accuracy": float(of_one.right.mean()),
-            **kept_shares(score_id, by_set["id_held_out"], seed),
-            "mean_l1": float(of_one.description["l1"].mean()),
-            "hoyer": float(of_one.description["hoyer"].mean()),
+            "sum_of_rates": sum_of_rates(steps, study.learning_rate),
+            "accuracy": float(one.right.mean()),
+            "mean_l1": l1_norms[method.name],
+            "l1_of_control": l1_norms[method.name] / l1_norms.get(CONTROL, np.nan),
+            "hoyer": float(one.description["hoyer"].mean()),
             "surrogate_auroc": auroc(energies["id_held_out"], energies["surrogates"]),
             "energy_id": -float(energies["id_test"].mean()),
         }
-        values = {
-            name: {
-                "fpr95": fpr_at_tpr(score_id, by_set[name], TPR),
-                "fpr95_nearest": fpr_at_tpr(score_id, by_set[name], TPR, method="nearest"),
-                "auroc": auroc(score_id, by_set[name]),
-                "aupr": aupr(score_id, by_set[name]),
-                "energy_ood": -float(energies[name].mean()),
-            }
-            for name in study.ood
+        for score, by_set in one.scores.items():
+            own = judged[method.name, score]
+            before = (judged[UNTOUCHED, MAIN_SCORE], judged[UNTOUCHED, score])
+            summaries = summed_up(study, own, *before)
+            kept = kept_shares(by_set["id_test"], by_set["id_held_out"], run.seed)
+            for name, metrics in {**own, **summaries}.items():
+                yield {**common, **kept, "score": score, "ood_set": name, **metrics}
+
+
+def judged_sets(study: Study, of_one: Measured, score: str) -> dict[str, Metrics]:
+    by_set, energies = of_one.scores[score], of_one.scores[MAIN_SCORE]
+    score_id = by_set["id_test"]
+    return {
+        name: {
+            "fpr95": fpr_at_tpr(score_id, by_set[name], TPR),
+            "fpr95_nearest": fpr_at_tpr(score_id, by_set[name], TPR, method="nearest"),
+            "auroc": auroc(score_id, by_set[name]),
+            "aupr": aupr(score_id, by_set[name]),
+            "energy_ood": -float(energies[name].mean()),
         }
-        for name, value in values.items():
-            yield {**common, "ood_set": name, **value}
-        for name, sets in means.items():
-            mean = {
-                metric: float(np.mean([values[of][metric] for of in sets]))
-                for metric in values[sets[0]]
-            }
-            yield {**common, "ood_set": name, **mean}
+        for name in study.ood
+    }
+
+
+def summed_up(
+    study: Study,
+    by_set: dict[str, Metrics],
+    untouched: dict[str, Metrics],
+    untouched_same_score: dict[str, Metrics],
+) -> dict[str, Metrics]:
+    """The paper's mean, the mean of each kind and over kinds, and the worst change of a kind."""
+    means = {"mean": mean_of(by_set, of_the_six(study.ood))}
+    if study.related:
+        means["mean_apart"] = mean_of(by_set, study.apart)
+    kinds = of_kinds(by_set)
+    return {
+        **means,
+        **{kind_row(kind): metrics for kind, metrics in kinds.items()},
+        "mean_kinds": mean_of(kinds, kinds),
+        "worst_change": worst_change(kinds, of_kinds(untouched)),
+        "worst_change_same_score": worst_change(kinds, of_kinds(untouched_same_score)),
+    }
+
+
+def of_kinds(by_set: dict[str, Metrics]) -> dict[str, Metrics]:
+    return {kind: mean_of(by_set, members) for kind, members in by_kind(by_set).items()}
+
+
+def mean_of(of_each: dict[str, Metrics], names: Iterable[str]) -> Metrics:
+    chosen = [of_each[name] for name in names]
+    return {metric: float(np.mean([one[metric] for one in chosen])) for metric in chosen[0]}
+
+
+def worst_change(kinds: dict[str, Metrics], before: dict[str, Metrics]) -> Metrics:
+    """By each metric, the change of the kind that fares worst beside the untouched network."""
+    worst = {"fpr95": max, "fpr95_nearest": max, "auroc": min, "aupr": min}
+    changes = {
+        metric: float(of_all(kinds[kind][metric] - before[kind][metric] for kind in kinds))
+        for metric, of_all in worst.items()
+    }
+    return {**changes, "energy_ood": float("nan")}
 
 
 def kept_shares(
@@ -667,7 +730,7 @@ def differences(study: Study, runs: Sequence[SeedRun]) -> list[Row]:
     The draws of seeds and rows are shared by all methods, so that their noise cancels.
     """
     random = np.random.default_rng(0)
-    sets = [name for name in study.ood if name not in study.related]
+    sets = study.apart
     by_name = [{one.method.name: one for one in run.measured} for run in runs]
     names = common_names(runs)
     if CONTROL not in names:
@@ -734,13 +797,7 @@ def report(study: Study, runs: Sequence[SeedRun]) -> Results:
     """Write everything that is known after these seeds."""
     folder = study.options.folder
     names = common_names(runs)
-    rows = [
-        row
-        for run in runs
-        for one in run.measured
-        if one.method.name in names
-        for row in result_rows(study, one)
-    ]
+    rows = [row for run in runs for row in result_rows(study, run) if row["detector"] in names]
     results = Results(rows, description_of_run(study, runs))
     write_results(folder / "results.csv", rows)
     text = json.dumps(results.run, indent=2, ensure_ascii=False)
@@ -781,6 +838,8 @@ def description_of_run(study: Study, runs: Sequence[SeedRun]) -> dict[str, Any]:
         "outlier_rows": 0 if data.outliers is None else len(data.outliers),
         "outlier_weight": SPARSE_WITH_OUTLIERS.outlier_weight,
         "sroe_weight": SPARSE_WITH_OUTLIERS.weight,
+        "mean_of": of_the_six(study.ood),
+        "kinds": by_kind(study.ood),
         "stand_ins": {name: other for name, other in STAND_INS.items() if name in study.ood},
         "related": study.related,
         "failures": joined(run.failures for run in runs),

@@ -34,8 +34,9 @@ from images import (
     read_data,
     read_network,
 )
+from kinds import STAND_INS
 from numpy.typing import NDArray
-from paper import STAND_INS, a_seed
+from paper import a_seed
 from tables import CONTROL, UNTOUCHED, Table
 from torch import Tensor, nn
 

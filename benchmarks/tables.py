@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from kinds import SUMMARIES, by_kind, kind_row
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -23,15 +24,27 @@ Row = dict[str, Any]
 WORDS = ("id", "network", "checkpoint", "detector", "penalty", "score", "ood_set")
 COUNTS = ("train_rows", "epochs", "seed")
 METRICS = ("fpr95", "fpr95_nearest", "auroc", "aupr")
-SHARES = (*METRICS, "accuracy", "kept_training", "kept_fresh", "hoyer", "surrogate_auroc")
+SHARES = (
+    *METRICS,
+    "accuracy",
+    "l1_of_control",
+    "kept_training",
+    "kept_fresh",
+    "hoyer",
+    "surrogate_auroc",
+)
 COLUMNS = (
     *("id", "network", "checkpoint", "train_rows", "epochs", "seed"),
     *("detector", "penalty", "weight", "outlier_weight"),
-    *("distillation_weight", "learning_rate", "score", "ood_set"),
+    *("distillation_weight", "learning_rate", "sum_of_rates", "score", "ood_set"),
     *METRICS,
     *("accuracy", "kept_training", "kept_fresh"),
-    *("mean_l1", "hoyer", "surrogate_auroc", "energy_id", "energy_ood"),
+    *("mean_l1", "l1_of_control", "hoyer", "surrogate_auroc", "energy_id", "energy_ood"),
 )
+
+MEANS = ("mean", "mean_apart")
+"""Means over OOD sets, which tables show beside them."""
+CHANGES = ("worst_change", "worst_change_same_score")
 
 UNTOUCHED, CONTROL, SROE = "untouched", "control", "sroe"
 MAIN_SCORE = "energy"
@@ -46,12 +59,17 @@ TITLES = {
     "kept_training": "kept, training rows",
     "kept_fresh": "kept, fresh rows",
     "mean_l1": "mean L1",
+    "l1_of_control": "mean L1, of the control's",
+    "sum_of_rates": "sum of rates",
     "hoyer": "Hoyer index",
     "surrogate_auroc": "AUROC, surrogates",
     "energy_id": "energy, ID",
     "energy_ood": "energy, OOD",
     "mean": "mean",
     "mean_apart": "mean, outliers' source apart",
+    "mean_kinds": "mean over kinds",
+    "worst_change": "worst change of a kind",
+    "worst_change_same_score": "the same, under the same score",
 }
 
 
@@ -107,7 +125,11 @@ class Results:
         self.run = run
         self.detectors = list(dict.fromkeys(row["detector"] for row in rows))
         self.scores = list(dict.fromkeys(row["score"] for row in rows))
-        self.sets = list(dict.fromkeys(row["ood_set"] for row in rows))
+        names = dict.fromkeys(row["ood_set"] for row in rows)
+        self.kinds = [name for name in names if name.startswith(kind_row(""))]
+        self.sets = [
+            name for name in names if name in MEANS or name not in [*self.kinds, *SUMMARIES]
+        ]
         self.settings = {row["detector"]: row for row in rows}
         self.related: list[str] = run["related"]
         self._cells: dict[tuple[str, str, str], list[Row]] = {}
@@ -129,7 +151,9 @@ class Results:
 
     def counts(self, detector: str, ood_set: str) -> bool:
         """Whether a result counts: not where the outliers come from the set's own source."""
-        return detector != SROE or ood_set not in [*self.related, *(["mean"] * bool(self.related))]
+        kinds = [kind_row(kind) for kind in by_kind(self.related)]
+        spoiled = [*self.related, *kinds, *(name for name in SUMMARIES if name != "mean_apart")]
+        return detector != SROE or not self.related or ood_set not in spoiled
 
     def values(
         self, metric: str, detector: str, score: str = MAIN_SCORE, ood_set: str = "mean"
@@ -141,14 +165,15 @@ class Results:
         self, metric: str, detector: str, score: str = MAIN_SCORE, ood_set: str = "mean"
     ) -> str:
         values = self.values(metric, detector, score, ood_set)
-        text = spread(100 * values if metric in SHARES else values, 1 if metric in SHARES else 2)
+        sign = "+" if ood_set in CHANGES else ""
+        scale, digits = (100, 1) if metric in SHARES else (1, 2)
+        text = spread(scale * values, digits, sign)
         of_the_set = metric in (*METRICS, "energy_ood")
         return f"({text})" if of_the_set and not self.counts(detector, ood_set) else text
 
     def set_title(self, ood_set: str) -> str:
         title = TITLES.get(ood_set, ood_set)
-        is_mean = ood_set in ("mean", "mean_apart")
-        return f"{title} (not the paper's)" if is_mean and self.run["stand_ins"] else title
+        return f"{title} (not the paper's)" if ood_set in MEANS and self.run["stand_ins"] else title
 
     # The tables
 
@@ -187,6 +212,37 @@ class Results:
             ],
         )
 
+    def by_kind(self, metric: str) -> Table:
+        """Detectors and scores against kinds of outliers, and their changes."""
+        columns = [self.fair_mean, *self.kinds, "mean_kinds", *CHANGES]
+        titles = [self.set_title(name).removeprefix(kind_row("")) for name in columns]
+        return Table(
+            f"{TITLES[metric]} by kind, percent; changes from the {UNTOUCHED} network, points",
+            ["detector", "score", *titles, "worst kind"],
+            [
+                [
+                    d,
+                    s,
+                    *(self.cell(metric, d, s, name) for name in columns),
+                    self.worst(metric, d, s),
+                ]
+                for d, s in self.pairs
+            ],
+            n_names=2,
+        )
+
+    def worst(self, metric: str, detector: str, score: str) -> str:
+        """The kind that fares worst beside the untouched network under the paper's score."""
+        if (detector, score) == (UNTOUCHED, MAIN_SCORE):
+            return ""
+        changes = {
+            kind: self.values(metric, detector, score, kind).mean()
+            - self.values(metric, UNTOUCHED, ood_set=kind).mean()
+            for kind in self.kinds
+        }
+        of_all = max if metric.startswith("fpr") else min
+        return of_all(changes, key=lambda kind: changes[kind]).removeprefix(kind_row(""))
+
     def realised(self) -> Table:
         """What thresholds keep of the ID test rows."""
         metrics = ("kept_training", "kept_fresh")
@@ -200,7 +256,15 @@ class Results:
     def sweep(self) -> Table:
         """What each weight does to detection, accuracy, features and energies."""
         means = ["mean", "mean_apart"] if self.related else ["mean"]
-        others = ["accuracy", "surrogate_auroc", "mean_l1", "hoyer", "energy_id", "energy_ood"]
+        others = [
+            "accuracy",
+            "surrogate_auroc",
+            "sum_of_rates",
+            "mean_l1",
+            "l1_of_control",
+            "hoyer",
+        ]
+        others += ["energy_id", "energy_ood"]
         lines = []
         for detector in self.detectors:
             settings = self.settings[detector]
@@ -253,13 +317,15 @@ class Results:
         run = self.run
         seeds = ", ".join(map(str, run["seeds"]))
         ood = ", ".join(f"{name} ({n_rows} rows)" for name, n_rows in run["ood"].items())
+        kinds = "; ".join(f"{kind}: {', '.join(of)}" for kind, of in run["kinds"].items())
         train, test = (
             f"{run[f'{part}_rows']} of {run[f'all_{part}_rows']}" for part in ("train", "test")
         )
         lines = [
             f"ID: {run['id']}, {run['n_classes']} classes, {train} training rows, drawn by each "
             f"seed; {test} test rows, the same for all seeds",
-            f"OOD: {ood}",
+            f"OOD: {ood}; the mean is over {', '.join(run['mean_of'])}",
+            f"kinds of OOD: {kinds}",
             f"network: {run['network']}, {run['checkpoint']} (SHA-256 {run['checkpoint_digest']}"
             f"...), normalised as {run['normalise']}",
             f"fine-tuning: epochs {run['epochs']}, learning rate {run['learning_rate']:g}, flips, "
@@ -301,6 +367,7 @@ class Results:
         parts.append(f"    {self.run['command']}")
         parts += [*self.notes(), 'What the columns mean: benchmarks/README.md, "Columns".']
         tables = [self.by_set(metric) for metric in ("fpr95", "auroc", "aupr", "fpr95_nearest")]
+        tables += [self.by_kind(metric) for metric in ("fpr95", "auroc")]
         for table in (*tables, self.by_score("fpr95"), self.realised(), self.sweep()):
             parts += [f"## {table.title}", table.markdown()]
         table = self.differences()
@@ -399,6 +466,6 @@ class Results:
         return figure
 
 
-def spread(values: np.ndarray, digits: int) -> str:
-    text = f"{values.mean():.{digits}f}"
+def spread(values: np.ndarray, digits: int, sign: str = "") -> str:
+    text = f"{values.mean():{sign}.{digits}f}"
     return text if len(values) == 1 else f"{text} ± {values.std(ddof=1):.{digits}f}"

@@ -139,7 +139,10 @@ def test_paper_end_to_end(paper, files, module, capsys):
         for seed in "01"
         for detector in (("untouched", "0"), ("control", "1"), ("l1:0.01", "1"))
         for score in ("energy", "knn")
-        for ood_set in ("noise", "intel_scenes", "mean")
+        for ood_set in (
+            *("noise", "intel_scenes", "uniform_pixels", "flat_colours", "mean"),
+            *("kind:scenes", "kind:noise", "mean_kinds", "worst_change", "worst_change_same_score"),
+        )
     ]
 
     # The untouched classifier, from its logits alone.
@@ -153,12 +156,12 @@ def test_paper_end_to_end(paper, files, module, capsys):
         }
     score_id = torch.logsumexp(z, 1).numpy()
     threshold = np.sort(score_id)[160 - 152]  # 152 of 160 are 95 %
-    fpr = {name: np.mean(scores >= threshold) for name, scores in ood.items()}
     for row in rows:
         if (row["detector"], row["score"]) != ("untouched", "energy"):
             continue
-        if row["ood_set"] == "mean":
-            assert_holds(row, fpr95=np.mean(list(fpr.values())))
+        if row["ood_set"] in ("mean", "kind:scenes"):  # intel_scenes is the only one of the six
+            assert_holds(row, fpr95=np.mean(ood["intel_scenes"] >= threshold))
+        if row["ood_set"] not in ood:
             continue
         scores = ood[row["ood_set"]]
         is_id = np.repeat([1, 0], [160, len(scores)])
@@ -166,7 +169,7 @@ def test_paper_end_to_end(paper, files, module, capsys):
         fresh = np.sort(score_id[order[:80]])[3]  # rank 4 = floor(0.05 * 81)
         assert_holds(
             row,
-            fpr95=fpr[row["ood_set"]],
+            fpr95=np.mean(scores >= threshold),
             # Also 152 of 160, by the most lenient threshold that keeps as many.
             fpr95_nearest=np.mean(scores > np.sort(score_id)[160 - 153]),
             auroc=np.mean(score_id[:, None] > scores),
@@ -179,6 +182,116 @@ def test_paper_end_to_end(paper, files, module, capsys):
     # Fine-tuning did something, and the weight something else.
     means = [row for row in rows if row["ood_set"] == "mean" and row["score"] == "energy"]
     assert len({row["energy_id"] for row in means[:3]}) == 3
+
+
+def test_the_worst_change_is_that_of_one_kind_beside_the_untouched_network(paper, files, capsys):
+    np.savez("mine.npz", x=np.load("noise.npz")["x"] // 3)
+    paper.main(arguments(ood=["noise.npz", "mine.npz", "intel_scenes.npz"], scores=["knn"]))
+    fpr, area = (
+        {(row["detector"], row["score"], row["ood_set"]): float(row[metric]) for row in results()}
+        for metric in ("fpr95", "auroc")
+    )
+    # A set that is in no kind is one; one that is called as a kind belongs to it.
+    kinds = {
+        "scenes": ["intel_scenes"],
+        "noise": ["noise", "uniform_pixels", "flat_colours"],
+        "mine": ["mine"],
+    }
+    for name in ("untouched", "control", "l1:0.01"):
+        for score in ("energy", "knn"):
+            for metric, worst in ((fpr, max), (area, min)):
+                own, given, same = (
+                    {
+                        kind: np.mean([metric[*detector, ood_set] for ood_set in members])
+                        for kind, members in kinds.items()
+                    }
+                    for detector in ((name, score), ("untouched", "energy"), ("untouched", score))
+                )
+                for row, expected in (
+                    ("kind:noise", own["noise"]),
+                    ("mean_kinds", np.mean(list(own.values()))),
+                    ("worst_change", worst(own[kind] - given[kind] for kind in kinds)),
+                    ("worst_change_same_score", worst(own[kind] - same[kind] for kind in kinds)),
+                ):
+                    found = metric[name, score, row]
+                    assert found == pytest.approx(expected, abs=3e-6), (name, score, row)
+    table = capsys.readouterr().out.partition("## FPR95 by kind")[2].splitlines()
+    *_, worst_kind, _ = table[5].split("|")  # of untouched + knn
+    of_kinds = {
+        kind: fpr["untouched", "knn", f"kind:{kind}"] - fpr["untouched", "energy", f"kind:{kind}"]
+        for kind in kinds
+    }
+    assert worst_kind.strip() == max(of_kinds, key=of_kinds.get)
+
+
+def test_the_dose_is_what_training_did(paper, files, monkeypatch, capsys):
+    rates, step = [], Training._step
+
+    def spy(training, inputs, draws):
+        rates.append(inputs.rate)
+        return step(training, inputs, draws)
+
+    monkeypatch.setattr(Training, "_step", spy)
+    # 260 rows in one draw, a tenth of them held out: two steps an epoch.
+    line = arguments(train_rows="260", epochs="3", learning_rate="0.02", detectors=["l1:0.5"])
+    paper.main(line)
+    assert len(rates) == 2 * 3 * 2
+    rows = {row["detector"]: row for row in results() if row["ood_set"] == "mean"}
+    assert_holds(rows["untouched"], sum_of_rates=0)
+    for name in ("control", "l1:0.5"):
+        assert_holds(rows[name], sum_of_rates=sum(rates) / 2)
+    control = float(rows["control"]["mean_l1"])
+    for row in rows.values():
+        assert_holds(row, l1_of_control=float(row["mean_l1"]) / control)
+    assert float(rows["l1:0.5"]["l1_of_control"]) != 1
+
+
+@pytest.mark.parametrize("n_rows", [1, 2, 128, 129, 130, 50000])
+def test_the_sum_of_rates_is_that_of_a_schedule_step_by_step(paper, n_rows):
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1e-3)
+    # Of a last batch of one row nothing is learned: batch-norm needs two.
+    batches = [len(batch) for batch in torch.arange(n_rows).split(128)]
+    if len(batches) > 1 and batches[-1] == 1:
+        batches.pop()
+    steps = 10 * len(batches)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=steps, eta_min=1e-6)
+    total = 0.0
+    for _ in range(steps):
+        total += optimizer.param_groups[0]["lr"]
+        optimizer.step()
+        schedule.step()
+    assert 10 * paper.n_steps(n_rows, 128) == steps
+    assert paper.sum_of_rates(steps, 1e-3) == pytest.approx(total, rel=1e-6)
+
+
+def test_of_an_id_set_among_the_ood_sets_the_test_images_are_taken(script, files):
+    found = script("images").read_set(Path("id.npz"), (8, 8, 3))
+    np.testing.assert_array_equal(found, images(200, seed=1)[0])
+
+
+def test_the_mean_is_of_the_papers_sets_or_else_of_those_given(script):
+    kinds = script("kinds")
+    six = ["svhn", "textures", "places", *kinds.STAND_INS]
+    generated = list(kinds.NOISE)
+    assert kinds.of_the_six(["mnist", *six, "mine", *generated]) == six
+    assert kinds.of_the_six(["mine", "isun", "svhn", *generated]) == ["isun", "svhn"]
+    assert kinds.of_the_six(["mine", "mnist", *generated]) == ["mine", "mnist"]
+    assert kinds.by_kind(["mine", *six, "scenes"]) == {
+        "objects-near": ["tinyimagenet_crop", "tinyimagenet_resize"],
+        "scenes": ["places", "intel_scenes", "scenes"],
+        "textures": ["textures"],
+        "digits-glyphs": ["svhn"],
+        "mine": ["mine"],
+    }
+
+
+def test_the_noise_is_uniform_and_the_colours_are_flat(script):
+    pixels, colours = script("kinds").noise_sets((32, 32, 3)).values()
+    assert pixels.shape == colours.shape == (1000, 32, 32, 3)
+    assert pixels.dtype == colours.dtype == np.uint8
+    assert np.bincount(pixels.ravel()).min() > 11000  # 12,000 of each value
+    assert (colours == colours[:, :1, :1]).all()
+    assert len(np.unique(colours[:, 0, 0], axis=0)) > 990
 
 
 def scores_of(detector, score, of, seed=0):
@@ -269,23 +382,23 @@ def test_only_what_is_new_is_computed(paper, files, monkeypatch, capsys):
     networks, cells = kept_files("networks"), kept_files("cells")
     assert (len(networks), len(cells)) == (
         3,
-        30,
-    )  # two scores of four sets, one of surrogates, and the features
+        42,
+    )  # two scores of six sets, one of surrogates, and the features
     for changed, n_networks, n_cells in (
         ({}, 0, 0),
-        ({"detectors": ["l1:0.01", "l1:0.05"]}, 1, 10),
-        ({"detectors": ["l1_over_l2:0.01"]}, 1, 10),
-        ({"detectors": ["l1:0.01:1"]}, 1, 10),
-        ({"outliers": "outliers.npz"}, 1, 10),
-        ({"epochs": "2"}, 2, 20),
-        ({"learning_rate": "0.01"}, 3, 30),
-        ({"train_rows": "150"}, 3, 30),
-        ({"normalise": "cifar"}, 3, 30),
-        ({"seeds": ["7"]}, 3, 30),
+        ({"detectors": ["l1:0.01", "l1:0.05"]}, 1, 14),
+        ({"detectors": ["l1_over_l2:0.01"]}, 1, 14),
+        ({"detectors": ["l1:0.01:1"]}, 1, 14),
+        ({"outliers": "outliers.npz"}, 1, 14),
+        ({"epochs": "2"}, 2, 28),
+        ({"learning_rate": "0.01"}, 3, 42),
+        ({"train_rows": "150"}, 3, 42),
+        ({"normalise": "cifar"}, 3, 42),
+        ({"seeds": ["7"]}, 3, 42),
         ({"test_rows": "150"}, 0, 9),
-        ({"ood_rows": "85"}, 0, 6),
-        ({"fit_rows": "100"}, 0, 12),
-        ({"scores": ["knn", "msp"]}, 0, 12),
+        ({"ood_rows": "85"}, 0, 18),
+        ({"fit_rows": "100"}, 0, 18),
+        ({"scores": ["knn", "msp"]}, 0, 18),
     ):
         paper.main(arguments(**(base | changed)))
         networks_now, cells_now = kept_files("networks"), kept_files("cells")
@@ -307,8 +420,9 @@ def test_another_set_trains_nothing_and_scores_itself_alone(paper, files, epochs
     assert sorted(name[: name.rindex("-")] for name in new) == sorted(
         f"resnet8-{detector}-seed0-energy-black" for detector in ("untouched", "control", "l1_0.01")
     )
-    assert [row for row in results() if row["ood_set"] not in ("black", "mean")] == [
-        row for row in rows if row["ood_set"] != "mean"
+    others = ("noise", "intel_scenes", "uniform_pixels", "flat_colours", "mean")
+    assert [row for row in results() if row["ood_set"] in others] == [
+        row for row in rows if row["ood_set"] in others
     ]
 
 
@@ -348,15 +462,16 @@ def test_damaged_files_are_made_again(paper, files, epochs_trained, capsys):
 
 
 def test_outliers_add_a_row_that_counts_apart_from_their_source(paper, files, capsys):
-    np.savez("tinyimagenet_crop.npz", x=np.load("noise.npz")["x"][::-1] // 2)
-    ood = ["noise.npz", "tinyimagenet_crop.npz"]
+    Path("noise.npz").rename("svhn.npz")
+    np.savez("tinyimagenet_crop.npz", x=np.load("svhn.npz")["x"][::-1] // 2)
+    ood = ["svhn.npz", "tinyimagenet_crop.npz"]
     paper.main(arguments(ood=ood, outliers="outliers.npz"))
     rows = {(row["detector"], row["ood_set"]): row for row in results()}
-    sroe = rows["sroe", "noise"]
+    sroe = rows["sroe", "svhn"]
     assert (sroe["penalty"], sroe["weight"], sroe["outlier_weight"]) == ("l1", "0.02", "0.5")
     for detector in ("untouched", "control", "l1:0.01", "sroe"):
-        apart, noise = rows[detector, "mean_apart"], rows[detector, "noise"]
-        assert apart["fpr95"] == noise["fpr95"]
+        apart, svhn = rows[detector, "mean_apart"], rows[detector, "svhn"]
+        assert apart["fpr95"] == svhn["fpr95"]
     output = capsys.readouterr().out
     table = output[output.index("## FPR95, percent") :].splitlines()[2:8]
     assert [line.split("|")[1].strip() for line in table[2:]] == [
@@ -366,11 +481,15 @@ def test_outliers_add_a_row_that_counts_apart_from_their_source(paper, files, ca
         "sroe",
     ]
     assert [line.count("(") for line in table[2:]] == [0, 0, 0, 2]
-    *_, crop, mean, apart, _ = table[-1].split("|")
+    *_, crop, _, _, mean, apart, _ = table[-1].split("|")
     assert "(" in crop
     assert "(" in mean
     assert "(" not in apart
     assert "the outliers of sroe come from the same source as tinyimagenet_crop" in output
+    table = output[output.index("## FPR95 by kind") :].splitlines()[2:8]
+    assert [line.count("(") for line in table[2:]] == [0, 0, 0, 4]
+    _, _, _, _, near, _, _, *summaries = table[-1].split("|")
+    assert all("(" in text for text in [near, *summaries[:3]])
 
 
 def test_a_detector_that_breaks_leaves_the_others(paper, files, capsys):
@@ -391,10 +510,11 @@ def test_differences_are_those_to_the_control_of_the_same_seed(paper):
     random = np.random.RandomState(0)
     ids, right = random.normal(size=400), np.arange(400) < 360
     oods = random.normal(-1, size=300)
-    study = SimpleNamespace(x_test=ids, ood={"a": oods}, related=[])
+    study = SimpleNamespace(x_test=ids, ood={"a": oods}, apart=["a"])
     runs = [
         paper.SeedRun(
             seed,
+            360,
             [
                 judged(paper, "control", ids, oods + shift, right),
                 judged(paper, "same", ids, oods + shift, right),
@@ -468,7 +588,8 @@ def test_the_page_of_results_is_made_of_the_files(drawing_paper, files, capsys, 
     assert "intel_scenes stands in for iSUN" in text
     for row in results():
         if row["score"] == "energy":
-            assert f"- {100 * float(row['fpr95']):.1f}" in text
+            sign = "+" if row["ood_set"].startswith("worst_change") else ""
+            assert f"- {100 * float(row['fpr95']):{sign}.1f}" in text
     untouched, control = (
         next(float(r["fpr95"]) for r in results() if (r["detector"], r["ood_set"]) == (d, "mean"))
         for d in ("untouched", "control")
@@ -573,7 +694,7 @@ def change(name, **arrays):
         (
             lambda: Path("noise.npz").rename("tinyimagenet_crop.npz"),
             {"ood": ["tinyimagenet_crop.npz"], "outliers": "outliers.npz"},
-            "every OOD set comes from the source of outliers.npz",
+            "over no set, as the images of tinyimagenet_crop come from the source of outliers.npz",
         ),
         (None, {"folder": "net.pt"}, "--folder net.pt cannot be written"),
         (
