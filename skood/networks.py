@@ -116,7 +116,9 @@ def default_network(
             f"or channel, got {len(standardize.mean)}."
         )
     if len(shape) == 1:
-        return nn.Sequential(standardize, _WithLength(_perceptron(n_channels)), _Head(128, n_classes))
+        return nn.Sequential(
+            standardize, _WithLength(_perceptron(n_channels)), _Head(128, n_classes)
+        )
     add_channel_axis = [nn.Unflatten(1, (1, shape[0]))] if len(shape) == 2 else []
     return nn.Sequential(
         standardize, *add_channel_axis, *_convolutions(n_channels), nn.Linear(64, n_classes)

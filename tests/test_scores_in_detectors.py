@@ -15,7 +15,6 @@ from torch import nn
 from skood import SparseEnergyOODDetector
 from skood.engine.training import Training
 from skood.scores import (
-    fit_score,
     SCORES,
     Dice,
     Energy,
@@ -25,6 +24,7 @@ from skood.scores import (
     Outputs,
     ReAct,
     Scale,
+    fit_score,
     get_score,
     list_scores,
 )

@@ -20,6 +20,7 @@ from .protocol import (
     get_score,
     named,
     valid_head,
+    valid_logits,
 )
 
 __all__ = ["TwoViews"]
@@ -87,7 +88,7 @@ class TwoViews(FittedScore):
         self.of_features = of_features
 
     @property
-    def uses_head(self) -> bool:
+    def uses_head(self) -> bool:  # type: ignore[override]
         """Whether one of the two needs the head."""
         return any(getattr(score, "uses_head", False) for score in self._chosen())
 
@@ -164,5 +165,9 @@ class TwoViews(FittedScore):
 
     def _values(self, features: Tensor, logits: Tensor) -> Tensor:
         """What the two views say of rows, shape (2, n), float64."""
+        if len(valid_logits(logits)) != len(features):
+            raise ValueError(
+                f"logits has {len(logits)} rows and features {len(features)}; expected as many."
+            )
         views = (self.of_logits_, self.of_features_)
         return torch.stack([view(features, logits).double() for view in views])

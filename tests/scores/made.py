@@ -7,7 +7,6 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-
 from sklearn.base import BaseEstimator
 
 from skood.scores import Head, Outputs, fit_score, get_score
