@@ -111,6 +111,21 @@ class HeldOut:
     targets: NDArray[np.int64]
 
 
+@dataclass(frozen=True)
+class Passes:
+    """Outputs of rows, piece by piece; each iteration is a pass through the network."""
+
+    network: Network
+    rows: Rows
+    targets: NDArray[np.int64]
+
+    def __iter__(self) -> Iterator[Outputs]:
+        labels = torch.from_numpy(self.targets)
+        for piece, features, logits in forward_rows(self.network, self.rows, features=True):
+            if features is not None:
+                yield Outputs(as_float64(features), logits, labels[piece].to(logits.device))
+
+
 class Seeds(NamedTuple):
     """What is random in a fit, each with a seed of its own."""
 
@@ -311,25 +326,26 @@ class Fit:
         few = TrainingData(data.rows.pick(picks), data.labels[picks], data.outliers)
         with held_back(SkoodWarning):  # of rows too few
             try:
-                score = self.fitted_score(network, few)
+                score = self.fitted_score(network, few, HeldOut(few.rows, few.labels))
             except ValueError:
                 if len(picks) == len(data.rows):
                     raise
-                score = self.fitted_score(network, data)  # more rows may be what it needs
+                # More rows may be what it needs.
+                score = self.fitted_score(network, data, HeldOut(data.rows, data.labels))
         for _ in scored(network, few.rows.pick(np.arange(1)), score):
             pass
         check_score(network, few.rows, score)
 
-    def fitted_score(self, network: Network, data: TrainingData) -> ScoreFunction:
+    def fitted_score(
+        self, network: Network, data: TrainingData, held_out: HeldOut
+    ) -> ScoreFunction:
         """The score, with the statistics of the training rows if it has any."""
-        labels = torch.from_numpy(data.labels)
-        outputs = (
-            Outputs(as_float64(features), logits, labels[piece].to(logits.device))
-            for piece, features, logits in forward_rows(network, data.rows, features=True)
-            if features is not None
+        return fit_score(
+            get_score(self.detector.score_function),
+            Passes(network, data.rows, data.labels),
+            lambda: Head(*affine_head(network, data.rows)),
+            lambda: Passes(network, held_out.rows, held_out.targets),
         )
-        score = get_score(self.detector.score_function)
-        return fit_score(score, outputs, lambda: Head(*affine_head(network, data.rows)))
 
     def _winners(self, network: Network, rows: Rows) -> Winners:
         """Most likely logit of each row, from the shares of all ranks."""

@@ -60,9 +60,10 @@ def default_network(
     For columns it is a multilayer perceptron with two hidden layers of 128 units. For images it is
     three convolutions of 16, 32 and 64 channels, with max pooling between them and global average
     pooling at the end. The perceptron and the last convolution are layer-normalized [1]_, the first
-    two convolutions batch-normalized [2]_. Layer normalization bounds the features. Without it, the
-    features and the negative energy may grow without bound as a row moves away from the training
-    data [3]_.
+    two convolutions batch-normalized [2]_. Layer normalization bounds the logits. Without it, the
+    negative energy may grow without bound as a row moves away from the training data [3]_. So that
+    a score of features sees how far away a row lies, the perceptron has one more feature, which the
+    head leaves out: ``log(1 + mean(x**2))`` of the standardized row.
 
     Parameters
     ----------
@@ -115,7 +116,9 @@ def default_network(
             f"or channel, got {len(standardize.mean)}."
         )
     if len(shape) == 1:
-        return nn.Sequential(standardize, *_perceptron(n_channels), nn.Linear(128, n_classes))
+        return nn.Sequential(
+            standardize, _WithLength(_perceptron(n_channels)), _Head(128, n_classes)
+        )
     add_channel_axis = [nn.Unflatten(1, (1, shape[0]))] if len(shape) == 2 else []
     return nn.Sequential(
         standardize, *add_channel_axis, *_convolutions(n_channels), nn.Linear(64, n_classes)
@@ -509,6 +512,25 @@ class _PreActivationBlock(nn.Module):
         return out + (x if self.shortcut is None else self.shortcut(activated))
 
 
+class _WithLength(nn.Module):
+    """The features of a body, and behind them the logarithm of the length of the row."""
+
+    def __init__(self, body: nn.Module) -> None:
+        super().__init__()
+        self.body = body
+
+    def forward(self, x: Tensor) -> Tensor:
+        length = torch.log1p(x.square().mean(dim=1, keepdim=True))
+        return torch.cat([self.body(x), length], dim=1)
+
+
+class _Head(nn.Linear):
+    """A linear layer of all features but the last, so that the length moves no logit."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return super().forward(input[:, :-1])
+
+
 class _DenseBlock(nn.Module):
     def __init__(self, n_layers: int, in_channels: int, growth: int) -> None:
         super().__init__()
@@ -602,15 +624,15 @@ def _white(images: Tensor) -> int:
     return 1
 
 
-def _perceptron(n_columns: int) -> list[nn.Module]:
-    return [
+def _perceptron(n_columns: int) -> nn.Sequential:
+    return nn.Sequential(
         nn.Linear(n_columns, 128),
         nn.LayerNorm(128),
         nn.ReLU(),
         nn.Linear(128, 128),
         nn.LayerNorm(128),
         nn.ReLU(),
-    ]
+    )
 
 
 def _convolutions(n_channels: int) -> list[nn.Module]:

@@ -347,7 +347,7 @@ def test_default_network_is_a_plain_sequence_from_standardize_to_a_linear_head()
         network = default_network(shape, 2)
         assert type(network) is nn.Sequential
         assert type(network[0]) is Standardize
-        assert type(network[-1]) is nn.Linear
+        assert isinstance(network[-1], nn.Linear)
 
 
 def test_default_network_sizes():
@@ -381,9 +381,21 @@ def test_default_network_of_one_channel_needs_no_channel_axis():
 def test_default_features_stay_bounded_far_away(shape, width):
     # Normalized to mean square 1, no unit (or channel average) exceeds sqrt(width).
     network = default_network(shape, 2).eval()
-    features = network[:-1](1e6 * torch.randn(16, *shape))
+    features = network[:-1](1e6 * torch.randn(16, *shape))[:, :width]
     assert features.shape == (16, width)
     assert 0 < features.max() <= width**0.5
+
+
+def test_the_last_feature_of_the_default_perceptron_is_the_length_of_the_row():
+    network = default_network((6,), 2, mean=np.ones(6), std=2 * np.ones(6))
+    rows = 1e3 * torch.randn(16, 6)
+    features = network[:-1](rows)
+    assert features.shape == (16, 129)
+    expected = np.log(1 + np.mean(((rows.numpy() - 1) / 2) ** 2, axis=1))
+    np.testing.assert_allclose(features[:, -1].detach(), expected, rtol=1e-5)
+    # No logit sees it.
+    moved = torch.cat([features[:, :-1], 0 * features[:, -1:]], dim=1)
+    assert torch.equal(network[-1](moved), network[-1](features))
 
 
 def test_default_perceptron_trains_on_rows_independently():
@@ -447,8 +459,9 @@ def test_head_is_linear_on_non_negative_features(network_and_rows):
     for mode in (True, False):
         features, logits = features_and_logits(network.train(mode), rows)
         head = list(network.modules())[-1]
-        assert type(head) is nn.Linear
-        assert features.shape == (8, head.in_features)
+        assert isinstance(head, nn.Linear)
+        assert len(features) == 8
+        assert features.shape[1] - head.in_features in (0, 1)  # the length of the row
         assert features.min() >= 0
         assert features.max() > 0
         torch.testing.assert_close(head(features), logits)

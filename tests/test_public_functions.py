@@ -77,6 +77,15 @@ CALLS = {
     "get_score": [(None, {"score": "energy"})],
     "fit_score": [
         (None, {"score": skood.scores.Vim(), "outputs": OUTPUTS, "head": lambda: HEAD}),
+        (
+            None,
+            {
+                "score": skood.scores.TwoViews(),
+                "outputs": OUTPUTS,
+                "head": lambda: HEAD,
+                "held_out": lambda: OUTPUTS,
+            },
+        ),
     ],
     "apply_score": [
         (None, {"score": skood.scores.Energy(), "features": None, "logits": FEATURES}),
@@ -85,6 +94,7 @@ CALLS = {
         type(score).__name__: [(call(score), {"features": None, "logits": FEATURES})]
         for score in (
             skood.scores.Energy(),
+            skood.scores.Gen(),
             skood.scores.MaxLogit(),
             skood.scores.MaxSoftmax(),
             skood.scores.Odin(),
@@ -97,8 +107,10 @@ CALLS = {
         ]
         for score in (
             skood.scores.Dice,
+            skood.scores.DirectionLength,
             skood.scores.Knn,
             skood.scores.Mahalanobis,
+            skood.scores.MahalanobisPlusPlus,
             skood.scores.ReAct,
             skood.scores.Scale,
             skood.scores.Vim,
@@ -108,6 +120,13 @@ CALLS = {
     "Knn": [
         (call(skood.scores.Knn(3).fit(OUTPUTS)), {"features": FEATURES, "logits": FEATURES}),
         (skood.scores.Knn(3).fit, {"outputs": OUTPUTS}),
+    ],
+    "TwoViews": [
+        (
+            call(skood.scores.TwoViews().fit(OUTPUTS, None, OUTPUTS)),
+            {"features": FEATURES, "logits": FEATURES},
+        ),
+        (skood.scores.TwoViews().fit, {"outputs": OUTPUTS, "head": HEAD, "held_out": OUTPUTS}),
     ],
     "calibration_rank": [(None, {"n_rows": 19, "tpr": 0.95})],
     "minimum_rows": [(None, {"rank": 1, "tpr": 0.95})],

@@ -24,11 +24,12 @@ from skood.scores import (
     Outputs,
     ReAct,
     Scale,
+    fit_score,
     get_score,
     list_scores,
 )
 
-NEEDING_A_HEAD = [name for name in list_scores() if getattr(SCORES[name], "uses_head", False)]
+NEEDING_A_HEAD = [name for name in list_scores() if getattr(SCORES[name](), "uses_head", False)]
 
 
 def quiet_fit(detector, X, y=None):
@@ -73,8 +74,8 @@ def test_the_score_is_that_of_features_and_logits(scored, digits, name):
     linear = digits.module[-1]
     head = Head(linear.weight.detach().double(), linear.bias.detach().double())
     score = get_score(name)
-    if hasattr(score, "fit"):
-        score.fit([Outputs(features, logits, torch.tensor(digits.y))], head)
+    outputs = [Outputs(features, logits, torch.tensor(digits.y))]
+    fit_score(score, outputs, lambda: head, lambda: outputs)
     expected = score(*outputs_of(digits.module, digits.X_test)).numpy()
     found = scored[name].score_samples(digits.X_test)
     assert found.dtype == np.float64

@@ -12,14 +12,16 @@ its module.
 """
 
 # ruff: noqa: F403 (the names that each module lists in __all__)
-from . import activations, distances, logits, protocol
+from . import activations, composed, distances, logits, protocol
 from .activations import *
+from .composed import *
 from .distances import *
 from .logits import *
 from .protocol import *
 
 __all__ = [
     *activations.__all__,
+    *composed.__all__,
     *distances.__all__,
     *logits.__all__,
     *protocol.__all__,

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from itertools import chain
-from numbers import Integral
-from typing import Any, ClassVar
+from numbers import Integral, Real
+from typing import Any, ClassVar, NamedTuple, Self
 
 import torch
 from sklearn.utils._param_validation import StrOptions
@@ -18,7 +18,7 @@ from ..validation import Number
 from .activations import SAMPLED_VALUES
 from .protocol import FittedScore, Head, Outputs, Sample, energy, named, valid_head
 
-__all__ = ["Knn", "Mahalanobis", "Vim"]
+__all__ = ["DirectionLength", "Knn", "Mahalanobis", "MahalanobisPlusPlus", "Vim"]
 
 QUERY_ROWS = 256
 """Rows whose distances to a bank are in memory at a time."""
@@ -149,7 +149,9 @@ class Mahalanobis(FittedScore):
     tensor([-2.0000, -0.5000], dtype=torch.float64)
     """
 
-    def fit(self, outputs: Iterable[Outputs], head: Head | None = None) -> Mahalanobis:
+    _name = "mahalanobis"
+
+    def fit(self, outputs: Iterable[Outputs], head: Head | None = None) -> Self:
         """Take the means of the classes and their common covariance.
 
         Parameters
@@ -161,7 +163,7 @@ class Mahalanobis(FittedScore):
 
         Returns
         -------
-        self : Mahalanobis
+        self : object
             The fitted score.
 
         Raises
@@ -175,31 +177,19 @@ class Mahalanobis(FittedScore):
             If there are fewer rows, beyond one per class, than features.
         """
         pieces = self._pieces(outputs, head)
-        first = next(pieces)
-        n_classes, width = first.logits.shape[1], first.features.shape[1]
-        centre = first.features.mean(dim=0)  # near the mean, so that squares lose no digits
-        counts = centre.new_zeros(n_classes)
-        sums = centre.new_zeros(n_classes, width)
-        squares = centre.new_zeros(width, width)
-        for features, _, labels in chain([first], pieces):
-            shifted = features - centre
-            counts.index_add_(0, labels, torch.ones_like(shifted[:, 0]))
-            sums.index_add_(0, labels, shifted)
-            squares += shifted.T @ shifted
-        occurred = counts > 0
-        counts, means = counts[occurred], sums[occurred] / counts[occurred, None]
-        covariance = (squares - (counts[:, None] * means).T @ means) / counts.sum()
-        scale = _resolved_deviations(
-            covariance.diagonal(), squares.diagonal() / counts.sum(), centre
+        classes = _class_moments(
+            piece._replace(features=self._represented(piece.features)) for piece in pieces
         )
+        n_rows, covariance, means = classes.counts.sum(), classes.covariance, classes.means
+        scale = _resolved_deviations(covariance.diagonal(), classes.total, classes.centre)
         if not scale.isfinite().any():
             raise ValueError(
-                'score_function="mahalanobis" needs features that vary within the classes; these '
+                f'score_function="{self._name}" needs features that vary within the classes; these '
                 "are the same for all training rows of a class. Check X and the network."
             )
-        if counts.sum() - len(means) < scale.isfinite().sum():
+        if n_rows - len(means) < scale.isfinite().sum():
             warn_user(
-                f'score_function="mahalanobis" has {int(counts.sum())} training rows of '
+                f'score_function="{self._name}" has {int(n_rows)} training rows of '
                 f"{len(means)} classes for {int(scale.isfinite().sum())} features, too few for "
                 "their covariance: all training rows have about the same distance from their "
                 "means. Pass more rows, or another score.",
@@ -209,14 +199,198 @@ class Mahalanobis(FittedScore):
         variances, directions = torch.linalg.eigh(covariance / scale / scale[:, None])
         varying = variances > NO_VARIANCE * variances[-1]
         self.whitening_ = directions[:, varying] / variances[varying].sqrt() / scale[:, None]
-        self.means_ = (means + centre) @ self.whitening_
+        self.means_ = (means + classes.centre) @ self.whitening_
         return self
+
+    def _represented(self, features: Tensor) -> Tensor:
+        return features
 
     def __call__(self, features: Tensor, logits: Tensor) -> Tensor:
         """The largest ``-(h - mu_k)^T Sigma^-1 (h - mu_k)`` of the classes k, shape (n,)."""
-        whitened = self._ready(features) @ self.whitening_
+        whitened = self._represented(self._ready(features)) @ self.whitening_
         exact = "donot_use_mm_for_euclid_dist"
         return -torch.cdist(whitened, self.means_, compute_mode=exact).amin(dim=1).square()
+
+
+@named("mahalanobis++")
+class MahalanobisPlusPlus(Mahalanobis):
+    """Negative squared Mahalanobis distance to the nearest class mean, features scaled to length 1.
+
+    Apart from that it is `Mahalanobis`: one covariance for all classes, and directions in which
+    training rows do not vary are ignored.
+
+    Attributes
+    ----------
+    whitening_ : Tensor of shape (d, r), float64
+        Maps features of length 1 to r directions of variance 1.
+    means_ : Tensor of shape (c, r), float64
+        The means of the classes that occurred, in these directions.
+
+    References
+    ----------
+    Mueller & Hein, "Mahalanobis++: Improving OOD detection via feature normalization", ICML 2025,
+    equation 6; on penultimate features.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from skood.scores import MahalanobisPlusPlus, Outputs
+    >>> features = torch.tensor([[3.0, 0.0], [-1.0, 0.0], [0.0, 2.0], [0.0, -5.0]]).double()
+    >>> outputs = [Outputs(features, features, torch.zeros(4).long())]
+    >>> score = MahalanobisPlusPlus().fit(outputs)
+    >>> score(torch.tensor([[9.0, 0.0], [0.0, 0.0]]).double(), features[:2])
+    tensor([-2., -0.], dtype=torch.float64)
+    """
+
+    _name = "mahalanobis++"
+
+    def _represented(self, features: Tensor) -> Tensor:
+        return F.normalize(features)
+
+
+@named("direction_length")
+class DirectionLength(FittedScore):
+    """Negative squared Mahalanobis distance of the direction and the log length of the features.
+
+    The features h become ``(h / ||h||, log ||h||)``. All classes share one covariance, which is
+    shrunk: the share `shrinkage` of it is that of directions that vary alike and independently of
+    the length. So it can be told from few rows. In comparison with `MahalanobisPlusPlus`, rows with
+    features far longer or shorter than those of in-distribution rows score low in any direction.
+
+    Parameters
+    ----------
+    shrinkage : float, default=0.1
+        Share of the covariance that is replaced, between 0 and 1, both excluded. Anything from 0.03
+        to 0.3 does nearly the same.
+
+    Attributes
+    ----------
+    whitening_ : Tensor of shape (d + 1, d + 1), float64
+        Maps direction and log length to as many values of variance 1.
+    means_ : Tensor of shape (c, d + 1), float64
+        The means of the classes that occurred, in these values.
+
+    References
+    ----------
+    Mueller & Hein, "Mahalanobis++: Improving OOD detection via feature normalization", ICML 2025,
+    for the direction. Friedman, "Regularized discriminant analysis", JASA 84, 1989, equation 18,
+    for the shrinkage. The length is not in these papers.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from skood.scores import DirectionLength, Outputs
+    >>> features = torch.tensor([[2.0, 0.0], [1.0, 0.0], [0.0, 2.0], [0.0, 4.0]]).double()
+    >>> score = DirectionLength().fit([Outputs(features, features, torch.tensor([0, 0, 1, 1]))])
+    >>> near, far = score(torch.tensor([[1.5, 0.1], [1e3, 0.0]]).double(), features[:2])
+    >>> bool(near > far)
+    True
+    """
+
+    _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
+        "shrinkage": [Number(Real, 0, 1, closed="neither")]
+    }
+
+    def __init__(self, shrinkage: float = 0.1) -> None:
+        self.shrinkage = shrinkage
+
+    def fit(self, outputs: Iterable[Outputs], head: Head | None = None) -> Self:
+        """Take the means of the classes and their common covariance.
+
+        Parameters
+        ----------
+        outputs : iterable of Outputs
+            In-distribution rows.
+        head : None
+            Not used.
+
+        Returns
+        -------
+        self : DirectionLength
+            The fitted score.
+
+        Raises
+        ------
+        ValueError
+            If `shrinkage` is out of range, or neither direction nor length varies within the
+            classes.
+        """
+        self._validate_params()
+        pieces = self._pieces(outputs, head)
+        classes = _class_moments(
+            piece._replace(features=_direction_and_length(piece.features)) for piece in pieces
+        )
+        variances = classes.covariance.diagonal().clone()
+        variances[:-1] = variances[:-1].mean()
+        resolved = variances > torch.finfo(torch.float32).eps ** 2
+        if not resolved.any():
+            raise ValueError(
+                'score_function="direction_length" needs features that vary within the classes; '
+                "these are the same for all training rows of a class. Check X and the network."
+            )
+        # What does not vary is left out: its column of the whitening is zero.
+        variances = torch.where(resolved, variances, 1.0)
+        shrunk = torch.lerp(classes.covariance, variances.diag(), float(self.shrinkage))
+        identity = torch.eye(len(shrunk)).to(shrunk)
+        factor = torch.linalg.cholesky(torch.where(resolved & resolved[:, None], shrunk, identity))
+        inverse = torch.linalg.solve_triangular(factor, identity, upper=False)
+        self.whitening_ = (inverse * resolved).T.contiguous()
+        self.means_ = (classes.means + classes.centre) @ self.whitening_
+        return self
+
+    def __call__(self, features: Tensor, logits: Tensor) -> Tensor:
+        """The largest ``-(v - mu_k)^T Sigma^-1 (v - mu_k)`` of the classes k, shape (n,).
+
+        Here v is ``(h / ||h||, log ||h||)``.
+        """
+        values = _direction_and_length(self._ready(features))
+        # The whitening is triangular. Its last column apart, as products with a matrix of an odd
+        # width round a row otherwise in other company.
+        direction = values[:, :-1] @ self.whitening_[:-1, :-1]
+        last = (values * self.whitening_[:, -1]).sum(dim=1, keepdim=True)
+        whitened = torch.cat([direction, last], dim=1)
+        exact = "donot_use_mm_for_euclid_dist"
+        return -torch.cdist(whitened, self.means_, compute_mode=exact).amin(dim=1).square()
+
+
+def _direction_and_length(features: Tensor) -> Tensor:
+    """Each row scaled to length 1, and the logarithm of its length behind it."""
+    lengths = torch.linalg.vector_norm(features, dim=1, keepdim=True)
+    lengths = lengths.clamp_min(torch.finfo(torch.float32).tiny)
+    return torch.cat([features / lengths, lengths.log()], dim=1)
+
+
+class Moments(NamedTuple):
+    """Moments of features, about a centre near their mean, so that squares lose no digits."""
+
+    counts: Tensor
+    """Rows of each class that occurred."""
+    means: Tensor
+    """Their means, less the centre."""
+    covariance: Tensor
+    """Covariance about these means, which all classes share."""
+    total: Tensor
+    """Mean square of each feature."""
+    centre: Tensor
+
+
+def _class_moments(outputs: Iterator[Outputs]) -> Moments:
+    """The moments of rows that come piece by piece."""
+    first = next(outputs)
+    n_classes, width = first.logits.shape[1], first.features.shape[1]
+    centre = first.features.mean(dim=0)
+    counts = centre.new_zeros(n_classes)
+    sums = centre.new_zeros(n_classes, width)
+    squares = centre.new_zeros(width, width)
+    for features, _, labels in chain([first], outputs):
+        shifted = features - centre
+        counts.index_add_(0, labels, torch.ones_like(shifted[:, 0]))
+        sums.index_add_(0, labels, shifted)
+        squares += shifted.T @ shifted
+    occurred = counts > 0
+    counts, means = counts[occurred], sums[occurred] / counts[occurred, None]
+    covariance = (squares - (counts[:, None] * means).T @ means) / counts.sum()
+    return Moments(counts, means, covariance, squares.diagonal() / counts.sum(), centre)
 
 
 def _resolved_deviations(within: Tensor, total: Tensor, centre: Tensor) -> Tensor:

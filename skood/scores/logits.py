@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from numbers import Real
+from numbers import Integral, Real
 from typing import Any, ClassVar
 
 import torch
@@ -13,7 +13,7 @@ from torch import Tensor
 from ..validation import Number
 from .protocol import energy, named, valid_logits
 
-__all__ = ["Energy", "MaxLogit", "MaxSoftmax", "Odin"]
+__all__ = ["Energy", "Gen", "MaxLogit", "MaxSoftmax", "Odin"]
 
 POSITIVE = [Number(Real, 0, None, closed="neither")]
 
@@ -96,6 +96,54 @@ class MaxLogit(BaseEstimator):
     def __call__(self, features: Tensor | None, logits: Tensor) -> Tensor:
         """The largest logit of each row, shape (n,)."""
         return valid_logits(logits).amax(dim=1)
+
+
+@named("gen")
+class Gen(BaseEstimator):
+    """Negative generalized entropy of the largest probabilities of the softmax.
+
+    It is ``-sum_j p_j^gamma (1 - p_j)^gamma`` over the `n_largest` largest probabilities. A small
+    gamma makes much of classes that are unlikely but not impossible.
+
+    Parameters
+    ----------
+    gamma : float, default=0.1
+        The exponent, between 0 and 1, both excluded.
+    n_largest : int, default=100
+        The most probabilities to take, at least 1.
+
+    References
+    ----------
+    Liu, Lochman & Zach, "GEN: Pushing the limits of softmax-based out-of-distribution detection",
+    CVPR 2023, equations 3 and 4.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from skood.scores import Gen
+    >>> Gen(gamma=0.5)(None, torch.tensor([[0.0, 0.0]], dtype=torch.float64))
+    tensor([-1.], dtype=torch.float64)
+    """
+
+    uses_features = False
+    _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
+        "gamma": [Number(Real, 0, 1, closed="neither")],
+        "n_largest": [Number(Integral, 1, None, closed="left")],
+    }
+
+    def __init__(self, gamma: float = 0.1, n_largest: int = 100) -> None:
+        self.gamma = gamma
+        self.n_largest = n_largest
+
+    def __call__(self, features: Tensor | None, logits: Tensor) -> Tensor:
+        """The negative generalized entropy of each row, shape (n,)."""
+        gamma, n_largest = _checked(self, "gamma"), int(_checked(self, "n_largest"))
+        probabilities = torch.softmax(valid_logits(logits), dim=1)
+        largest, classes = probabilities.topk(min(n_largest, logits.shape[1]), dim=1)
+        others = 1 - largest
+        # Next to 1 the difference has no digits left.
+        others[:, 0] = probabilities.scatter(1, classes[:, :1], 0.0).sum(dim=1)
+        return -((largest * others) ** gamma).sum(dim=1)
 
 
 @named("odin")

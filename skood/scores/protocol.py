@@ -213,7 +213,10 @@ def get_score(score: str | ScoreFunction) -> ScoreFunction:
 
 
 def fit_score(
-    score: ScoreFunction, outputs: Iterable[Outputs], head: Callable[[], Head]
+    score: ScoreFunction,
+    outputs: Iterable[Outputs],
+    head: Callable[[], Head],
+    held_out: Callable[[], Iterable[Outputs]] | None = None,
 ) -> ScoreFunction:
     """Fit a score to in-distribution rows, if it has anything to fit.
 
@@ -222,9 +225,12 @@ def fit_score(
     score : callable
         The score, changed in place.
     outputs : iterable of Outputs
-        In-distribution rows, piece by piece. Read at most once.
+        In-distribution rows, piece by piece. Read at most once by all scores but `TwoViews`.
     head : callable
         Returns the head. Called only if the score has ``uses_head = True``.
+    held_out : callable, default=None
+        Returns outputs of in-distribution rows that the network was not trained on. Called only if
+        the score has ``uses_held_out = True``.
 
     Returns
     -------
@@ -234,11 +240,21 @@ def fit_score(
     Raises
     ------
     TypeError, ValueError
-        If `score` or `head` is not callable, or the score cannot be fitted.
+        If `score`, `head` or `held_out` is not callable, or the score cannot be fitted.
     """
     _check_callable(score=score, head=head)
-    if hasattr(score, "fit"):
-        score.fit(outputs, head() if getattr(score, "uses_head", False) else None)
+    if not hasattr(score, "fit"):
+        return score
+    arguments: list[Any] = [outputs, head() if getattr(score, "uses_head", False) else None]
+    if getattr(score, "uses_held_out", False):
+        if held_out is None:
+            raise ValueError(
+                f"score_function={quoted(score)} needs rows that the network was not trained on. "
+                "Pass held_out, a callable that returns their Outputs."
+            )
+        _check_callable(held_out=held_out)
+        arguments.append(held_out())
+    score.fit(*arguments)
     return score
 
 

@@ -14,7 +14,7 @@ from torch import nn
 from skood import SparseEnergyOODDetector
 from skood.metrics import auroc, detection_report
 from skood.randomness import random_generator
-from skood.scores import Knn, Vim
+from skood.scores import Head, Knn, Odin, Outputs, TwoViews, Vim, fit_score
 
 from .common import (
     FRESH,
@@ -76,6 +76,12 @@ class Constant(nn.Module):
 
 ANOTHER = "Pass another score"
 
+HEAD = Head(torch.eye(2).double(), torch.zeros(2).double())
+SOME = Outputs(
+    *2 * [torch.tensor([[4.0, 0.0], [3.0, 0.5], [0.5, 3.0], [0.0, 5.0]]).double()],
+    torch.tensor([0, 0, 1, 1]),
+)
+
 SCORES = [
     *(
         case(
@@ -126,6 +132,38 @@ SCORES = [
         "needs features that vary within the classes",
         lambda: judged(Constant(), "mahalanobis"),
         says("Check X and the network", lambda: judged(score="mahalanobis")),
+    ),
+    case(
+        "needs features that vary within the classes",
+        lambda: judged(Constant(), "direction_length"),
+        says("Check X and the network", lambda: judged(score="direction_length")),
+    ),
+    case(
+        "which scores inputs that it moves",
+        lambda: judged(score=TwoViews(Odin())),
+        says("Pass a score without uses_gradient", lambda: judged(score=TwoViews("gen"))),
+    ),
+    case(
+        "needs rows that the network was not trained on",
+        lambda: fit_score(TwoViews(), [SOME], lambda: HEAD),
+        says(
+            "Pass held_out, a callable",
+            lambda: fit_score(TwoViews(), [SOME], lambda: HEAD, lambda: [SOME]),
+        ),
+    ),
+    case(
+        "which can be read once, and TwoViews fits two scores",
+        lambda: fit_score(TwoViews("react"), iter([SOME]), lambda: HEAD, lambda: [SOME]),
+        says(
+            "Pass a list of Outputs",
+            lambda: fit_score(TwoViews("react"), [SOME], lambda: HEAD, lambda: [SOME]),
+        ),
+    ),
+    case(
+        "against the other view, as it is the same",
+        lambda: judged(score="two_views", calibration_size=1),
+        says("Raise calibration_size", lambda: judged(score="two_views", calibration_size=20)),
+        says("one of the two alone", lambda: judged(score="energy", calibration_size=1)),
     ),
     case(
         "too few for their covariance",

@@ -7,8 +7,9 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from sklearn.base import BaseEstimator
 
-from skood.scores import Head, Outputs, get_score
+from skood.scores import Head, Outputs, fit_score, get_score
 
 
 class Made(NamedTuple):
@@ -125,8 +126,10 @@ def pieces(outputs, size):
 def fitted(score, case, size=None):
     """A score, by name or object, fitted to the rows of a case in one pass."""
     size = len(case.fit.labels) if size is None else size
-    score = get_score(score)
-    return score.fit(pieces(case.fit, size), case.head) if hasattr(score, "fit") else score
+    held_out = Outputs(*(tensor[::3] for tensor in case.fit))
+    return fit_score(
+        get_score(score), pieces(case.fit, size), lambda: case.head, lambda: pieces(held_out, size)
+    )
 
 
 def scores_of(score, case, size=None):
@@ -145,6 +148,8 @@ def statistics(score):
     for name, value in vars(score).items():
         if isinstance(value, Head):
             found |= {f"{name}.weight": value.weight.numpy(), f"{name}.bias": value.bias.numpy()}
+        elif isinstance(value, BaseEstimator):
+            found |= {f"{name}.{key}": part for key, part in statistics(value).items()}
         elif name.endswith("_"):
             found[name] = np.asarray(value)
     return found

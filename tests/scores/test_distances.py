@@ -8,7 +8,7 @@ from scipy.spatial.distance import cdist
 from scipy.special import logsumexp
 
 from skood.exceptions import FewTrainingRowsWarning
-from skood.scores import Knn, Mahalanobis, Outputs, Vim
+from skood.scores import DirectionLength, Knn, Mahalanobis, MahalanobisPlusPlus, Outputs, Vim
 
 
 def unit(rows):
@@ -125,6 +125,102 @@ def test_mahalanobis_refuses_features_that_do_not_vary_within_classes(rows):
         outputs = Outputs(features[:1].repeat(n_rows, 1), logits[:n_rows], labels[:n_rows])
     with pytest.raises(ValueError, match='"mahalanobis" needs features that vary within'):
         Mahalanobis().fit([outputs])
+
+
+# Mahalanobis++
+
+
+def test_mahalanobis_pp_is_mahalanobis_of_features_of_length_one(case):
+    # Mueller & Hein 2025, equation 6.
+    fit, new, *_ = case.arrays
+    expected = mahalanobis(unit(fit), case.fit.labels.numpy(), unit(new))
+    np.testing.assert_allclose(scores_of("mahalanobis++", case), expected, rtol=1e-6)
+
+
+def test_mahalanobis_pp_says_its_own_name():
+    features, logits, labels = usual().fit
+    same = Outputs(torch.ones_like(features), logits, labels)
+    with pytest.raises(ValueError, match=r'score_function="mahalanobis\+\+" needs features that'):
+        MahalanobisPlusPlus().fit([same])
+
+
+# Direction and length
+
+
+def direction_and_length(rows):
+    return np.hstack([unit(rows), np.log(np.linalg.norm(rows, axis=1, keepdims=True))])
+
+
+def shrunk_distances(fit, labels, new, shrinkage):
+    """Friedman 1989, equation 18: the target is one variance for the direction, one for length."""
+    known = np.unique(labels)
+    means = np.stack([fit[labels == k].mean(axis=0) for k in known])
+    around = fit - means[np.searchsorted(known, labels)]
+    covariance = around.T @ around / len(fit)
+    width = fit.shape[1] - 1
+    target = [np.trace(covariance[:-1, :-1]) / width] * width + [covariance[-1, -1]]
+    shrunk = (1 - shrinkage) * covariance + shrinkage * np.diag(target)
+    away = new[:, None] - means
+    return -np.einsum("nkd,de,nke->nk", away, np.linalg.inv(shrunk), away).min(axis=1)
+
+
+@pytest.mark.parametrize("shrinkage", [0.01, 0.1, 0.9])
+def test_direction_length_is_the_distance_under_a_shrunk_covariance(shrinkage):
+    case = usual()
+    fit, new = map(direction_and_length, case.arrays[:2])
+    expected = shrunk_distances(fit, case.fit.labels.numpy(), new, shrinkage)
+    np.testing.assert_allclose(scores_of(DirectionLength(shrinkage), case), expected, rtol=1e-9)
+
+
+def test_direction_length_does_not_depend_on_the_unit_of_the_features():
+    fit, new, weight, bias, labels = relu_features()
+    expected = scores_of("direction_length", made(fit, new, weight, bias, labels))
+    found = scores_of("direction_length", made(1e3 * fit, 1e3 * new, weight, bias, labels))
+    np.testing.assert_allclose(found, expected, rtol=1e-8)
+
+
+@pytest.mark.parametrize("factor", [1e-3, 1e3])
+def test_rows_far_longer_or_shorter_than_usual_score_low(factor):
+    case = usual()
+    score = fitted("direction_length", case)
+    rows = case.fit.features
+    lowest = score(rows, case.fit.logits).min()
+    assert (score(factor * rows, case.fit.logits) < 3 * lowest).all()
+    # Mahalanobis++ cannot tell.
+    blind = fitted("mahalanobis++", case)
+    torch.testing.assert_close(blind(factor * rows, rows), blind(rows, rows))
+
+
+def test_direction_length_takes_fewer_rows_than_features():
+    fit, new, weight, bias, labels = relu_features()
+    few = made(fit[:12], new, weight, bias, labels[:12])
+    found = scores_of("direction_length", few)
+    expected = shrunk_distances(
+        direction_and_length(fit[:12]), labels[:12], direction_and_length(new), 0.1
+    )
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
+
+
+def test_features_of_one_length_are_judged_by_their_direction():
+    fit, new, weight, bias, labels = relu_features()
+    score = fitted("direction_length", made(unit(fit), unit(new), weight, bias, labels))
+    rows = torch.as_tensor(unit(new))
+    torch.testing.assert_close(score(1e3 * rows, rows), score(rows, rows))
+
+
+def test_a_single_feature_is_judged_by_its_length():
+    fit, _, weight, bias, labels = relu_features()
+    fit = 1 + fit[:, :1]
+    case = made(fit, [[2.0], [1e3]], weight[:, :1], bias, labels)
+    near, far = scores_of("direction_length", case)
+    assert near > -20 > -100 > far
+
+
+def test_direction_length_refuses_features_that_do_not_vary_within_classes():
+    features, logits, labels = usual().fit
+    same = Outputs(torch.ones_like(features), logits, labels)
+    with pytest.raises(ValueError, match=r'score_function="direction_length" needs features that'):
+        DirectionLength().fit([same])
 
 
 # ViM

@@ -8,7 +8,7 @@ import torch
 from made import refusal
 from scipy.special import softmax
 
-from skood.scores import Energy, MaxLogit, MaxSoftmax, Odin
+from skood.scores import Energy, Gen, MaxLogit, MaxSoftmax, Odin
 
 
 def random_logits(n_rows=6, n_classes=4, scale=3.0):
@@ -47,6 +47,42 @@ def test_max_softmax_is_the_largest_probability():
 def test_max_logit_is_the_largest_logit():
     logits = random_logits()
     assert applied(MaxLogit(), logits).tolist() == logits.max(axis=1).tolist()
+
+
+# GEN: Liu et al. 2023, equations 3 and 4
+
+
+@pytest.mark.parametrize("gamma", [0.01, 0.1, 0.9])
+@pytest.mark.parametrize("n_largest", [1, 3, 7, 100])
+def test_gen_is_the_generalized_entropy_of_the_largest_probabilities(gamma, n_largest):
+    logits = random_logits(n_classes=7)
+    largest = np.sort(softmax(logits, axis=1), axis=1)[:, ::-1][:, :n_largest]
+    expected = -((largest * (1 - largest)) ** gamma).sum(axis=1)
+    assert applied(Gen(gamma, n_largest), logits) == pytest.approx(expected, rel=1e-12)
+
+
+def test_gen_tells_confident_rows_apart():
+    # 1 - p of the first is 1e-35 times 2, which a difference of float64 rounds to 0.
+    found = applied(Gen(), np.array([[80.0, 0.0, 0.0], [60.0, 0.0, 0.0]]))
+    expected = [-(2 * math.exp(-z) ** 0.1 + (2 * math.exp(-z)) ** 0.1) for z in (80, 60)]
+    assert found == pytest.approx(expected, rel=1e-9)
+    assert found[0] > found[1]
+
+
+def test_gen_is_finite_however_sure_the_network_is():
+    assert applied(Gen(), np.array([[1e6, 0.0], [0.0, -1e300]])).tolist() == [0.0, 0.0]
+
+
+@pytest.mark.parametrize("value", [0, 1, -0.1, math.nan, None, "0.1"])
+def test_gen_refuses_an_exponent_out_of_range(value):
+    with pytest.raises(ValueError, match=refusal("Gen", "gamma", value)):
+        applied(Gen(value), random_logits())
+
+
+@pytest.mark.parametrize("value", [0, 2.5, None, "all", True])
+def test_gen_refuses_a_number_of_probabilities_that_is_no_count(value):
+    with pytest.raises(ValueError, match=refusal("Gen", "n_largest", value)):
+        applied(Gen(n_largest=value), random_logits())
 
 
 # ODIN: liang2018, equations 1 and 2, worked out for a multilayer perceptron

@@ -8,12 +8,14 @@ import numpy as np
 import pytest
 import torch
 from contexts import default_dtype
-from made import fitted, scores_of
+from made import fitted, scores_of, usual
 from pytorch_ood import detector as peers
+from torch.nn import functional as F
 
 from skood.scores import (
     Dice,
     Energy,
+    Gen,
     Knn,
     MaxLogit,
     MaxSoftmax,
@@ -47,6 +49,16 @@ def test_energy(case, temperature):
 def test_max_softmax_and_max_logit(case):
     assert_agree(scores_of(MaxSoftmax(), case), -peers.MaxSoftmax.score(case.new.logits))
     assert_agree(scores_of(MaxLogit(), case), -peers.MaxLogit.score(case.new.logits))
+
+
+@pytest.mark.parametrize("gamma", [0.1, 0.5])
+@pytest.mark.parametrize("n_largest", [2, 100])
+def test_gen(gamma, n_largest):
+    # Theirs is a mean, of probabilities not below 1e-7.
+    case = usual()
+    theirs = peers.GEN.score(case.new.logits, gamma=gamma, M=n_largest)
+    ours = scores_of(Gen(gamma, n_largest), case)
+    np.testing.assert_allclose(ours, -theirs * min(n_largest, 4), rtol=1e-4, atol=2.0)
 
 
 @pytest.mark.parametrize("sparsity", [0.1, 0.5, 0.9])
@@ -100,6 +112,16 @@ def test_mahalanobis(case):
     assert_agree(scores_of("mahalanobis", case), theirs)
 
 
+@pytest.mark.usefixtures("_float64_by_default")
+def test_mahalanobis_pp():
+    # Theirs of features of length 1, as above: a thousand times as large, and with all features.
+    case = usual()
+    features, new = (F.normalize(rows) for rows in (case.fit.features, case.new.features))
+    peer = peers.Mahalanobis(None).fit_features(1000 * features, case.fit.labels)
+    theirs = -2 * len(features) * peer.predict_features(1000 * new)
+    assert_agree(scores_of("mahalanobis++", case), theirs)
+
+
 @pytest.mark.parametrize("n_components", [1, 3])
 def test_vim(case, n_components):
     peer = peers.ViM(None, n_components, case.head.weight, case.head.bias)
@@ -130,4 +152,7 @@ def test_odin(digits, temperature, magnitude):
 def test_no_score_is_left_out():
     tested = {name.removeprefix("test_") for name in globals() if name.startswith("test_")}
     tested |= {"msp", "max_logit"}  # together
+    tested |= {"mahalanobis++"}
+    without_peer = {"direction_length", "two_views"}
+    tested |= without_peer
     assert set(list_scores()) <= tested

@@ -1,0 +1,114 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from made import fitted, made, pieces, relu_features, scores_of, usual
+from scipy.stats import logistic
+
+from skood.scores import Energy, Knn, Odin, Outputs, TwoViews, Vim, fit_score, get_score
+
+
+def held_out(case):
+    return Outputs(*(tensor[::3] for tensor in case.fit))
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [("energy", "direction_length"), ("gen", "knn"), ("react", "mahalanobis"), ("msp", "energy")],
+)
+def test_two_views_are_logarithms_of_logistic_p_values_added_up(first, second):
+    case, expected = usual(), 0.0
+    views = TwoViews(first, second)
+    fit_score(views, [case.fit], lambda: case.head, lambda: [held_out(case)])
+    for name in (first, second):
+        score = fit_score(get_score(name), [case.fit], lambda: case.head)
+        reference = score(*held_out(case)[:2]).numpy()
+        values = score(*case.new[:2]).numpy()
+        # The logistic distribution with the mean and the variance of the rows held out.
+        scale = reference.std() * np.sqrt(3) / np.pi
+        expected += logistic.logcdf(values, reference.mean(), scale)
+    np.testing.assert_allclose(views(*case.new[:2]).numpy(), expected, rtol=1e-9)
+
+
+def test_no_energy_makes_up_for_features_that_lie_far_away():
+    case = usual()
+    rows = case.fit.features
+    usual_scores = fitted("two_views", case)(rows, case.head(rows))
+    assert (Energy()(None, case.head(1e4 * rows)) > 1e3).any()
+    far = fitted("two_views", case)(1e4 * rows, case.head(1e4 * rows))
+    assert (far < usual_scores.min()).all()
+
+
+def test_a_low_energy_tells_where_features_lie_near():
+    case = usual()
+    near, logits = case.fit.features, case.fit.logits
+    score = fitted("two_views", case)
+    assert (score(near, logits - 1000) < score(near, logits).min()).all()
+
+
+def test_scores_are_given_as_objects_too():
+    case = usual()
+    views = TwoViews(Energy(2.0), Knn(3))
+    assert views.get_params()["of_features__n_neighbors"] == 3
+    by_object = scores_of(views, case)
+    views.set_params(of_features__n_neighbors=30)
+    assert not np.array_equal(scores_of(views, case), by_object)
+    assert not hasattr(views.of_features, "bank_")  # the user's own is not fitted
+
+
+def test_a_function_may_be_a_view():
+    case = usual()
+    score = fitted(TwoViews(of_logits=lambda features, logits: logits.amax(dim=1)), case)
+    expected = scores_of(TwoViews(of_logits="max_logit"), case)
+    np.testing.assert_allclose(score(*case.new[:2]), expected)
+
+
+@pytest.mark.parametrize(
+    ("views", "needed"),
+    [(("energy", "knn"), False), (("energy", "vim"), True), (("react", "knn"), True)],
+)
+def test_the_head_is_asked_for_if_a_view_needs_it(views, needed):
+    assert TwoViews(*views).uses_head is needed
+
+
+def test_rows_held_out_are_needed():
+    case = usual()
+    with pytest.raises(ValueError, match=r"not trained on. Pass held_out, a callable"):
+        fit_score(TwoViews(), [case.fit], lambda: case.head)
+    with pytest.raises(ValueError, match="outputs is empty"):
+        fit_score(TwoViews(), [case.fit], lambda: case.head, lambda: [])
+
+
+def test_a_stream_that_is_gone_after_one_pass_is_refused_for_two_that_are_fitted():
+    case = usual()
+    for views in (TwoViews("energy", "knn"), TwoViews("msp", "vim")):
+        fit_score(views, pieces(case.fit, 50), lambda: case.head, lambda: [held_out(case)])
+    with pytest.raises(ValueError, match=r"fits two scores. Pass a list of Outputs"):
+        fit_score(
+            TwoViews("react", "knn"),
+            pieces(case.fit, 50),
+            lambda: case.head,
+            lambda: [held_out(case)],
+        )
+
+
+def test_a_score_that_moves_its_inputs_is_refused():
+    case = usual()
+    with pytest.raises(TypeError, match=r"TwoViews got Odin\(\), which scores inputs"):
+        fit_score(TwoViews(Odin()), [case.fit], lambda: case.head, lambda: [case.fit])
+
+
+def test_a_view_that_is_the_same_for_all_rows_held_out_is_refused():
+    case = usual()
+    for few in ([case.fit[0][:1], case.fit[1][:1], case.fit[2][:1]],):
+        with pytest.raises(ValueError, match=r"cannot weigh Energy\(\) .* all of the 1 rows held"):
+            fit_score(TwoViews(), [case.fit], lambda: case.head, lambda few=few: [Outputs(*few)])
+
+
+def test_vim_as_a_view_takes_fewer_rows_held_out_than_features():
+    fit, new, weight, bias, labels = relu_features()
+    case = made(fit, new, weight, bias, labels)
+    few = Outputs(*(tensor[:5] for tensor in case.fit))
+    score = fit_score(TwoViews("energy", Vim(4)), [case.fit], lambda: case.head, lambda: [few])
+    assert torch.isfinite(score(*case.new[:2])).all()
