@@ -503,7 +503,12 @@ class Scorer:
 
     def fitted(self, score: Any) -> Any:
         """The score with its statistics, of the rows that the network was fine-tuned on."""
-        return fit_score(score, self.labelled("id_fit", self.fit_rows), self.head)
+        return fit_score(
+            score,
+            self.labelled("id_fit", self.fit_rows),
+            self.head,
+            lambda: self.labelled("id_held_out", self.rows.held_out),
+        )
 
     def labelled(self, name: str, rows: NDArray[np.intp]) -> list[Outputs]:
         """Outputs of some training rows, piece by piece."""
