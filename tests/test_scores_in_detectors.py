@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from sklearn.base import clone
+from sklearn.datasets import make_blobs
 from sklearn.model_selection import GridSearchCV
 from torch import nn
 
@@ -494,3 +495,20 @@ class MovingOneColumn(Moving):
 def test_a_perturbation_fits_the_batch(digits, score, error, message):
     with pytest.raises(error, match=message):
         quiet_fit(untrained(digits.module, score, max_epochs=1), digits.X, digits.y)
+
+
+# Far away
+
+
+@pytest.mark.filterwarnings("ignore::skood.exceptions.AnotherScaleWarning")
+@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize("score", ["two_views", "direction_length"])
+def test_rows_of_a_table_that_lie_far_away_are_rejected_in_every_direction(score, seed):
+    centers = [[-2, 0], [2, 0], [0, 3]]
+    blobs, kinds = make_blobs(600, centers=centers, cluster_std=0.6, random_state=seed)
+    detector = SparseEnergyOODDetector(score_function=score, random_state=seed).fit(blobs, kinds)
+    angle = np.linspace(0, 2 * np.pi, 360, endpoint=False)
+    circle = np.c_[np.cos(angle), np.sin(angle)]
+    for radius in (20, 1e3, 1e6):
+        assert (detector.predict(radius * circle) == -1).all()
+    assert (detector.predict(blobs) == 1).mean() > 0.9
