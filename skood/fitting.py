@@ -15,6 +15,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from sklearn.base import BaseEstimator
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 from tqdm.auto import tqdm
 
 from .accuracy import (
@@ -491,7 +492,7 @@ class Fit:
                 plain = isinstance(value, str | Real | None)
                 facts[name] = repr(value) if plain else f"{type(value).__name__}{_told(value)}"
         given = detector.random_state is not None
-        facts["random_state"] = f"seeds {tuple(seeds)}" if given else "None"
+        facts["random_state"] = f"seeds {_digest(list(seeds))}" if given else "None"
         facts["memory"] = "none" if self._memory is None else "a folder"
         return facts
 
@@ -507,12 +508,17 @@ def _deciding(module: nn.Module) -> list[Any]:
         (
             name,
             type(part),
-            {k: v for k, v in vars(part).items() if isinstance(v, str | Real | None | tuple)},
+            {k: v for k, v in vars(part).items() if isinstance(v, tuple) or _is_plain(v)},
             part._parameters,
             part._buffers,
         )
         for name, part in module.named_modules(remove_duplicate=False)
     ]
+
+
+def _is_plain(thing: Any) -> bool:
+    """Whether a thing is text or a number, or a dict or list of such, as settings are."""
+    return all(isinstance(leaf, str | Real | None) for leaf in tree_leaves(thing))
 
 
 def _told(thing: Any) -> str:

@@ -24,6 +24,7 @@ __all__ = ["RejectingClassifier"]
 WITHOUT_REJECTION = (
     "sklearn.calibration",
     "sklearn.ensemble",
+    "sklearn.model_selection._classification_threshold",
     "sklearn.multiclass",
     "sklearn.multioutput",
 )
@@ -141,18 +142,10 @@ class RejectingClassifier(ClassifierMixin, MetaEstimatorMixin, BaseEstimator):
         -----
         LostRejectionWarning
             If it is fitted inside an ensemble of scikit-learn, such as `VotingClassifier`, or
-            inside `CalibratedClassifierCV` or `OneVsRestClassifier`.
+            inside `CalibratedClassifierCV`, `OneVsRestClassifier` or `FixedThresholdClassifier`.
         """
         self._validate_params()
-        if is_called_from(*WITHOUT_REJECTION):
-            warn_user(
-                "The estimator around RejectingClassifier does not reject: it combines "
-                "probabilities, which know no rejection, or counts labels, and hard voting fails "
-                "on reject_label. Reject outside of it, with a SparseEnergyOODDetector fitted on "
-                "the same rows: np.where(detector.predict(X) == 1, ensemble.predict(X), "
-                f"{quoted(self.reject_label)}).",
-                LostRejectionWarning,
-            )
+        loses_rejection = self._warn_if_rejection_is_lost()
         detector = clone(self.detector)
         rows = as_rows(X, detector.preprocess)
         labels = self._check_labels(y, len(rows))
@@ -175,7 +168,7 @@ class RejectingClassifier(ClassifierMixin, MetaEstimatorMixin, BaseEstimator):
                 f"ood_label={detector.ood_label!r}. Pass the labels that the detector was fitted "
                 "on, or a detector that is not frozen."
             )
-        self.detector_ = detector
+        self.detector_, self._told_of_loss = detector, loses_rejection
         return self
 
     def predict(self, X: Any) -> NDArray[Any]:
@@ -212,8 +205,15 @@ class RejectingClassifier(ClassifierMixin, MetaEstimatorMixin, BaseEstimator):
         -------
         ndarray of shape (n, K), float64
             Probabilities in the order of `classes_`; each row sums to 1.
+
+        Warns
+        -----
+        LostRejectionWarning
+            If such an estimator, to which it was given fitted, calls it.
         """
         check_is_fitted(self)
+        if not self._told_of_loss:
+            self._warn_if_rejection_is_lost()
         return self.detector_.predict_class_proba(X)
 
     @property
@@ -230,6 +230,20 @@ class RejectingClassifier(ClassifierMixin, MetaEstimatorMixin, BaseEstimator):
     def feature_names_in_(self) -> NDArray[np.object_]:
         """Names of the columns."""
         return self.detector_.feature_names_in_
+
+    def _warn_if_rejection_is_lost(self) -> bool:
+        """Warn if an estimator calls that does not reject; whether one does."""
+        lost = is_called_from(*WITHOUT_REJECTION)
+        if lost:
+            warn_user(
+                "The estimator around RejectingClassifier does not reject: it combines "
+                "probabilities, which know no rejection, or counts labels, and hard voting fails "
+                "on reject_label. Reject outside of it, with a SparseEnergyOODDetector fitted on "
+                "the same rows: np.where(detector.predict(X) == 1, ensemble.predict(X), "
+                f"{quoted(self.reject_label)}).",
+                LostRejectionWarning,
+            )
+        return lost
 
     def _check_labels(self, y: ArrayLike, n_rows: int) -> NDArray[Any]:
         if y is None:

@@ -15,7 +15,12 @@ from sklearn.exceptions import NotFittedError
 from sklearn.frozen import FrozenEstimator
 from sklearn.inspection import DecisionBoundaryDisplay
 from sklearn.metrics import accuracy_score
-from sklearn.model_selection import GridSearchCV, cross_val_score, cross_validate
+from sklearn.model_selection import (
+    FixedThresholdClassifier,
+    GridSearchCV,
+    cross_val_score,
+    cross_validate,
+)
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.utils import get_tags
@@ -431,6 +436,29 @@ def test_fit_says_that_an_estimator_around_it_does_not_reject(rejecting, digits,
     with pytest.warns(LostRejectionWarning, match=r"does not reject") as told:
         around(rejecting).fit(digits.X_fresh, digits.y_fresh)
     assert all(len(str(warning.message)) <= 400 for warning in told)
+
+
+def test_fit_says_that_a_classifier_with_a_threshold_does_not_reject(rejecting, digits):
+    of_two = digits.y_fresh < 2
+    with pytest.warns(LostRejectionWarning, match=r"does not reject"):
+        FixedThresholdClassifier(rejecting).fit(digits.X_fresh[of_two], digits.y_fresh[of_two])
+
+
+@pytest.mark.parametrize(
+    "around",
+    [
+        lambda one: StackingClassifier([("one", one)], cv="prefit"),
+        lambda one: CalibratedClassifierCV(FrozenEstimator(one)),
+    ],
+    ids=["stacking", "calibrated"],
+)
+def test_an_estimator_around_a_fitted_one_is_told_of_too(rejecting, digits, around):
+    fitted = clone(rejecting).fit(digits.X, digits.y)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", LostRejectionWarning)
+        fitted.predict_proba(digits.X_fresh)
+        with pytest.raises(LostRejectionWarning, match=r"does not reject"):
+            around(fitted).fit(digits.X_fresh, digits.y_fresh)
 
 
 def test_rejection_outside_of_an_ensemble_is_that_of_the_message(rejecting, digits):

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize
 from torch.overrides import TorchFunctionMode
 
@@ -89,7 +90,9 @@ def on_cpu(module: nn.Module) -> Any:
     """What to pickle in the place of a module: it comes back as the module, on the CPU."""
     tensors = (*module.parameters(), *module.buffers())
     here = all(tensor.device.type == "cpu" for tensor in tensors)
-    copied = deepcopied(module, {id(tensor): tensor for tensor in tensors} if here else {})
+    # What a forward left in a buffer has a graph, which copies of the copy must not have.
+    kept = {id(tensor): tensor for tensor in tensors if here and tensor.is_leaf}
+    copied = deepcopied(module, kept)
     if not here:
         copied.cpu()
     return portable(copied) if has_bare_scripts(module) else copied
@@ -116,11 +119,19 @@ class _ByValue(TorchFunctionMode):
     def __torch_function__(
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        if func is not Tensor.__deepcopy__ or (args[0].is_leaf and not args[0].is_inference()):
+        if func is not Tensor.__deepcopy__:
             return func(*args, **(kwargs or {}))
         tensor, memo = args
+        lazy = is_lazy(tensor)
+        if not lazy and tensor.is_leaf and not tensor.is_inference():
+            return func(tensor, memo)
         if id(tensor) not in memo:
-            memo[id(tensor)] = tensor.detach().clone()
+            # torch copies no buffers that are lazy.
+            memo[id(tensor)] = (
+                type(tensor)(tensor.requires_grad, tensor.device, tensor.dtype)
+                if lazy
+                else tensor.detach().clone()
+            )
         return memo[id(tensor)]
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 import atexit
 import multiprocessing
 import os
+import re
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
@@ -30,6 +31,9 @@ from ..notices import first_line
 T = TypeVar("T")
 
 LONGEST_QUOTE = 250
+
+LONGEST_CAUSE = 70
+"""Characters that are shown of what the transport says."""
 
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
@@ -97,11 +101,12 @@ class Ranks:
         """Refuse with a ValueError, on every rank, facts that are not the same on all."""
         expected, *others = self.gather(dict(facts))
         for rank, got in enumerate(others, start=1):
-            for name in facts:
-                if got[name] != expected[name]:
+            for name in {**expected, **got}:
+                one, other = got.get(name, "none"), expected.get(name, "none")
+                if one != other:
                     raise ValueError(
-                        f"Rank {rank} calls fit with another {name} than rank 0: {got[name]} "
-                        f"instead of {expected[name]}. The {self.size} processes of a "
+                        f"Rank {rank} calls fit with another {name} than rank 0: {one} "
+                        f"instead of {other}. The {self.size} processes of a "
                         "torch.distributed group fit one detector: each passes the same X, y and "
                         "parameters, and all rows, which fit shares out itself. Start processes "
                         "that fit detectors of their own without torchrun."
@@ -172,12 +177,14 @@ def joined_ranks() -> Iterator[Ranks]:
     except RuntimeError as error:
         if not _is_of_engine(error):
             raise
+        # Without the place in the source before it, and what gloo guesses after it.
+        cause = re.sub(r"^\[\S*\] ", "", first_line(error)).partition(". ")[0]
         raise LostRankError(
             f"This process{_name_of_rank()} lost the others of its torch.distributed group: "
-            f"{first_line(error)} One of them ended, or did not reach the same point "
-            "within the group's time-out; look for its own error first. Every process of the group "
-            "must call fit. Start all of them again: with memory= and a random_state, fit goes on "
-            "after the last epoch."
+            f"{cause[:LONGEST_CAUSE]}. One of them ended, or did not reach the same "
+            "point within the group's time-out; look for its own error first. Every process must "
+            "call fit. Start all of them again: with memory= and a random_state, fit goes on after "
+            "the last epoch."
         ) from error
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from torch import nn
 
+from ..notices import first_line
+
 
 def set_mode(module: nn.Module, training: bool) -> None:
     """Put a module in training or in evaluation mode; what is frozen keeps its statistics.
@@ -11,7 +13,15 @@ def set_mode(module: nn.Module, training: bool) -> None:
     A part is frozen if it has parameters, and none of them requires a gradient. One without
     parameters goes with what comes before it in the same part, else with the part around it.
     """
-    module.train(training)  # which may return nothing, if it is the user's own
+    try:
+        module.train(training)  # which may return nothing, if it is the user's own
+    except Exception as error:
+        raise TypeError(
+            f"The network's own train(mode) fails at train({training}): {first_line(error)[:90]}. "
+            "It must switch the mode of all parts, as torch's does: let it be "
+            "train(self, mode=True) and call super().train(mode). Give a method that does other "
+            "things, such as the training itself, another name."
+        ) from error
     if training:
         _keep_statistics(module, before_is_frozen=False)
 

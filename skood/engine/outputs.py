@@ -26,6 +26,9 @@ TWO_LOGITS = (
     "setattr(last, k, torch.nn.Parameter(torch.cat([0 * v, v]))); last.out_features = 2"
 )
 
+LONGEST_COMPANY = 50
+"""Characters that are shown of what a module returns beside its logits."""
+
 
 def run(module: nn.Module, batch: Tensor) -> Tensor:
     """Logits (n, K) of a batch, one row for each of its rows."""
@@ -55,10 +58,11 @@ def logits_of(output: Any, n_rows: int | None = None) -> Tensor:
         )
     shape = tuple(found.shape)
     if found.ndim != 2 or shape[1] < 2:
-        among = "" if found is output else f" (in {describe(output)})"
+        alone = found is output
+        among = "" if alone else f" (in {describe(output)[:LONGEST_COMPANY]})"
         raise ValueError(
             f"The module returned logits of shape {shape}{among}; expected (n, K) with K >= 2 "
-            f"classes. {_remedy(found)}"
+            f"classes. {_remedy(found, alone)}"
         )
     if n_rows is not None and shape[0] != n_rows:
         raise ValueError(
@@ -103,12 +107,17 @@ def all_finite(values: Tensor) -> bool:
     return math.isfinite(values.sum()) or bool(torch.isfinite(values).all())
 
 
-def _remedy(found: Tensor) -> str:
-    """What to return instead of a tensor that has no logits (n, K)."""
+def _remedy(found: Tensor, alone: bool) -> str:
+    """What to return instead of a tensor that has no logits (n, K), alone or beside others."""
     if not found.is_floating_point():
         return BEFORE_ROUNDING
+    if found.ndim == 0:
+        return (
+            "One number for all rows is no logits, but a loss: wrap the module in one that returns "
+            "its logits alone."
+        )
     if found.ndim < 3:
-        return f"{TWO_LOGITS}. For regression, pass module=None."
+        return f"{TWO_LOGITS}." + " For regression, pass module=None." * alone
     axes = tuple(range(2, found.ndim))
     if found.shape[1] >= 2 and all(found.shape[axis] == 1 for axis in axes):
         return "Return them flat: output.flatten(1)."

@@ -343,6 +343,12 @@ def rows_of_dataset(X: Any, preprocess: Loader | None) -> Rows:
 
 def rows_of_tensor(X: Tensor, labels: Any = None) -> InMemory:
     """Rows of a tensor; a ValueError says if it cannot be rows."""
+    if X.is_nested:
+        raise ValueError(
+            "X is a nested tensor, whose rows have several lengths; expected rows of one shape. "
+            "Pad them, X.to_padded_tensor(0.0), if the network takes that; or pass them in a list, "
+            "list(X.unbind()), with preprocess=, which makes one tensor of some of them."
+        )
     if X.ndim < 2 or X.numel() == 0 or X.is_complex() or X.layout != torch.strided:
         raise ValueError(
             f"X is a tensor of shape {tuple(X.shape)}, dtype {X.dtype} and layout {X.layout}; "
@@ -383,6 +389,8 @@ def slices(n_rows: int, size: int) -> Iterator[slice]:
 
 def as_tensor(values: NDArray[Any]) -> Tensor:
     """An array as a tensor, which shares its memory if torch can."""
+    if min(values.strides, default=0) < 0:  # which numpy calls contiguous, in an axis of length 1
+        values = values.copy()
     if values.flags.carray and values.dtype.isnative and values.dtype.char in "fdB":  # mostly so
         return torch.from_numpy(values)
     dtype = values.dtype.newbyteorder("=")

@@ -217,7 +217,17 @@ class Odin(BaseEstimator):
         confidence = torch.log_softmax(logits / temperature, dim=1).amax(dim=1).sum()
         gradient = None
         if confidence.requires_grad:
-            (gradient,) = torch.autograd.grad(confidence, batch, allow_unused=True)
+            try:
+                (gradient,) = torch.autograd.grad(confidence, batch, allow_unused=True)
+            except RuntimeError as error:
+                if "use_reentrant" not in str(error):
+                    raise
+                raise ValueError(
+                    'score_function="odin" needs the gradient of the logits with respect to the '
+                    "network's input alone, which torch.utils.checkpoint with use_reentrant=True "
+                    "does not give. Pass use_reentrant=False, which gives the same values, or "
+                    "another score."
+                ) from error
         if gradient is None:
             raise ValueError(
                 'score_function="odin" needs the gradient of the logits with respect to the '

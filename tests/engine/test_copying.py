@@ -109,6 +109,21 @@ def test_activations_kept_anywhere_are_copied_by_value(keep, find, inference):
         assert torch.equal(find(again.kept), values)
 
 
+def test_activations_kept_in_a_buffer_are_copied_by_value():
+    module = mlp()
+    module.register_buffer("kept", torch.zeros(10, 3))
+    module.kept = module(torch.tensor(X))
+    copied = on_cpu(module)
+    assert copied[0].weight is module[0].weight
+    assert torch.equal(copy.deepcopy(copied).kept, module.kept)
+    assert module.kept.requires_grad
+
+
+def test_lazy_layers_with_lazy_buffers_are_copied():
+    copied = copy_module(nn.Sequential(nn.LazyLinear(4), nn.LazyBatchNorm1d(), nn.LazyLinear(3)))
+    assert copied(torch.ones(8, 5)).shape == (8, 3)
+
+
 @pytest.mark.parametrize("norm", ["weight_norm", "spectral_norm", "pruning"])
 def test_weights_computed_in_a_forward_are_copied(norm):
     module = mlp()

@@ -136,6 +136,19 @@ class WithoutReturn(nn.Sequential):
         self[1].eval()
 
 
+class Loop(nn.Linear):
+    def train(self, batches):
+        for batch in batches:
+            self(batch)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_a_train_of_another_meaning_is_refused_by_what_it_must_be(training):
+    message = rf"own train\(mode\) fails at train\({training}\).*train\(self, mode=True\)"
+    with pytest.raises(TypeError, match=message):
+        set_mode(nn.Sequential(Loop(4, 3)), training)
+
+
 def test_a_train_of_the_users_need_not_return_anything():
     module = nn.Sequential(WithoutReturn(nn.Linear(4, 4), norm()), nn.Linear(4, 3))
     set_mode(module, training=True)

@@ -60,7 +60,7 @@ def test_an_output_without_logits_is_refused(output, shown):
 @pytest.mark.parametrize(
     ("shape", "remedy"),
     [
-        ((), r"give last, its last layer, a second one"),
+        ((), r"is no logits, but a loss"),
         ((3,), r"give last, its last layer, a second one"),
         ((3, 1), r"give last, its last layer, a second one"),
         ((3, 4, 1, 1), r"Return them flat: output\.flatten\(1\)"),

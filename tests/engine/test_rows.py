@@ -398,6 +398,20 @@ def test_arrays_of_any_dtype_become_tensors(values, dtype):
     assert as_tensor(values).dtype == dtype
 
 
+@pytest.mark.parametrize("dtype", ["float32", "uint8", ">f4"])
+@pytest.mark.parametrize("n_rows", [1, 4])
+@pytest.mark.parametrize("n_columns", [1, 3])
+def test_reversed_arrays_become_tensors(dtype, n_rows, n_columns):
+    values = np.arange(12, dtype=dtype).reshape(4, 3)[::-1, ::-1][:n_rows, :n_columns]
+    assert as_tensor(values).tolist() == values.tolist()
+
+
+def test_nested_tensors_are_refused_with_what_to_pass():
+    rows = torch.nested.nested_tensor([torch.ones(2, 3), torch.ones(4, 3)], layout=torch.jagged)
+    with pytest.raises(ValueError, match=r"X is a nested tensor.*X\.to_padded_tensor"):
+        rows_of_tensor(rows)
+
+
 # An input type of one's own
 
 

@@ -26,6 +26,25 @@ class Reaching(nn.Module):
         return getattr(self, "call", self.method)(x)
 
 
+class Renamed(nn.Module):
+    """Has a method that trains."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = network()
+
+    def train_on(self, batches: Any) -> None:
+        for batch in batches:
+            self(batch)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.inner(x)
+
+
+class Looping(Renamed):
+    train = Renamed.train_on
+
+
 def replaced() -> nn.Module:
     module = network()
     module.forward = torch.compile(module.forward, backend="eager")
@@ -53,6 +72,11 @@ CASES = [
         "cannot be copied",
         lambda: fit(storing(row for row in X)),
         says("remove what copy.deepcopy refuses", lambda: fit(storing())),
+    ),
+    case(
+        "own train(mode) fails",
+        lambda: fit(Looping()),
+        says("another name", lambda: fit(Renamed())),
     ),
     case(
         "of the module given, which fit must not touch",

@@ -181,6 +181,7 @@ CASES = [
             ),
             ("If it has one output for two classes", one_output(nn.Flatten(0)), []),
             ("returned logits of shape (8, 1)", one_output(nn.Sigmoid()), []),
+            ("of shape (8, 1) (in a tuple", Changed(lambda z: (z, z, z), network(1)), []),
             (
                 "made of the one output of",
                 Changed(lambda z: torch.cat([torch.zeros_like(z), z], 1), network(1)),
@@ -188,6 +189,11 @@ CASES = [
             ),
             ("made of the one output of", Changed(lambda z: torch.cat([-z, z], 1), network(1)), []),
         ]
+    ),
+    case(
+        "is no logits, but a loss",
+        lambda: fit(Changed(lambda z: (z.mean(), z))),
+        says("returns its logits alone", lambda: fit(network())),
     ),
     case(
         "leave out the last",

@@ -80,6 +80,8 @@ def impute(told: Told, rows: np.ndarray) -> np.ndarray:
     return SimpleImputer().fit_transform(rows)
 
 
+NESTED = torch.nested.nested_tensor(list(torch.from_numpy(X)), layout=torch.jagged)
+
 CASES = [
     case(
         "X is a masked array",
@@ -172,6 +174,14 @@ CASES = [
         "with 0 rows",
         lambda: fit(network(), Listed([])),
         says("one with items", lambda: fit(network(), Listed(list(X)))),
+    ),
+    case(
+        "X is a nested tensor",
+        lambda: fit(network(), NESTED),
+        lambda told: fit(network(), told("X.to_padded_tensor(0.0)", X=NESTED)),
+        lambda told: fit(
+            network(), told("list(X.unbind())", X=NESTED), preprocess=lambda x: torch.stack([*x])
+        ),
     ),
     case(
         "X is a tensor of shape",

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from skood import SparseEnergyOODDetector
 from skood.metrics import auroc, detection_report
@@ -57,6 +58,10 @@ def judged(module: nn.Module | None = None, score: Any = "energy", **options: An
     """A network as it is, judged by a score."""
     module = network() if module is None else module
     return fit(module, score_function=score, **({"max_epochs": 0} | options))
+
+
+def checkpointed(reentrant: bool) -> Callable[..., torch.Tensor]:
+    return lambda self, x: self.head(checkpoint(self.body, x, use_reentrant=reentrant).relu())
 
 
 def few_rows() -> SparseEnergyOODDetector:
@@ -204,6 +209,12 @@ SCORES = [
             ANOTHER,
             lambda: judged(Body(lambda self, x: right(self, x.detach())), "energy"),
         ),
+    ),
+    case(
+        "with use_reentrant=True does not give",
+        lambda: judged(Body(checkpointed(True)), "odin"),
+        says("Pass use_reentrant=False", lambda: judged(Body(checkpointed(False)), "odin")),
+        says("or another score", lambda: judged(Body(checkpointed(True)), "energy")),
     ),
     case(
         "which an input of dtype",
