@@ -98,10 +98,10 @@ def surrogate_outliers(
     - "mixture" is the mean of two rows;
     - "scale" moves each row away from the mean of X, to three times its distance.
 
-    On CIFAR-10, "patches", "blur" and "contrast" rank detectors as real scenes, textures and house
-    numbers do, "edges", "strokes" and "silhouettes" as glyphs, garments and faces do; "noise",
-    "colours" and "mixture" rank them as neither. The guide on choosing the sparsity weight has the
-    figures.
+    On CIFAR-10, "patches", "blur" and "contrast" choose detectors that are good on real scenes and
+    textures, "edges", "strokes" and "silhouettes" such as are good on faces and garments. "noise",
+    "colours" and "mixture" are no kinds to choose by. The guide on choosing the sparsity weight has
+    the figures.
 
     Examples
     --------
