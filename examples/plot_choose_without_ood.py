@@ -3,8 +3,8 @@ Choosing the weight without outliers
 ====================================
 
 If you have no outliers, the scorer makes some from the rows held out in each fold: images with
-their patches permuted, blurred images, and images with a fifth of their contrast. Nobody will meet
-such surrogates in practice. Use them to rank the weights; the scores themselves mean little.
+their patches permuted, with less detail or contrast, and simple shapes such as strokes. Nobody will
+meet such surrogates in practice. Use them to rank the weights; the scores themselves mean little.
 
 This shows how to do it. On digits, folds and seeds matter more than weights, so nothing here shows
 that surrogates rank weights rightly. ``benchmarks/README.md`` measures that on real images.
@@ -35,13 +35,13 @@ X_train, X, y_train, y = train_test_split(
 # %%
 # What the scorer makes
 # ---------------------
-# For images it makes these three kinds in turn. For a table it permutes each column separately.
+# For images it makes these six kinds in turn. For a table it permutes each column separately.
 
-kinds = ["patches", "blur", "contrast"]
+kinds = ["patches", "blur", "contrast", "edges", "strokes", "silhouettes"]
 made = {"digits": X[:8]} | {
     kind: surrogate_outliers(X, kind=kind, random_state=0)[:8] for kind in kinds
 }
-figure, axes = plt.subplots(4, 8, figsize=(6.4, 3.6), layout="constrained")
+figure, axes = plt.subplots(7, 8, figsize=(6.4, 6.0), layout="constrained")
 for row, (kind, pictures) in zip(axes, made.items(), strict=True):
     row[0].set_ylabel(kind)
     for ax, picture in zip(row, pictures, strict=True):
@@ -66,13 +66,13 @@ for _ in range(20):
         loss.backward()
         optimizer.step()
 
-metrics = ["neg_fpr_at_tpr", "accuracy_change", "mean_l1"]
+metrics = ["auroc", "accuracy_change", "mean_l1"]
 search = GridSearchCV(
     SparseEnergyOODDetector(classifier, random_state=0),
     {"sparsity_weight": [0.0, 0.02, 0.05, 0.1, 0.2, 0.5]},
     cv=InDistributionKFold(3, random_state=0),
     scoring=make_ood_scorer(metrics),
-    refit=AccuracyGuard("neg_fpr_at_tpr", tolerance=0.01),
+    refit=AccuracyGuard("auroc", tolerance=0.01),
 ).fit(X, y)
 print("chosen on surrogates:", search.best_params_)
 

@@ -834,7 +834,7 @@ def test_pretraining_goes_on_where_it_was_interrupted(script, files, monkeypatch
 
 def surrogate_arguments(**changed):
     options = {"test_rows": None, "scores": None, "detectors": None, "rows": "90"}
-    options |= {"weights": ["0", "0.01", "20"], "seeds": ["0", "1"]}
+    options |= {"weights": ["0", "0.01:1", "20"], "seeds": ["0", "1"]}
     extra = {"ood_rows": "80", "surrogate_rows": "60"}
     return arguments(**(options | extra | changed))
 
@@ -845,41 +845,53 @@ def test_surrogates_end_to_end(script, files, capsys, monkeypatch):
     surrogates.main(surrogate_arguments())
     first = capsys.readouterr()
     assert len(list(Path("kept").glob("*.npz"))) == 8
-    weights = [line.split("|")[1].strip() for line in first.out.splitlines()[4:8]]
-    assert weights == ["untouched", "0.0", "0.01", "20.0"]
-    kinds = [line.split(" | ")[0].strip("| ") for line in first.out.splitlines()[-8:]]
-    assert kinds == list(surrogates.KINDS)
+    tables = [line.split(" | ") for line in first.out.splitlines() if line.startswith("|")]
+    names = [cells[0].strip("| ") for cells in tables]
+    assert names[2:6] == ["untouched", "0", "0.01:1", "20"]
+    assert names[8:] == ["best mean", "least worst", *surrogates.MIXTURES]
+    assert tables[0][3:-1] == ["scenes", "noise", "mean of kinds"]
     # What is there is not done again.
     monkeypatch.setattr(surrogates, "make_detector", None)
     surrogates.main(surrogate_arguments())
     assert capsys.readouterr() == (first.out, "")
 
 
-def test_regret_is_that_of_the_weight_chosen_among_the_accurate(script):
+@pytest.fixture
+def judged_by_weight(script):
     surrogates = script("surrogates")
 
-    def judged(right, real, surrogate):
+    def judged(right, textures, faces, surrogate):
         ids = np.linspace(0, 1, 101)
-        return {
-            "held-out": ids,
-            "test": ids,
-            "right held-out": np.arange(100) < right,
-            "real a": np.repeat([0.0, 1.0], [100 - real, real]),
-            "surrogate auto": np.repeat([0.0, 1.0], [100 - surrogate, surrogate]),
-        }
+        kept = {"real textures": textures, "real faces": faces, "surrogate edges": surrogate}
+        scores = {name: np.repeat([0.0, 1.0], [100 - n, n]) for name, n in kept.items()}
+        rights = dict.fromkeys(["right test", "right held-out"], np.arange(100) < right)
+        return surrogates.judgement({"held-out": ids, "test": ids} | rights | scores)
 
-    by_weight = {
-        "untouched": judged(90, 60, 60),
-        0.0: judged(90, 50, 50),
-        0.1: judged(89, 30, 40),
-        0.2: judged(89, 40, 20),
-        0.5: judged(50, 10, 10),
+    return {
+        "untouched": judged(90, 60, 60, 60),
+        "0": judged(90, 50, 40, 50),
+        "0.1": judged(89, 30, 34, 40),
+        "0.2": judged(89, 20, 60, 20),
+        "0.5": judged(50, 10, 10, 10),
     }
-    allowed = surrogates.accurate(by_weight, 0.01)
-    assert allowed == [0.0, 0.1, 0.2]
-    correlation, regret = surrogates.correlation_and_regret(by_weight, "auto", allowed)
-    assert regret == pytest.approx(10)  # 0.2 is chosen, 0.1 is best
-    assert correlation == pytest.approx(0.8)
+
+
+def test_regret_is_that_of_the_weight_chosen_among_the_accurate(script, judged_by_weight):
+    surrogates = script("surrogates")
+    allowed = surrogates.accurate(judged_by_weight, 0.01)
+    assert allowed == ["0", "0.1", "0.2"]
+    assert surrogates.choose(judged_by_weight, "edges", allowed) == "0.2"
+    # Best are 0.2 for textures, 0.1 for faces, and 0.1 on the mean of both.
+    regret = surrogates.regret(judged_by_weight, "0.2", allowed)
+    np.testing.assert_allclose(regret, [0, 26, 40 - 32])
+    assert surrogates.best_mean(judged_by_weight, allowed) == "0.1"
+    assert surrogates.least_worst(judged_by_weight, allowed) == "0.1"
+    assert surrogates.correlation(judged_by_weight, "edges") == pytest.approx(0.8)
+
+
+def test_if_no_weight_is_accurate_the_one_that_loses_least_is_allowed(script, judged_by_weight):
+    del judged_by_weight["0"], judged_by_weight["0.1"]
+    assert script("surrogates").accurate(judged_by_weight, 0.001) == ["0.2"]
 
 
 def test_penalty_scale_end_to_end(script, capsys, monkeypatch):

@@ -57,7 +57,8 @@ def test_patches_move_whole_within_their_image():
 
 def test_layouts_of_the_same_images_agree():
     images = numbered(6, 3, 12, 8)
-    for kind in ["auto", "patches", "blur", "contrast", "frequencies", "colours", "mixture"]:
+    kinds = ["auto", "patches", "blur", "contrast", "edges", "strokes", "silhouettes"]
+    for kind in [*kinds, "frequencies", "colours", "mixture"]:
         first = surrogate_outliers(images, kind=kind, random_state=1)
         last = surrogate_outliers(np.moveaxis(images, 1, -1), kind=kind, random_state=1)
         assert (np.moveaxis(last, -1, 1) == first).all()
@@ -150,16 +151,18 @@ RANDOM = np.random.RandomState(0)
 IMAGES = RANDOM.rand(30, 3, 16, 16)
 
 
-def test_auto_takes_patches_blur_and_contrast_in_turn():
+def test_auto_takes_six_kinds_in_turn():
     outliers = surrogate_outliers(IMAGES, random_state=0)
-    kinds = ["patches", "blur", "contrast"]
-    for place, kind in enumerate(kinds):
-        some = surrogate_outliers(IMAGES[place::3], kind=kind, random_state=0)
-        if kind == "patches":  # drawn from a generator that has drawn before
-            outliers[place::3].sort(axis=3)
-            np.testing.assert_allclose(outliers[place::3].sum(), some.sum())
+    for place, kind in enumerate(
+        ["patches", "blur", "contrast", "edges", "strokes", "silhouettes"]
+    ):
+        made, images = outliers[place::6], IMAGES[place::6]
+        some = surrogate_outliers(images, kind=kind, random_state=0)
+        if kind in ("patches", "strokes"):  # drawn from a generator that has drawn before
+            assert all(np.isin(one, other).all() for one, other in zip(made, some, strict=True))
+            assert (made != images).any(axis=(1, 2, 3)).all()
         else:
-            np.testing.assert_allclose(outliers[place::3], some)
+            np.testing.assert_allclose(made, some, atol=0.02)  # X has another range than its part
 
 
 def test_blur_keeps_the_mean_and_takes_the_details():
@@ -176,6 +179,60 @@ def test_contrast_keeps_the_mean_and_a_fifth_of_the_differences():
     outliers = surrogate_outliers(IMAGES, kind="contrast", random_state=0)
     mean = IMAGES.mean(axis=(2, 3), keepdims=True)
     np.testing.assert_allclose(outliers - mean, 0.2 * (IMAGES - mean), atol=1e-12)
+
+
+def test_edges_are_bright_where_neighbours_differ():
+    X = np.full((2, 8, 8), 10.0)
+    X[0, :, 4:] = 50
+    X[1] = numbered(8, 8) / 8  # as steep everywhere within, but for the border
+    outliers = surrogate_outliers(X, kind="edges", random_state=0)
+    expected = np.full((8, 8), X.min())
+    expected[:, 3:5] = X.max()
+    np.testing.assert_allclose(outliers[0], expected)
+    np.testing.assert_allclose(outliers[1, 1:-1, 1:-1], X.max())
+    assert (outliers[1, 0] < X.max()).all()
+
+
+def test_an_image_of_one_value_has_no_edges():
+    X = np.stack([np.full((8, 8), 3.0), numbered(8, 8)])
+    outliers = surrogate_outliers(X, kind="edges", random_state=0)
+    assert (outliers[0] == X.min()).all()
+
+
+@pytest.mark.parametrize("kind", ["strokes", "silhouettes"])
+def test_of_an_image_two_colours_remain(kind):
+    outliers = surrogate_outliers(IMAGES, kind=kind, random_state=0)
+    brightness = IMAGES.mean(axis=1)
+    for image, outlier, bright in zip(IMAGES, outliers, brightness, strict=True):
+        ends = [np.unravel_index(find(bright), bright.shape) for find in (np.argmin, np.argmax)]
+        colours = {tuple(image[:, row, column]) for row, column in ends}
+        assert {tuple(pixel) for pixel in outlier.reshape(3, -1).T} == colours
+
+
+def test_silhouettes_are_bright_where_the_image_is_brighter_than_its_mean():
+    X = np.full((1, 8, 8), 2, dtype=np.uint8)
+    X[0, 2:6, 2:6] = 200
+    X[0, 3, 3], X[0, 7, 7] = 210, 1
+    (outlier,) = surrogate_outliers(X, kind="silhouettes", random_state=0)
+    np.testing.assert_array_equal(outlier, np.where(X[0] > 100, 210, 1))
+
+
+def test_strokes_are_thin_curves_light_on_dark_or_dark_on_light():
+    X = RANDOM.rand(200, 32, 32)
+    X[:, 0, 0], X[:, 0, 1] = 0, 1
+    outliers = surrogate_outliers(X, kind="strokes", random_state=0)
+    light = outliers.mean(axis=(1, 2))
+    dark_ground = light < 0.5
+    assert 0.4 < dark_ground.mean() < 0.6
+    on_stroke = np.where(dark_ground[:, None, None], outliers, 1 - outliers) == 1
+    assert 0.1 < on_stroke.mean() < 0.4
+    # Most of a stroke goes on beside its pixels, and none is wide.
+    padded = np.pad(on_stroke, ((0, 0), (1, 1), (1, 1)))
+    shifts = [(0, 1), (0, -1), (1, 0), (-1, 0), (1, 1), (1, -1), (-1, 1), (-1, -1)]
+    around = sum(np.roll(padded, shift, axis=(1, 2)) for shift in shifts)[:, 1:-1, 1:-1]
+    assert (around[on_stroke] >= 2).mean() > 0.95
+    assert (around[on_stroke] == 8).mean() < 0.1
+    assert len({outlier.tobytes() for outlier in outliers}) == 200
 
 
 def test_frequencies_keep_the_amplitudes_within_the_range():
@@ -224,7 +281,20 @@ def test_scaled_rows_lie_three_times_as_far_from_the_mean():
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.int16, np.float32, np.float64])
-@pytest.mark.parametrize("kind", ["auto", "blur", "contrast", "frequencies", "noise", "colours"])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "auto",
+        "blur",
+        "contrast",
+        "edges",
+        "strokes",
+        "silhouettes",
+        "frequencies",
+        "noise",
+        "colours",
+    ],
+)
 def test_every_kind_keeps_dtype_shape_and_range(kind, dtype):
     X = (200 * IMAGES + 20).astype(dtype)
     outliers = surrogate_outliers(X, kind=kind, random_state=0)

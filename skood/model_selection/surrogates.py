@@ -29,6 +29,9 @@ LEAST_BLUR = 1.0
 """Least standard deviation of the blur, in pixels. Less would not change small images."""
 
 CONTRAST = 0.2
+STROKES = 1 / 16
+"""How smooth the field is whose zero lines are strokes, as a share of the larger side."""
+
 NOISE = 0.3
 CHUNK_ROWS = 1024
 
@@ -51,9 +54,10 @@ def surrogate_outliers(
         Label of each row, for "mixture", which mixes rows of different labels. Without labels it
         mixes any two rows.
     kind : str, default="auto"
-        What to do to the rows; see the notes. For images "patches", "blur", "contrast",
-        "frequencies", "noise", "colours" or "mixture"; for a table "columns", "mixture" or "scale".
-        "auto" takes "patches", "blur" and "contrast" in turn for images, "columns" for a table.
+        What to do to the rows; see the notes. For images "patches", "blur", "contrast", "edges",
+        "strokes", "silhouettes", "frequencies", "noise", "colours" or "mixture"; for a table
+        "columns", "mixture" or "scale". "auto" takes the first six in turn for images, "columns"
+        for a table.
     random_state : int, RandomState or None, default=None
         Seed. Pass an int for the same outliers at every call.
 
@@ -76,6 +80,11 @@ def surrogate_outliers(
     - "patches" cuts each image into a grid of at most 4 x 4 cells and permutes the cells;
     - "blur" removes details, with a Gaussian of a 24th of the larger side, at least one pixel;
     - "contrast" keeps a fifth of each image's difference from its mean colour;
+    - "edges" shows how much neighbouring pixels differ, from none, the least value of X, to the
+      largest difference in the image, the largest value of X;
+    - "strokes" draws random curves in an image's brightest colour on its darkest, or the reverse;
+    - "silhouettes" gives the brightest colour to what is brighter than the image's mean, and the
+      darkest to the rest;
     - "frequencies" keeps the amplitudes of an image's Fourier transform and takes the phases of
       another image;
     - "noise" adds Gaussian noise of 0.3 times the range of X;
@@ -89,8 +98,10 @@ def surrogate_outliers(
     - "mixture" is the mean of two rows;
     - "scale" moves each row away from the mean of X, to three times its distance.
 
-    On CIFAR-10, "patches", "blur" and "contrast" rank detectors like real outliers do; "noise",
-    "colours" and "mixture" do not. The guide on choosing the sparsity weight has the figures.
+    On CIFAR-10, "patches", "blur" and "contrast" choose detectors that are good on real scenes and
+    textures, "edges", "strokes" and "silhouettes" such as are good on faces and garments. "noise",
+    "colours" and "mixture" are no kinds to choose by. The guide on choosing the sparsity weight has
+    the figures.
 
     Examples
     --------
@@ -155,6 +166,9 @@ def _makers(X: Rows) -> dict[str, Maker]:
             "patches": _patches,
             "blur": _blur,
             "contrast": _contrast,
+            "edges": _edges(float(X.min()), float(X.max())),
+            "strokes": _strokes,
+            "silhouettes": _silhouettes,
             "frequencies": _frequencies,
             "noise": _noise(float(X.max()) - float(X.min())),
             "colours": _colours(float(X.max()) + float(X.min())),
@@ -170,7 +184,7 @@ def _check_varies(X: Rows, kinds: tuple[str, ...]) -> None:
         n_varying = np.count_nonzero((values != values[0]).any(axis=0))
         enough = bool(n_varying > (1 if "columns" in kinds else 0))
         found = f"{n_varying} of the {X.shape[1]} columns of X hold different values"
-    elif {"patches", "blur", "contrast", "frequencies"} & set(kinds):
+    elif {*AUTO[False], "frequencies"} & set(kinds):
         enough = bool((values != values[:, :1]).any())
         found = "Each image of X is of one value"
     else:
@@ -183,7 +197,10 @@ def _check_varies(X: Rows, kinds: tuple[str, ...]) -> None:
         )
 
 
-AUTO = {True: ("columns",), False: ("patches", "blur", "contrast")}
+AUTO = {
+    True: ("columns",),
+    False: ("patches", "blur", "contrast", "edges", "strokes", "silhouettes"),
+}
 """Kinds that "auto" takes in turn, for a table and for images."""
 
 INSTEAD = (
@@ -259,6 +276,49 @@ def _blur(images: Rows, _: Rows, __: np.random.RandomState) -> Rows:
 def _contrast(images: Rows, _: Rows, __: np.random.RandomState) -> Rows:
     mean = images.mean(axis=(1, 2), keepdims=True)
     return mean + CONTRAST * (images - mean)
+
+
+def _edges(least: float, largest: float) -> Maker:
+    def make(images: Rows, _: Rows, __: np.random.RandomState) -> Rows:
+        steepness = _steepness(images)
+        steepest = steepness.max(axis=tuple(range(1, images.ndim)), keepdims=True)
+        return least + (largest - least) * steepness / np.where(steepest > 0, steepest, 1)
+
+    return make
+
+
+def _strokes(images: Rows, _: Rows, random: np.random.RandomState) -> Rows:
+    sigma = max(STROKES * max(images.shape[1:3]), LEAST_BLUR)
+    field = random.standard_normal(images.shape[:3])
+    field = ndimage.gaussian_filter(field, (0, sigma, sigma), mode="wrap")
+    on_stroke = np.abs(field) < _steepness(field)  # within a pixel of where the field is 0
+    return _in_two_colours(images, on_stroke ^ (random.random_sample((len(images), 1, 1)) < 0.5))
+
+
+def _silhouettes(images: Rows, _: Rows, __: np.random.RandomState) -> Rows:
+    brightness = _brightness(images)
+    return _in_two_colours(images, brightness > brightness.mean(axis=(1, 2), keepdims=True))
+
+
+def _steepness(images: Rows) -> Rows:
+    """Length of the gradient, by central differences."""
+    return np.hypot(*(ndimage.correlate1d(images, [-0.5, 0, 0.5], axis) for axis in (1, 2)))
+
+
+def _brightness(images: Rows) -> Rows:
+    return images.mean(axis=tuple(range(3, images.ndim)))
+
+
+def _in_two_colours(images: Rows, is_bright: NDArray[np.bool_]) -> Rows:
+    """Images of the darkest and the brightest pixel of each."""
+    rows, pixels = np.arange(len(images)), images.reshape(len(images), -1, *images.shape[3:])
+    brightness = _brightness(images).reshape(len(images), -1)
+    darkest, brightest = (
+        pixels[rows, place][:, None, None]
+        for place in (brightness.argmin(axis=1), brightness.argmax(axis=1))
+    )
+    is_bright = is_bright.reshape(*is_bright.shape, *(1,) * (images.ndim - 3))
+    return np.where(is_bright, brightest, darkest)
 
 
 def _frequencies(images: Rows, others: Rows, _: np.random.RandomState) -> Rows:
