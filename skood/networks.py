@@ -191,7 +191,7 @@ class NormalizeImages(nn.Module):
     ------
     TypeError, ValueError
         If `mean` and `std` are neither real numbers nor vectors of one length, or if in float32 a
-        value is not finite or a `std` is negative.
+        value is not finite, a `std` is negative, or a `mean` is not within 0..1.
 
     Notes
     -----
@@ -222,6 +222,12 @@ class NormalizeImages(nn.Module):
                 f"{tuple(means.shape)} and {tuple(stds.shape)}."
             )
         self.mean, self.std = _buffers(*torch.broadcast_tensors(means, stds))
+        if not ((means >= 0) & (means <= 1)).all():
+            raise ValueError(
+                f"mean goes from {means.min():.5g} to {means.max():.5g}; expected 0..1, the scale "
+                "of pixels that are divided by 255. If mean and std are those of pixels of 0..255, "
+                "divide both by 255."
+            )
 
     def forward(self, images: Tensor) -> Tensor:
         """Normalize a batch of images."""

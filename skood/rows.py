@@ -239,8 +239,11 @@ def _of_list(X: Sequence[Any]) -> NDArray[Any] | Tensor:
 
 def _of_frame(X: Any) -> NDArray[Any]:
     """A frame as numbers, if all columns are; else as objects."""
+    if hasattr(X, "get_columns") and not all(map(_holds_numbers, X.dtypes)):
+        # polars itself makes numbers of dates that stand beside numbers.
+        return np.column_stack([objects(each.to_list()) for each in X.get_columns()])
     values = np.asarray(X)
-    if values.ndim != 2 or values.dtype.kind in "biuf":
+    if values.ndim != 2 or values.dtype.kind in "biufmM":
         return values
     if hasattr(X, "iloc"):
         series = [X.iloc[:, number] for number in range(values.shape[1])]
@@ -249,6 +252,11 @@ def _of_frame(X: Any) -> NDArray[Any]:
     columns = [_numeric(np.asarray(each)) for each in series]
     numbers = [column for column in columns if column is not None]
     return np.column_stack(numbers) if 0 < len(numbers) == len(columns) else values.astype(object)
+
+
+def _holds_numbers(dtype: Any) -> bool:
+    """Whether a dtype of polars is one of numbers, which may be missing."""
+    return bool(dtype.is_numeric()) or str(dtype) in ("Boolean", "Null")
 
 
 def _numeric(values: NDArray[Any]) -> NDArray[Any] | None:
@@ -305,6 +313,8 @@ def _reason(value: Any) -> str:
         return ""
     if isinstance(value, str | bytes) or getattr(value, "ndim", 0) > 0:
         return f"could not convert {'string' if isinstance(value, str) else 'it'} to float"
+    if isinstance(value, np.datetime64 | np.timedelta64):  # float() takes those in nanoseconds
+        return f"float() argument must be a number, not '{value.dtype}'"
     try:
         float(value)
     except (TypeError, ValueError, OverflowError) as error:

@@ -319,6 +319,8 @@ def test_images_whose_channels_cannot_be_told_are_refused(shape, n_channels):
         (0.0, -1.0, "std at least 0, got mean=0.0 and std=-1.0"),
         ([0.0], [-1.0], r"std at least 0, got mean=\[0.0\] and std=\[-1.0\]"),
         (float("nan"), 1.0, "finite in float32 .* got mean=nan"),
+        ([123.675, 116.28], [58.4, 57.1], r"mean goes from 116.28 to 123.68; .*divide both by 255"),
+        (-0.5, 1.0, r"mean goes from -0.5 to -0.5; expected 0..1"),
     ],
 )
 def test_normalization_refuses(mean, std, message):

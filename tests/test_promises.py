@@ -347,6 +347,18 @@ def test_what_a_network_keeps_in_scoring_can_be_trained_on(digits, parameters):
     quiet_fit(refitted, digits.X[:200], digits.y[:200])
 
 
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda d: pickle.loads(pickle.dumps(d))])
+def test_gradients_pass_a_detector_that_was_copied_in_inference_mode(digits, copied):
+    detector = SparseEnergyOODDetector(digits.module, max_epochs=0, score_function="odin")
+    quiet_fit(detector, digits.X[:200], digits.y[:200])
+    with torch.inference_mode():
+        twin = copied(detector)
+    assert np.array_equal(
+        twin.score_samples(digits.X_test[:9]), detector.score_samples(digits.X_test[:9])
+    )
+    twin.module_(torch.ones(3, 64)).sum().backward()
+
+
 # What is interrupted
 
 

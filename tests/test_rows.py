@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import warnings
 from collections import UserDict
+from datetime import date, time, timedelta
 from decimal import Decimal
 from pathlib import Path
 
@@ -431,6 +432,39 @@ def test_a_column_that_holds_no_numbers_is_named(column):
     with pytest.raises(Exception, match="float") as caught:
         as_rows(other, torch.Tensor.float).read(slice(0, 2))
     assert "no numbers in the columns 'b'" in caught.value.__notes__[-1]
+
+
+@pytest.mark.parametrize(
+    "column",
+    [
+        pl.date_range(date(2020, 1, 1), date(2020, 1, 2), eager=True),
+        pl.datetime_range(date(2020, 1, 1), date(2020, 1, 2), "1d", eager=True),
+        pl.Series([timedelta(seconds=1), timedelta(seconds=2)]),
+        pl.Series([time(1), time(2)]),
+        pl.Series([{"x": 0.5}, {"x": 1.5}]),
+        pl.Series(["red", "blue"], dtype=pl.Enum(["red", "blue"])),
+    ],
+    ids=["dates", "times of a date", "spans", "times", "structs", "enum"],
+)
+def test_a_column_of_polars_that_holds_no_numbers_is_named(column):
+    frame = pl.DataFrame({"a": [0.5, 1.5], "b": [0.5, 1.5]})
+    other = frame.with_columns(column.alias("b"))
+    with pytest.raises((ValueError, TypeError), match=r"columns 'b', such"):
+        as_rows(other)
+    with pytest.raises((ValueError, TypeError), match=r"columns 'b', such"):
+        rows_like_fit(fitted_on(frame), other, None)
+
+
+@pytest.mark.parametrize("unit", ["ns", "s"])
+@pytest.mark.parametrize("kind", ["datetime64", "timedelta64"])
+def test_dates_alone_are_no_numbers_in_any_unit(kind, unit):
+    dates = np.array([[0, 1], [2, 3]]).astype(f"{kind}[{unit}]")
+    single = np.empty(dates.shape, dtype=object)
+    for place in np.ndindex(dates.shape):
+        single[place] = dates[place]
+    for X in (dates, pd.DataFrame(dates), single):
+        with pytest.raises((ValueError, TypeError), match="no numbers"):
+            as_rows(X)
 
 
 def test_columns_of_numbers_after_columns_of_objects_are_objects_too():

@@ -15,7 +15,7 @@ from torch.utils.hooks import RemovableHandle
 from ..exceptions import HeadNotFoundError
 from .batches import Batcher
 from .compiling import compiled
-from .copying import make_picklable, on_cpu
+from .copying import deepcopied, make_picklable, on_cpu
 from .hardware import Precision, available_device, rows_at_once
 from .modes import set_mode
 from .outputs import run
@@ -236,6 +236,9 @@ class Network:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         device = available_device(state["batcher"].device)
+        if torch.is_inference_mode_enabled():  # no gradient could pass tensors made in it
+            with torch.inference_mode(False):
+                state = state | {"module": deepcopied(state["module"])}
         state["module"].to(device)
         moved = {
             "batcher": dataclasses.replace(state["batcher"], device=device),

@@ -60,7 +60,7 @@ class Rounding:
     """
 
     def __init__(self, values: Tensor) -> None:
-        eps = torch.finfo(values.dtype).eps
+        eps = torch.finfo(values.dtype).eps if values.is_floating_point() else 0.0
         values = _precise(values)
         spread = float((values - values.mean(dim=0)).abs().amax())
         scale = float(values.abs().amax())

@@ -5,6 +5,7 @@ If not, the message says whether the data set, preprocess or the network is to b
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
@@ -20,8 +21,8 @@ from .batches import Batcher
 from .copying import deepcopied
 from .modes import set_mode
 from .network import TRIAL_ROWS
-from .outputs import run
-from .rows import Rows
+from .outputs import all_finite, run
+from .rows import InMemory, Rows
 from .rowwise import Dependence, Finding, Rounding, dependence
 
 READS = 8
@@ -29,6 +30,22 @@ READS = 8
 
 CALLS_AHEAD = 1000
 """Calls by which a counter is put forward, to see whether the logits follow it."""
+
+OTHER_SCALE = 1000.0
+"""Factor between rows and those that are put beside them."""
+
+MIXED_BY_PREPROCESS = (
+    "preprocess gives a row other values if other rows are in its batch, so the logits depend on "
+    "the other rows of a batch, and scores would too. Use statistics, scales and lengths fixed at "
+    "training time instead of those of the batch: x / 255, not x / x.max() nor a test of x.max()."
+)
+
+MIXED_BY_NETWORK = (
+    "The logits of a row depend on the other rows of its batch, in evaluation mode, so its score "
+    "would too. Causes: an nn.LSTM, nn.GRU or attention without batch_first=True, sums, means or "
+    "ranks over dim=0, a test of x.max(), batch-norm with track_running_stats=False. Keep the rows "
+    "of a batch apart, and use statistics fixed at training time."
+)
 
 OTHER_CALLS = 4
 """Forwards of other rows, to see whether the logits follow what a network keeps of them."""
@@ -47,6 +64,8 @@ def check_steady(module: nn.Module, batcher: Batcher, rows: Rows, *, draws: bool
         raise ValueError(_why_changing(module, batcher, rows))
     if found.dependence is Dependence.COMPANY:
         raise ValueError(_why_mixed(batcher, rows, found.arrangement))
+    if len(rows) > 1:  # one row at a time has no company
+        _check_beside_other_scales(module, batcher, rows.spaced(TRIAL_ROWS))
     if found.dependence is Dependence.DRAWS:
         warn_user(
             "The module, preprocess or the data set draws random numbers in evaluation mode. They "
@@ -121,17 +140,38 @@ def _why_mixed(batcher: Batcher, rows: Rows, arrangement: NDArray[np.intp]) -> s
     """Why the logits of a row depend on its company: preprocess, or the network after it."""
     apart, together = batcher(rows)[arrangement], batcher(rows, arrangement)
     if apart.shape != together.shape or not Rounding(apart.double()).explains(apart, together):
-        return (
-            "preprocess gives a row other values if other rows are in its batch, so the logits "
-            "depend on the other rows of a batch, and scores would too. Use statistics and "
-            "lengths fixed at training time instead of those of the batch."
-        )
-    return (
-        "The logits of a row depend on the other rows of its batch, in evaluation mode, so its "
-        "score would too. Causes: an nn.LSTM, nn.GRU or attention without batch_first=True, sums, "
-        "means or ranks over dim=0, batch-norm with track_running_stats=False. Keep the rows of a "
-        "batch apart, and use statistics fixed at training time."
-    )
+        return MIXED_BY_PREPROCESS
+    return MIXED_BY_NETWORK
+
+
+def _check_beside_other_scales(module: nn.Module, batcher: Batcher, rows: Rows) -> None:
+    """Refuse what treats rows otherwise beside rows on another scale, which outliers may have."""
+    twin, cpu = _evaluated_copy(module), torch.device("cpu")
+    twin.to(cpu)  # on a GPU, an index out of range would end all further work
+    batcher = dataclasses.replace(batcher, device=cpu)
+    if rows.preprocessed:
+        values = batcher(rows).contiguous()
+        if _mixes_scales(lambda batch: run(twin, batcher.laid_out(batch)), values):
+            raise ValueError(MIXED_BY_NETWORK)
+        return
+    values = rows.read(slice(0, len(rows))).to(cpu)
+    if _mixes_scales(lambda batch: run(twin, batcher(InMemory(batch))), values):
+        by_preprocess = _mixes_scales(lambda batch: batcher(InMemory(batch)), values)
+        raise ValueError(MIXED_BY_PREPROCESS if by_preprocess else MIXED_BY_NETWORK)
+
+
+def _mixes_scales(function: Callable[[Tensor], Tensor], values: Tensor) -> bool:
+    """Whether a function of a batch gives rows other values beside rows of larger numbers."""
+    if values.is_floating_point():
+        pairs = [(values, values * OTHER_SCALE), (values / OTHER_SCALE, values)]
+    else:
+        pairs = [(values // 128, values)] if values.dtype is not torch.bool else []
+    for few, company in pairs:
+        with suppress(Exception):  # it may not take such numbers
+            alone, together = function(few.clone()), function(torch.cat([few, company]))[: len(few)]
+            if all_finite(alone) and not Rounding(alone).may_explain(alone, together):
+                return True
+    return False
 
 
 def _check_forgets(module: nn.Module, batch: Tensor) -> None:

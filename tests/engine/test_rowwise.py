@@ -97,3 +97,5 @@ def test_functions_of_the_users_are_refused_by_name():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         check_row_by_row("it", lambda picks: VALUES[picks], 20, CPU)
+        check_row_by_row("it", lambda picks: VALUES[picks].argmax(dim=1), 20, CPU)
+        check_row_by_row("it", lambda picks: VALUES[picks, 0] > 0, 20, CPU)

@@ -207,6 +207,40 @@ def test_preprocess_is_blamed(opened):
         opened(Body(), X, preprocess=lambda x: x / x.max())
 
 
+def scaled_if_large(x):
+    return x / 255 if x.max() > 1 else x
+
+
+def scaled_row_by_row(x):
+    return torch.where(x.amax(dim=1, keepdim=True) > 1, x / 255, x)
+
+
+BYTES = (255 * np.random.RandomState(0).rand(100, 6)).astype(np.uint8)
+
+
+@pytest.mark.parametrize("rows", [BYTES / 255.0, 1.0 * BYTES, BYTES], ids=["1", "255", "uint8"])
+def test_rows_on_one_scale_do_not_hide_a_test_of_the_scale_of_a_batch(opened, rows):
+    with pytest.raises(ValueError, match=r"^preprocess gives a row other.*a test of x\.max\(\)"):
+        opened(Body(), rows, preprocess=lambda x: scaled_if_large(x.double()))
+    opened(Body(), rows, preprocess=lambda x: scaled_row_by_row(x.double()))
+
+
+@pytest.mark.parametrize("scaled", [scaled_if_large, lambda x: x / x.max().clamp(min=1)])
+def test_a_network_that_looks_at_the_scale_of_a_batch_is_refused(opened, scaled):
+    with pytest.raises(ValueError, match=r"depend on the other rows.*a test of x\.max\(\)"):
+        opened(InputScaled(scaled), BYTES / 255.0)
+    opened(InputScaled(scaled_row_by_row), BYTES / 255.0)
+
+
+class InputScaled(Body):
+    def __init__(self, scaled):
+        super().__init__()
+        self.scaled = scaled
+
+    def features(self, x):
+        return super().features(self.scaled(x))
+
+
 class Words(nn.Module):
     """Means of embedded words, with or without those that only fill up."""
 

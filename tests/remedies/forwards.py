@@ -236,8 +236,16 @@ NETWORKS = [
         "preprocess gives a row other values if other rows are in its batch",
         lambda: fit(network(), preprocess=lambda batch: batch - batch.mean(dim=0)),
         says(
-            "Use statistics and lengths fixed at training time",
+            "Use statistics, scales and lengths fixed at training time",
             lambda: fit(network(), preprocess=lambda batch: batch - X.mean(axis=0)),
+        ),
+    ),
+    case(
+        "preprocess gives a row other values if other rows are in its batch",
+        lambda: fit(network(), preprocess=lambda x: x / 255 if x.max() > 99 else x),
+        says(
+            "x / 255, not x / x.max() nor a test of x.max()",
+            lambda: fit(network(), preprocess=lambda x: x / 255),
         ),
     ),
 ]

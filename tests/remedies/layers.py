@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
 
 from skood.networks import CifarResNet, NormalizeImages, Standardize, default_network
@@ -39,6 +40,16 @@ CASES = [
         "must be finite in float32",
         lambda: NormalizeImages(0.5, -1),
         says("std at least 0", lambda: NormalizeImages(0.5, 1)),
+    ),
+    case(
+        "expected 0..1, the scale of pixels",
+        lambda: NormalizeImages([124.0, 116.0, 104.0], [58.0, 57.0, 57.0]),
+        says(
+            "divide both by 255",
+            lambda: NormalizeImages(
+                np.array([124.0, 116.0, 104.0]) / 255, np.array([58.0, 57.0, 57.0]) / 255
+            ),
+        ),
     ),
     case(
         "do not show which axis has the channels",
