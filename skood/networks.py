@@ -534,7 +534,8 @@ class _Head(nn.Linear):
     """A linear layer of all features but the last, so that the length moves no logit."""
 
     def forward(self, input: Tensor) -> Tensor:
-        return super().forward(input[:, :-1])
+        # Products with rows that do not lie close together round by their place among others.
+        return super().forward(input[:, :-1].contiguous())
 
 
 class _DenseBlock(nn.Module):

@@ -238,8 +238,8 @@ class MahalanobisPlusPlus(Mahalanobis):
     >>> features = torch.tensor([[3.0, 0.0], [-1.0, 0.0], [0.0, 2.0], [0.0, -5.0]]).double()
     >>> outputs = [Outputs(features, features, torch.zeros(4).long())]
     >>> score = MahalanobisPlusPlus().fit(outputs)
-    >>> score(torch.tensor([[9.0, 0.0], [0.0, 0.0]]).double(), features[:2])
-    tensor([-2., -0.], dtype=torch.float64)
+    >>> score(torch.tensor([[9.0, 0.0], [5.0, 0.0]]).double(), features[:2])
+    tensor([-2.0000, -2.0000], dtype=torch.float64)
     """
 
     _name = "mahalanobis++"
