@@ -127,6 +127,7 @@ def fine_tuned(
     detector = SparseEnergyOODDetector(
         module,
         sparsity_weight=weight,
+        penalty="l1",
         max_epochs=options.epochs,
         calibration_size=0.01,  # the threshold plays no part
         preprocess=NORMALISATIONS[options.normalise],

@@ -151,6 +151,7 @@ def make_detector(
     return SparseEnergyOODDetector(
         module,
         sparsity_weight=float(sparsity),
+        penalty="l1",
         distillation_weight=float(distillation or 0),
         learning_rate=options.learning_rate,
         score_function=options.score,

@@ -62,7 +62,7 @@ for _ in range(20):
 
 search = GridSearchCV(
     SparseEnergyOODDetector(classifier, random_state=0),
-    {"sparsity_weight": [0.0, 0.02, 0.05, 0.1, 0.2, 0.5]},
+    {"sparsity_weight": [0.0, 1.0, 2.0, 4.0, 8.0, 16.0]},
     cv=InDistributionKFold(3, random_state=0),
     scoring=make_ood_scorer(["neg_fpr_at_tpr", "accuracy_change", "mean_l1"], X_ood=outliers),
     refit=AccuracyGuard("neg_fpr_at_tpr", tolerance=0.01),

@@ -39,7 +39,7 @@ X, y = X[order], names[digit[order]]
 with tempfile.TemporaryDirectory() as folder:
     search = GridSearchCV(
         SparseEnergyOODDetector(ood_label="other", memory=folder, random_state=0),
-        {"sparsity_weight": [0.0, 0.1, 0.3, 1.0]},
+        {"sparsity_weight": [0.0, 1.0, 4.0, 16.0]},
         cv=InDistributionKFold(3, ood_label="other", random_state=0),
         scoring=make_ood_scorer(
             ["neg_fpr_at_tpr", "accuracy_change", "mean_l1"], ood_label="other"

@@ -69,7 +69,7 @@ for _ in range(20):
 metrics = ["auroc", "accuracy_change", "mean_l1"]
 search = GridSearchCV(
     SparseEnergyOODDetector(classifier, random_state=0),
-    {"sparsity_weight": [0.0, 0.02, 0.05, 0.1, 0.2, 0.5]},
+    {"sparsity_weight": [0.0, 1.0, 2.0, 4.0, 8.0, 16.0]},
     cv=InDistributionKFold(3, random_state=0),
     scoring=make_ood_scorer(metrics),
     refit=AccuracyGuard("auroc", tolerance=0.01),

@@ -114,7 +114,7 @@ def train_classifier(X, y, seed):
 methods = {
     "untouched": {"sparsity_weight": 0, "max_epochs": 0},
     "weight 0": {"sparsity_weight": 0},
-    "weight 0.02": {"sparsity_weight": 0.02},
+    "weight 0.02": {"sparsity_weight": 0.02, "penalty": "l1"},
 }
 
 figures = {method: [] for method in methods}

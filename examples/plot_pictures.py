@@ -54,7 +54,7 @@ for _ in range(20):
 settings = {
     "untouched": {"sparsity_weight": 0, "max_epochs": 0},
     "weight 0": {"sparsity_weight": 0},
-    "weight 0.2": {"sparsity_weight": 0.2},
+    "weight 0.2": {"sparsity_weight": 0.2, "penalty": "l1"},
 }
 detectors = {
     name: SparseEnergyOODDetector(classifier, random_state=0, **each)

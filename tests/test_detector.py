@@ -112,11 +112,25 @@ def test_probabilities_and_features(fitted, digits):
 
 def test_fine_tuning_makes_features_smaller(digits):
     sizes = {}
-    for weight in (0.0, 0.1):
+    for weight in (0.0, 10.0):
         detector = SparseEnergyOODDetector(digits.module, sparsity_weight=weight, random_state=0)
         quiet_fit(detector, digits.X, digits.y)
         sizes[weight] = np.abs(detector.features(digits.X_test)).sum(axis=1).mean()
-    assert sizes[0.1] < 0.9 * sizes[0.0]
+    assert sizes[10.0] < 0.9 * sizes[0.0]
+
+
+def test_the_default_asks_the_same_of_narrow_and_wide_networks():
+    sizes = []
+    for width in (16, 1024):
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            module = nn.Sequential(nn.Linear(64, width), nn.ReLU(), nn.Linear(width, 10))
+        X, y = load_digits(return_X_y=True)
+        detector = SparseEnergyOODDetector(module, max_epochs=1, pretrain_epochs=5, random_state=0)
+        quiet_fit(detector, X / 16, y)
+        sizes.append(detector.history_[-1]["penalty"])
+    # In units of the features before fine-tuning.
+    assert all(0.7 < size < 1 for size in sizes)
 
 
 @pytest.mark.parametrize("given", [True, False])
@@ -409,9 +423,9 @@ def test_an_untrained_network_warns(digits):
 def test_a_drop_in_accuracy_warns(digits):
     # The default rate is safe; this one is not.
     detector = SparseEnergyOODDetector(
-        digits.module, sparsity_weight=0.3, learning_rate=0.01, random_state=0
+        digits.module, sparsity_weight=30, learning_rate=0.01, random_state=0
     )
-    with pytest.warns(AccuracyDropWarning, match=r"Lower sparsity_weight \(now 0.3\)"):
+    with pytest.warns(AccuracyDropWarning, match=r"Lower sparsity_weight \(now 30\)"):
         detector.fit(digits.X, digits.y)
     assert detector.id_accuracy_["after"] < detector.id_accuracy_["before"] - 0.01
 
@@ -430,7 +444,7 @@ def test_memory_without_a_seed_warns(digits, tmp_path):
     [
         ({"learning_rate": 1e6}, r"epoch 1 .*Lower sparsity_weight.*learning_rate"),
         ({"learning_rate": 1e6, "sparsity_weight": 0}, r"epoch 1 .*Lower learning_rate"),
-        ({"sparsity_weight": 10, "learning_rate": 0.01}, r"collapsed .* in epoch \d+.*sparsity"),
+        ({"sparsity_weight": 1000, "learning_rate": 0.01}, r"collapsed .* in epoch \d+.*sparsity"),
     ],
     ids=["nan", "nan without a penalty", "collapse"],
 )
@@ -671,7 +685,7 @@ def test_accuracy_before_and_after(digits):
     right = (detector.predict_class(digits.X_test) == digits.y_test)[kept]
     assert accuracy == {"before": right.mean(), "after": right.mean()}
     trained = quiet_fit(
-        SparseEnergyOODDetector(pretrain_epochs=20, sparsity_weight=1.0, random_state=0),
+        SparseEnergyOODDetector(pretrain_epochs=20, sparsity_weight=50.0, random_state=0),
         digits.X,
         digits.y,
     )

@@ -59,7 +59,7 @@ class AccuracyGuard:
     >>> from skood.model_selection import InDistributionKFold, make_ood_scorer
     >>> search = GridSearchCV(
     ...     SparseEnergyOODDetector(ood_label=-1, random_state=0),
-    ...     {"sparsity_weight": [0.0, 0.01, 0.1]},
+    ...     {"sparsity_weight": [0.0, 1.0, 4.0]},
     ...     cv=InDistributionKFold(ood_label=-1, random_state=0),
     ...     scoring=make_ood_scorer(["auroc", "accuracy_change"], ood_label=-1),
     ...     refit=AccuracyGuard("auroc"),
