@@ -337,6 +337,8 @@ class SparseEnergyOODDetector(OutlierMixin, BaseEstimator):
             If the network, `preprocess`, the score or the penalty draws random numbers.
         PrecisionWarning
             If the network cannot be trained in bfloat16, and is trained in float32.
+        StaleValuesWarning
+            If your module keeps what it computed from its weights before training.
         MemoryEntryWarning
             If `memory` keeps nothing, for want of a `random_state` or because it cannot tell what
             decides the training; or if its folder or an entry cannot be used. The fit goes on.

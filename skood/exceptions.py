@@ -29,6 +29,7 @@ __all__ = [
     "SelectionWarning",
     "SkoodWarning",
     "SlowScoringWarning",
+    "StaleValuesWarning",
     "ThresholdWarning",
     "TiedScoresWarning",
     "UnscaledImagesWarning",
@@ -105,6 +106,10 @@ class PrecisionWarning(SkoodWarning):
 
 class RandomScoresWarning(SkoodWarning):
     """Something draws random numbers where scores are computed, so they may change with calls."""
+
+
+class StaleValuesWarning(SkoodWarning):
+    """A network goes on, after training, with what it computed from its weights before."""
 
 
 class FewTrainingRowsWarning(SkoodWarning):

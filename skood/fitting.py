@@ -47,6 +47,7 @@ from .engine.precision import widened
 from .engine.rounding import blur_message, far_from_zero, rounded_number, rounding_message
 from .engine.rows import Rows, as_array, has_channels_last, spaced
 from .engine.rowwise import check_row_by_row
+from .engine.staleness import warn_if_stale
 from .engine.surroundings import default_dtype_for
 from .engine.training import (
     Progress,
@@ -467,6 +468,8 @@ class Fit:
                 bar.update()
 
             history = training.run(resume, after_epoch)
+        if detector.module is not None and first:
+            warn_if_stale(network, cast(nn.Module, detector.module), data.rows)
         return [{"phase": phase, **record} for record in history]
 
     def _facts(self, y: ArrayLike | None, seeds: Seeds) -> dict[str, str]:

@@ -36,6 +36,7 @@ from skood.exceptions import (
     SelectionWarning,
     SkoodWarning,
     SlowScoringWarning,
+    StaleValuesWarning,
     ThresholdWarning,
     TiedScoresWarning,
     UnscaledImagesWarning,
@@ -169,6 +170,27 @@ def freeze_the_body():
     detector_of(module, max_epochs=1, calibration_size=None).fit(X)
 
 
+class Keeping(nn.Module):
+    """Keeps weights that it has read in evaluation mode."""
+
+    kept = None
+
+    def __init__(self):
+        super().__init__()
+        self.inner = network(dtype=torch.float32)
+        self.mixing = nn.Parameter(torch.eye(6))
+
+    def forward(self, x):
+        if not self.training and self.kept is None:
+            self.kept = self.mixing.detach().clone()
+        return self.inner(x @ (self.mixing if self.training else self.kept))
+
+
+def keep_weights_from_before():
+    settings = {"sparsity_weight": 0, "learning_rate": 0.5, "batch_size": 4, "max_epochs": 2}
+    detector_of(Keeping(), calibration_size=None, **settings).fit(X)
+
+
 def fit_covariances_to_few_rows():
     detector_of(score_function="mahalanobis", calibration_size=None).fit(X[:10], Y[:10])
 
@@ -239,6 +261,7 @@ WARNINGS = [
     (score_another_scale, AnotherScaleWarning),
     (pass_large_integers, RoundedValuesWarning),
     (freeze_the_body, PenaltyWithoutEffectWarning),
+    (keep_weights_from_before, StaleValuesWarning),
     (fit_covariances_to_few_rows, FewTrainingRowsWarning),
     (score_row_by_row, SlowScoringWarning),
     (travel_to_a_machine_without_the_device, DeviceWarning),

@@ -30,6 +30,7 @@ from .common import (
     network,
     says,
     scripted,
+    seeded,
 )
 
 
@@ -108,7 +109,34 @@ ALIKE = X[:1] + np.array([[0], [0.001]], dtype=np.float32)
 
 AS_IT_IS = "max_epochs=0"
 
+
+@seeded
+class Keeping(nn.Module):
+    """Keeps weights that it has read in evaluation mode, and may clear them where it is told."""
+
+    def __init__(self, told: Told | None = None) -> None:
+        super().__init__()
+        self.body, self.head, self.told = nn.Linear(D, 8), nn.Linear(8, K), told
+        self.kept: torch.Tensor | None = None
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if not self.training and self.kept is None:
+            self.kept = self.body.weight.detach().clone()
+        weight = self.body.weight if self.training or self.kept is None else self.kept
+        return self.head(F.linear(x, weight).relu())
+
+    def train(self, mode: bool = True) -> Keeping:
+        if self.told is not None and self.told.says("Clear that in the train() of the module"):
+            self.kept = None
+        return super().train(mode)
+
+
 NETWORKS = [
+    case(
+        "a fresh copy with the same weights gives other logits",
+        lambda: fit(Keeping(), sparsity_weight=0, learning_rate=0.1, batch_size=8),
+        lambda told: fit(Keeping(told), sparsity_weight=0, learning_rate=0.1, batch_size=8),
+    ),
     case(
         "compile=True cannot compile",
         lambda: fit(scripted(network()), max_epochs=0, compile=True),
