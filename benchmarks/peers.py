@@ -234,6 +234,8 @@ def train_skood(task: Task) -> Work:
     def work() -> Answer:
         detector = SparseEnergyOODDetector(
             network,
+            penalty="l1",
+            sparsity_weight=0.02,
             max_epochs=task.epochs,
             batch_size=BATCH,
             preprocess=NORMALISE,

@@ -434,7 +434,7 @@ def test_accuracy_change_sees_what_the_last_step_sees():
 
 def test_accuracy_change_of_the_detector(digits):
     detector = quick_detector(
-        module=digits.module, pretrain_epochs=0, sparsity_weight=3.0, learning_rate=0.01
+        module=digits.module, pretrain_epochs=0, sparsity_weight=300.0, learning_rate=0.01
     )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

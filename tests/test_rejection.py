@@ -223,13 +223,13 @@ def test_scorers_take_probabilities_of_the_classes(digits):
 
 def test_a_search_sets_parameters_of_the_detector(digits):
     X, y = digits.X[:400], digits.y[:400]
-    grid = {"detector__sparsity_weight": [0.0, 0.5], "detector__learning_rate": [0.01]}
+    grid = {"detector__sparsity_weight": [0.0, 30.0], "detector__learning_rate": [0.01]}
     search = GridSearchCV(RejectingClassifier(quick()), grid, cv=2, error_score="raise").fit(X, y)
     scores = [
         cross_val_score(
             RejectingClassifier(quick(sparsity_weight=weight, learning_rate=0.01)), X, y, cv=2
         ).mean()
-        for weight in (0.0, 0.5)
+        for weight in (0.0, 30.0)
     ]
     assert scores[0] != scores[1]
     assert search.cv_results_["mean_test_score"].tolist() == scores

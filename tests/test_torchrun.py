@@ -77,7 +77,13 @@ def data(images=True, dtype="float64"):
 
 def outcome(module, X, y, **parameters):
     """All that a fit leaves behind, in plain values."""
-    parameters = {"max_epochs": 2, "random_state": 0, "precision": "float32"} | parameters
+    parameters = {
+        "sparsity_weight": 0.02,
+        "penalty": "l1",
+        "max_epochs": 2,
+        "random_state": 0,
+        "precision": "float32",
+    } | parameters
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         detector = SparseEnergyOODDetector(module, **parameters).fit(X, y)
@@ -116,6 +122,7 @@ CASES = {
         *data(),
         distillation_weight=1.0,
         penalty="relative_l1",
+        sparsity_weight=0.3,
         learning_rate=0.02,
     ),
     "a fitted score, labels of its own": lambda: outcome(

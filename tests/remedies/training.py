@@ -103,13 +103,13 @@ CASES = [
             ("The logits became NaN", {"learning_rate": 1e30}, "learning_rate", 1e-3),
             (
                 "The scores collapsed",
-                {"sparsity_weight": 1e3, "batch_size": 16},
+                {"sparsity_weight": 1e5, "batch_size": 16},
                 "sparsity_weight",
                 0.02,
             ),
             (
                 "The scores collapsed",
-                {"sparsity_weight": 1e3, "batch_size": 16},
+                {"sparsity_weight": 1e5, "batch_size": 16},
                 "learning_rate",
                 1e-9,
             ),
