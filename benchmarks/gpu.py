@@ -53,7 +53,7 @@ FULL = Size(
     network="wrn40_2_dropout0.3",
     pretraining=(),
     table=(),
-    detectors=("l1:0.02", "l1:0.05", "l1:0.1", "l1:0.2:1"),
+    detectors=("l1:0.02", "l1:0.05", "l1:0.1", "relative_l1:0.3"),
     seeds=("0", "1", "2"),
     scores=(),
     speed=(
@@ -167,7 +167,9 @@ def steps(size: Size, data: Path, options: argparse.Namespace) -> Iterator[Step]
     # One seed of all says more than all seeds of one.
     for seeds in dict.fromkeys((size.seeds[:1], size.seeds)):
         for network in networks:
-            yield table(size, data, options, *network, seeds, ("--scores", "energy"), "")
+            yield table(
+                size, data, options, *network, seeds, ("--scores", "energy", "two_views"), ""
+            )
     for network in networks:
         yield table(size, data, options, *network, size.seeds, size.scores, "_scores")
     out = options.folder / "results" / "speed.json"
