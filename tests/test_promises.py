@@ -251,15 +251,21 @@ def everything_told(detector, digits):
     ]
 
 
+def convolutions():
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return nn.Sequential(
+            nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(144, 10)
+        )
+
+
 DETECTORS = {
     "built": {"pretrain_epochs": 1},
     "distillation": {"module": MakesTensors(), "distillation_weight": 1.0},
     "odin": {"module": MakesTensors(), "score_function": "odin"},
     "vim": {"module": MakesTensors(), "score_function": "vim", "penalty": "relative_l1"},
     "images": {
-        "module": nn.Sequential(
-            nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(144, 10)
-        ),
+        "module": convolutions(),
         "preprocess": lambda batch: (batch / 16).reshape(-1, 1, 8, 8),
         "augment": "flip-crop",
     },
