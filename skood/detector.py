@@ -358,7 +358,7 @@ class SparseEnergyOODDetector(OutlierMixin, BaseEstimator):
                 self._pretrained = network.uncompiled_copy() if self.history_ else None
                 before = run.predicted(network, training, held_out)
                 self.history_ += run.fine_tune(network, training)
-                self.score_function_ = run.fitted_score(network, training, held_out)
+                self.score_function_ = run.fitted_score(network, training)
             scores, after = run.scored(network, held_out, self.score_function_)
             self.classes_, self._seed_of_network = run.classes, run.seeds.network
             self._network, self._watch = network, run.watch(network)

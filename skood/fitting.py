@@ -93,6 +93,9 @@ Winners = NDArray[np.int64]
 ROWS_OF_A_PENALTY = 1024
 """Rows to whose features a penalty is fitted, at most."""
 
+ROWS_OF_A_SCORE = 39
+"""Rows held out for a score that wants some, at least, as for the threshold by default."""
+
 ROWS_OF_A_TRIAL = 1024
 """Rows on which a score is tried before training, at most."""
 
@@ -186,6 +189,8 @@ class Fit:
             detector.tpr,
             np.random.RandomState(self.seeds.split),
         )
+        training, apart = self._apart(targets, training, held_out)
+        self._scale = HeldOut(self.rows.pick(self._inliers[apart]), targets[apart])
         if network is None:
             network = self._default_network(self.rows.pick(self._inliers[training]))
         rows = self.rows
@@ -203,6 +208,22 @@ class Fit:
             ),
             HeldOut(rows.pick(self._inliers[held_out]), targets[held_out]),
         )
+
+    def _apart(
+        self, targets: NDArray[np.int64], training: NDArray[np.intp], held_out: NDArray[np.intp]
+    ) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+        """Rows to train on, and rows that the score sees as rows held out, if it wants any.
+
+        They are not those that place the threshold: it would keep fewer rows than promised.
+        """
+        score = get_score(self.detector.score_function)
+        if not getattr(score, "uses_held_out", False) or self.detector.calibration_size is None:
+            return training, held_out
+        size = min(max(len(training) // 10, ROWS_OF_A_SCORE), max(len(training) // 3, 1))
+        kept, apart = calibration_split(
+            targets[training], size, self.detector.tpr, np.random.RandomState(self.seeds.split)
+        )
+        return training[kept], training[apart]
 
     def watch(self, network: Network) -> Watch:
         """What will compare rows with those that the network got here."""
@@ -328,20 +349,21 @@ class Fit:
         few = TrainingData(data.rows.pick(picks), data.labels[picks], data.outliers)
         with held_back(SkoodWarning):  # of rows too few
             try:
-                score = self.fitted_score(network, few, HeldOut(few.rows, few.labels))
+                score = self._fitted(network, few, HeldOut(few.rows, few.labels))
             except ValueError:
                 if len(picks) == len(data.rows):
                     raise
                 # More rows may be what it needs.
-                score = self.fitted_score(network, data, HeldOut(data.rows, data.labels))
+                score = self._fitted(network, data, HeldOut(data.rows, data.labels))
         for _ in scored(network, few.rows.pick(np.arange(1)), score):
             pass
         check_score(network, few.rows, score)
 
-    def fitted_score(
-        self, network: Network, data: TrainingData, held_out: HeldOut
-    ) -> ScoreFunction:
+    def fitted_score(self, network: Network, data: TrainingData) -> ScoreFunction:
         """The score, with the statistics of the training rows if it has any."""
+        return self._fitted(network, data, self._scale)
+
+    def _fitted(self, network: Network, data: TrainingData, held_out: HeldOut) -> ScoreFunction:
         return fit_score(
             get_score(self.detector.score_function),
             Passes(network, data.rows, data.labels),

@@ -25,6 +25,7 @@ from skood.scores import (
     Outputs,
     ReAct,
     Scale,
+    TwoViews,
     fit_score,
     get_score,
     list_scores,
@@ -512,3 +513,44 @@ def test_rows_of_a_table_that_lie_far_away_are_rejected_in_every_direction(score
     for radius in (20, 1e3, 1e6):
         assert (detector.predict(radius * circle) == -1).all()
     assert (detector.predict(blobs) == 1).mean() > 0.9
+
+
+# Rows held out for a score
+
+
+def test_two_views_keep_as_many_fresh_rows_as_promised():
+    # Standardised on the rows that place the threshold, it would keep a point less.
+    random = np.random.RandomState(0)
+    X = random.randn(4000, 6).astype(np.float32)
+    y = (X @ random.randn(6, 3)).argmax(axis=1)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        module = nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 3))
+    kept = []
+    for seed in range(40):
+        rows = random.permutation(len(X))
+        detector = SparseEnergyOODDetector(
+            module, score_function="two_views", max_epochs=0, calibration_size=39, random_state=seed
+        )
+        quiet_fit(detector, X[rows[:200]], y[rows[:200]])
+        kept.append((detector.predict(X[rows[200:1200]]) == 1).mean())
+    assert np.mean(kept) > 0.945
+    assert len(detector.calibration_scores_) == 39
+
+
+def test_rows_of_the_scale_are_neither_trained_on_nor_place_the_threshold(digits):
+    seen = []
+
+    class Watching(TwoViews):
+        def fit(self, outputs, head=None, held_out=()):
+            seen.append([len(torch.cat([part.labels for part in p])) for p in (outputs, held_out)])
+            return super().fit(outputs, head, held_out)
+
+    detector = SparseEnergyOODDetector(
+        digits.module, score_function=Watching(), max_epochs=0, calibration_size=60, random_state=0
+    )
+    n = len(digits.X)
+    quiet_fit(detector, digits.X, digits.y)
+    apart = (n - 60) // 10
+    assert seen[-1] == [n - 60 - apart, apart]
+    assert len(detector.calibration_scores_) == 60

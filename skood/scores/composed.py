@@ -146,8 +146,8 @@ class TwoViews(FittedScore):
             if not deviation > least:
                 raise ValueError(
                     f"TwoViews cannot weigh {quoted(view)} against the other view, as it is the "
-                    f"same for all of the {values.shape[1]} rows held out. Raise calibration_size, "
-                    "or pass one of the two alone as score_function."
+                    f"same for all of the {values.shape[1]} rows held out. Pass more rows, or one "
+                    "of the two alone as score_function."
                 )
         return self
 

@@ -166,9 +166,9 @@ SCORES = [
     ),
     case(
         "against the other view, as it is the same",
-        lambda: judged(score="two_views", calibration_size=1),
-        says("Raise calibration_size", lambda: judged(score="two_views", calibration_size=20)),
-        says("one of the two alone", lambda: judged(score="energy", calibration_size=1)),
+        lambda: judged(score="two_views", rows=X[:8], calibration_size=3),
+        says("Pass more rows", lambda: judged(score="two_views")),
+        says("one of the two alone", lambda: judged(rows=X[:8], calibration_size=3)),
     ),
     case(
         "too few for their covariance",
