@@ -247,12 +247,13 @@ def test_scores_share_one_training(digits, tmp_path, monkeypatch):
         return run(training, resume, after_epoch)
 
     monkeypatch.setattr(Training, "run", counted)
-    for name in list_scores():
+    names = [name for name in list_scores() if name != "two_views"]  # which holds rows out
+    for name in names:
         one = SparseEnergyOODDetector(
             digits.module, score_function=name, max_epochs=2, memory=tmp_path, random_state=0
         )
         quiet_fit(one, digits.X[:300], digits.y[:300])
-    assert epochs == [2] + [0] * (len(list_scores()) - 1)
+    assert epochs == [2] + [0] * (len(names) - 1)
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
