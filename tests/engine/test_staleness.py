@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from skood import SparseEnergyOODDetector
+from skood.engine import staleness
 from skood.engine.staleness import warn_if_stale
 from skood.exceptions import StaleValuesWarning
 from skood.rows import as_rows
@@ -130,6 +131,18 @@ class MergedByEval(Layers):
 class Cleared(InAttribute):
     def train(self, mode=True):
         self.cache = None
+        return super().train(mode)
+
+
+class ClearedFunctools(InFunctools):
+    def train(self, mode=True):
+        self.once.cache_clear()
+        return super().train(mode)
+
+
+class ClearedProperty(InProperty):
+    def train(self, mode=True):
+        vars(self).pop("cached", None)
         return super().train(mode)
 
 
@@ -280,6 +293,8 @@ KEEPING = [
 
 COMPUTING_ANEW = [
     Cleared,
+    ClearedFunctools,
+    ClearedProperty,
     Anew,
     Normalized,
     MovingAverage,
@@ -312,6 +327,21 @@ def test_a_layer_that_was_merged_before_fit_is_told(merged, digits):
 @pytest.mark.parametrize("make", COMPUTING_ANEW)
 def test_networks_that_compute_anew_are_not_told(make, evaluated, digits):
     assert warned(make, digits, evaluated=evaluated) == []
+
+
+@pytest.mark.parametrize("make", [Anew, Normalized, Recurrent])
+def test_what_keeps_nothing_costs_a_copy_and_two_forwards(make, digits, monkeypatch):
+    calls = collections.Counter()
+    for name in ("copy_module", "run"):
+        counted = getattr(staleness, name)
+
+        def count(*args, name=name, counted=counted):
+            calls[name] += 1
+            return counted(*args)
+
+        monkeypatch.setattr(staleness, name, count)
+    assert warned(make, digits, evaluated=True, max_epochs=1) == []
+    assert calls == {"copy_module": 1, "run": 2}
 
 
 @pytest.mark.parametrize("max_epochs", [0, 1])
