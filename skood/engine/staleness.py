@@ -68,7 +68,8 @@ def _is_stale(trained: nn.Module, given: nn.Module, batch: Tensor) -> bool:
         return rounding.may_explain(expected, logits)
 
     fresh = _evaluated_copy(given, batch)
-    _load(fresh, trained)
+    if not _load(fresh, trained):
+        return False
     own, theirs = _kept(fresh), _kept(trained)
     changed = {
         place: value
@@ -98,15 +99,16 @@ def _evaluated_copy(given: nn.Module, batch: Tensor) -> nn.Module:
     return module
 
 
-def _load(fresh: nn.Module, trained: nn.Module) -> None:
-    """Give a copy the parameters and buffers of a trained module."""
+def _load(fresh: nn.Module, trained: nn.Module) -> bool:
+    """Give a copy the parameters and buffers of a trained module; False if they do not fit."""
     weights, passing = named_tensors(trained), _passing(fresh)
     for name, tensor in named_tensors(fresh).items():
         path, _, key = name.rpartition(".")
         if (path, key) not in passing:
-            if weights[name].shape != tensor.shape:
-                raise ValueError(f"{name!r} has another shape after training.")
+            if name not in weights or weights[name].shape != tensor.shape:
+                return False
             tensor.data.copy_(weights[name])
+    return True
 
 
 def _emptied_logits(fresh: nn.Module, batch: Tensor, but: Mapping[Place, Any]) -> Tensor:
