@@ -358,6 +358,8 @@ class SparseEnergyOODDetector(OutlierMixin, BaseEstimator):
                 self._pretrained = network.uncompiled_copy() if self.history_ else None
                 before = run.predicted(network, training, held_out)
                 self.history_ += run.fine_tune(network, training)
+                if self.history_:
+                    run.judge_values(network, training)
                 self.score_function_ = run.fitted_score(network, training)
             scores, after = run.scored(network, held_out, self.score_function_)
             self.classes_, self._seed_of_network = run.classes, run.seeds.network

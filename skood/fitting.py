@@ -256,6 +256,11 @@ class Fit:
         )
         return self._train("fine-tune", network, data, terms, recipe, self.seeds.fine_tuning)
 
+    def judge_values(self, network: Network, data: TrainingData) -> None:
+        """Warn if the user's network goes on with what it computed before it was trained."""
+        if self.detector.module is not None and self.ranks.first:
+            warn_if_stale(network, self.detector.module, data.rows)
+
     def predicted(
         self, network: Network, training: TrainingData, held_out: HeldOut
     ) -> Winners | None:
@@ -490,8 +495,6 @@ class Fit:
                 bar.update()
 
             history = training.run(resume, after_epoch)
-        if detector.module is not None and first:
-            warn_if_stale(network, cast(nn.Module, detector.module), data.rows)
         return [{"phase": phase, **record} for record in history]
 
     def _facts(self, y: ArrayLike | None, seeds: Seeds) -> dict[str, str]:

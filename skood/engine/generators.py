@@ -34,3 +34,14 @@ def watched_draws(device: torch.device | None = None) -> Iterator[Callable[[], b
     """A function that tells whether a global generator has moved since the start of the block."""
     before = pickle.dumps(random_states(device))
     yield lambda: pickle.dumps(random_states(device)) != before
+
+
+@contextmanager
+def unmoved_generators(device: torch.device) -> Iterator[None]:
+    """Leave the global generators, after a block, as they were before."""
+    states = random_states()
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        try:
+            yield
+        finally:
+            restore_random_states(states)
