@@ -219,7 +219,14 @@ class Fit:
         score = get_score(self.detector.score_function)
         if not getattr(score, "uses_held_out", False) or self.detector.calibration_size is None:
             return training, held_out
-        size = min(max(len(training) // 10, ROWS_OF_A_SCORE), max(len(training) // 3, 1))
+        free = len(training) - len(np.unique(targets[training]))
+        size = min(max(len(training) // 10, ROWS_OF_A_SCORE), len(training) // 3, free)
+        if size < 2:
+            raise ValueError(
+                f"score_function={quoted(score)} holds rows out of training, at least 2, and of "
+                f"{len(training)} rows only {max(size, 0)} are free. Pass more rows, or another "
+                "score."
+            )
         kept, apart = calibration_split(
             targets[training], size, self.detector.tpr, np.random.RandomState(self.seeds.split)
         )

@@ -134,7 +134,7 @@ class Network:
                 "Training, features() and scores of features need them: pass the nn.Module from "
                 "which it was made. To score it as it is, pass max_epochs=0 (and "
                 "pretrain_epochs=0, if you set it) and a score of the logits alone: "
-                '"energy", "msp", "max_logit" or "odin".'
+                '"energy", "gen", "msp", "max_logit" or "odin".'
             )
         return self.head
 

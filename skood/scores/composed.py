@@ -16,6 +16,7 @@ from .protocol import (
     Head,
     Outputs,
     ScoreFunction,
+    apply_score,
     fit_score,
     get_score,
     named,
@@ -33,10 +34,11 @@ LOGISTIC = math.pi / 3**0.5
 class TwoViews(FittedScore):
     """Two scores in one: what the logits say, and where the features lie.
 
-    Each of the two is standardised on in-distribution rows that the network was not trained on, and
-    becomes a p-value under a logistic distribution. The score is the sum of their logarithms, which
-    is Fisher's method. So a row that one view finds very unlike scores low whatever the other says,
-    and more than usual counts for little: no energy makes up for features that lie far away.
+    Each of the two is standardised on in-distribution rows that are held out of fine-tuning (on the
+    training rows if ``calibration_size`` is None), and becomes a p-value under a logistic
+    distribution. The score is the sum of their logarithms, which is Fisher's method. So a row that
+    one view finds very unlike scores low whatever the other says, and more than usual counts for
+    little: no energy makes up for features that lie far away.
 
     Parameters
     ----------
@@ -170,4 +172,4 @@ class TwoViews(FittedScore):
                 f"logits has {len(logits)} rows and features {len(features)}; expected as many."
             )
         views = (self.of_logits_, self.of_features_)
-        return torch.stack([view(features, logits).double() for view in views])
+        return torch.stack([apply_score(view, features, logits).double() for view in views])

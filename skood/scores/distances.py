@@ -252,10 +252,12 @@ class MahalanobisPlusPlus(Mahalanobis):
 class DirectionLength(FittedScore):
     """Negative squared Mahalanobis distance of the direction and the log length of the features.
 
-    The features h become ``(h / ||h||, log ||h||)``. All classes share one covariance, which is
-    shrunk: the share `shrinkage` of it is that of directions that vary alike and independently of
-    the length. So it can be told from few rows. In comparison with `MahalanobisPlusPlus`, rows with
-    features far longer or shorter than those of in-distribution rows score low in any direction.
+    The features h become ``(h / ||h||, log ||h||)``. Lengths below a hundredth of the usual count
+    as that, so that features that are all zero spoil no variance. All classes share one covariance,
+    which is shrunk: the share `shrinkage` of it is that of directions that vary alike and
+    independently of the length. So it can be told from few rows. In comparison with
+    `MahalanobisPlusPlus`, rows with features far longer or shorter than those of in-distribution
+    rows score low in any direction.
 
     Parameters
     ----------
@@ -317,8 +319,12 @@ class DirectionLength(FittedScore):
         """
         self._validate_params()
         pieces = self._pieces(outputs, head)
+        first = next(pieces)
+        usual = torch.linalg.vector_norm(first.features, dim=1).median()
+        self._least_length = max(float(usual) / 100, torch.finfo(torch.float32).tiny)
         classes = _class_moments(
-            piece._replace(features=_direction_and_length(piece.features)) for piece in pieces
+            piece._replace(features=self._direction_and_length(piece.features))
+            for piece in chain([first], pieces)
         )
         variances = classes.covariance.diagonal().clone()
         variances[:-1] = variances[:-1].mean()
@@ -343,7 +349,7 @@ class DirectionLength(FittedScore):
 
         Here v is ``(h / ||h||, log ||h||)``.
         """
-        values = _direction_and_length(self._ready(features))
+        values = self._direction_and_length(self._ready(features))
         # The whitening is triangular. Its last column apart, as products with a matrix of an odd
         # width round a row otherwise in other company.
         direction = values[:, :-1] @ self.whitening_[:-1, :-1]
@@ -352,12 +358,11 @@ class DirectionLength(FittedScore):
         exact = "donot_use_mm_for_euclid_dist"
         return -torch.cdist(whitened, self.means_, compute_mode=exact).amin(dim=1).square()
 
-
-def _direction_and_length(features: Tensor) -> Tensor:
-    """Each row scaled to length 1, and the logarithm of its length behind it."""
-    lengths = torch.linalg.vector_norm(features, dim=1, keepdim=True)
-    lengths = lengths.clamp_min(torch.finfo(torch.float32).tiny)
-    return torch.cat([features / lengths, lengths.log()], dim=1)
+    def _direction_and_length(self, features: Tensor) -> Tensor:
+        """Each row scaled to length 1, and the logarithm of its length behind it."""
+        lengths = torch.linalg.vector_norm(features, dim=1, keepdim=True)
+        lengths = lengths.clamp_min(self._least_length)
+        return torch.cat([features / lengths, lengths.log()], dim=1)
 
 
 class Moments(NamedTuple):

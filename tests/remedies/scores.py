@@ -86,6 +86,7 @@ SOME = Outputs(
     *2 * [torch.tensor([[4.0, 0.0], [3.0, 0.5], [0.5, 3.0], [0.0, 5.0]]).double()],
     torch.tensor([0, 0, 1, 1]),
 )
+ONE = Outputs(*(tensor[:1] for tensor in SOME))
 
 SCORES = [
     *(
@@ -166,9 +167,17 @@ SCORES = [
     ),
     case(
         "against the other view, as it is the same",
-        lambda: judged(score="two_views", rows=X[:8], calibration_size=3),
+        lambda: fit_score(
+            TwoViews(), [SOME], lambda: HEAD, lambda: [Outputs(*(t[:1] for t in SOME))]
+        ),
+        says("Pass more rows", lambda: fit_score(TwoViews(), [SOME], lambda: HEAD, lambda: [SOME])),
+        says("one of the two alone", lambda: judged(score="energy")),
+    ),
+    case(
+        "holds rows out of training, at least 2",
+        lambda: judged(score="two_views", rows=X[:7], calibration_size=3),
         says("Pass more rows", lambda: judged(score="two_views")),
-        says("one of the two alone", lambda: judged(rows=X[:8], calibration_size=3)),
+        says("or another score", lambda: judged(rows=X[:7], calibration_size=3)),
     ),
     case(
         "too few for their covariance",

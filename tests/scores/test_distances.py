@@ -191,6 +191,17 @@ def test_rows_far_longer_or_shorter_than_usual_score_low(factor):
     torch.testing.assert_close(blind(factor * rows, rows), blind(rows, rows))
 
 
+@pytest.mark.parametrize("n_zeros", [1, 3, 10])
+def test_features_that_are_all_zero_do_not_blind_the_length(n_zeros):
+    fit, new, weight, bias, labels = relu_features()
+    fit[:n_zeros] = 0
+    case = made(fit, new, weight, bias, labels)
+    score = fitted("direction_length", case)
+    rows = case.new.features
+    lowest = score(case.fit.features[n_zeros:], case.fit.logits[n_zeros:]).min()
+    assert (score(1e3 * rows, rows) < lowest).all()
+
+
 def test_direction_length_takes_fewer_rows_than_features():
     fit, new, weight, bias, labels = relu_features()
     few = made(fit[:12], new, weight, bias, labels[:12])
