@@ -290,7 +290,7 @@ BOTH = pytest.mark.parametrize("script", ["script", "trace"], indirect=True)
 
 
 @BOTH
-@pytest.mark.parametrize("score", ["energy", "msp", "max_logit", "odin"])
+@pytest.mark.parametrize("score", ["energy", "gen", "msp", "max_logit", "odin"])
 def test_a_detector_scores_a_script_as_the_module_it_was_made_from(script, plain, digits, score):
     def fitted(module):
         detector = SparseEnergyOODDetector(
@@ -328,7 +328,7 @@ def test_a_detector_scores_a_script_as_the_module_it_was_made_from(script, plain
 def test_a_detector_refuses_what_needs_features(script, plain, digits, parameters):
     detector = SparseEnergyOODDetector(script, random_state=0, **parameters)
     message = (
-        r'TorchScript, which hides.*pass the nn\.Module.*"energy", "msp", "max_logit" or "odin"'
+        r'TorchScript, which hides.*pass the nn\.Module.*"energy", "gen", "msp", "max_logit" or "odin"'
     )
     with pytest.raises(HeadNotFoundError, match=message):
         detector.fit(digits.X, digits.y)
