@@ -91,7 +91,13 @@ class TwoViews(FittedScore):
 
     @property
     def uses_head(self) -> bool:  # type: ignore[override]
-        """Whether one of the two needs the head."""
+        """Whether one of the two needs the head.
+
+        Returns
+        -------
+        bool
+            True if one of them has ``uses_head = True``.
+        """
         return any(getattr(score, "uses_head", False) for score in self._chosen())
 
     def fit(
