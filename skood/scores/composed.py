@@ -17,6 +17,7 @@ from .protocol import (
     Outputs,
     ScoreFunction,
     apply_score,
+    check_as_many,
     fit_score,
     get_score,
     named,
@@ -173,9 +174,6 @@ class TwoViews(FittedScore):
 
     def _values(self, features: Tensor, logits: Tensor) -> Tensor:
         """What the two views say of rows, shape (2, n), float64."""
-        if len(valid_logits(logits)) != len(features):
-            raise ValueError(
-                f"logits has {len(logits)} rows and features {len(features)}; expected as many."
-            )
+        check_as_many(features, valid_logits(logits))
         views = (self.of_logits_, self.of_features_)
         return torch.stack([apply_score(view, features, logits).double() for view in views])

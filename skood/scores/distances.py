@@ -16,7 +16,16 @@ from ..exceptions import FewTrainingRowsWarning
 from ..notices import warn_user
 from ..validation import Number
 from .activations import SAMPLED_VALUES
-from .protocol import FittedScore, Head, Outputs, Sample, energy, named, valid_head
+from .protocol import (
+    FittedScore,
+    Head,
+    Outputs,
+    Sample,
+    check_as_many,
+    energy,
+    named,
+    valid_head,
+)
 
 __all__ = ["DirectionLength", "Knn", "Mahalanobis", "MahalanobisPlusPlus", "Vim"]
 
@@ -523,8 +532,5 @@ class Vim(FittedScore):
         shifted = self._ready(features) - self.origin_
         residuals = torch.linalg.vector_norm(shifted @ self.residual_space_, dim=1)
         energies = energy(logits)
-        if len(energies) != len(residuals):
-            raise ValueError(
-                f"logits has {len(energies)} rows and features {len(residuals)}; expected as many."
-            )
+        check_as_many(features, logits)
         return energies - self.alpha_ * residuals

@@ -363,6 +363,22 @@ def of_width(features: Tensor, width: int | None) -> Tensor:
     return features
 
 
+def check_as_many(features: Tensor, logits: Tensor) -> None:
+    """Refuse features and logits of different numbers of rows, with a ValueError.
+
+    Parameters
+    ----------
+    features : Tensor of shape (n, d)
+        Features.
+    logits : Tensor of shape (n, K)
+        Logits.
+    """
+    if len(logits) != len(features):
+        raise ValueError(
+            f"logits has {len(logits)} rows and features {len(features)}; expected as many."
+        )
+
+
 def _device(value: Any) -> torch.device | None:
     value = value.weight if isinstance(value, Head) else value
     return value.device if isinstance(value, Tensor) else None
