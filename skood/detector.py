@@ -37,6 +37,7 @@ from .fitting import (
 )
 from .labels import as_labels, is_outlier
 from .notices import Doubts, held_back, quoted, warn_user
+from .path import fine_tuned
 from .penalties import PENALTIES, Penalty
 from .rows import rows_like_fit
 from .scores.protocol import ScoreFunction
@@ -72,9 +73,10 @@ class SparseEnergyOODDetector(OutlierMixin, BaseEstimator):
         statistics of their batch-norm. None builds a small network for X and trains it first.
     head : str, default=None
         Name of the last layer, which turns features into logits. None searches for it.
-    sparsity_weight : float, default=1.0
+    sparsity_weight : float or "auto", default=1.0
         How strongly sparse features are asked for, at least 0. With 0, fine-tuning minimises the
-        cross-entropy alone.
+        cross-entropy alone. "auto" goes up five weights with warm starts, judges each on rows held
+        out, and keeps what detects best; see `path_`. It takes about twice the time of one weight.
     penalty : str or callable, default="relative_l1"
         How sparsity is measured, see `skood.penalties`. With "relative_l1" a weight means the same
         at any number and size of the features. "l1" is the paper's, whose weight is 0.02; on the
@@ -92,7 +94,8 @@ class SparseEnergyOODDetector(OutlierMixin, BaseEstimator):
         divergence at temperature 2 (not in the paper). It protects accuracy. Try 1.
     score_function : str, object or callable, default="energy"
         What a row is judged by. See `skood.scores` for what each one uses. A callable maps features
-        (n, d) and logits (n, K), both float64, to values (n,), higher for in-distribution.
+        (n, d) and logits (n, K), both float64, to values (n,), higher for in-distribution. "auto"
+        chooses among the names, as `sparsity_weight` does; among all but "odin", which is slow.
     tpr : float, default=0.95
         Share of in-distribution rows to keep, between 0 and 1.
     calibration_size : "auto", int, float or None, default="auto"
@@ -150,6 +153,15 @@ class SparseEnergyOODDetector(OutlierMixin, BaseEstimator):
         Name of the last layer of `module_`; None if TorchScript hides it.
     classes_ : ndarray of shape (K,)
         Label of each logit.
+    sparsity_weight_ : float or None
+        The sparsity weight of `module_`; None if "auto" left the network untouched.
+    path_ : list of dict
+        What "auto" tried: one record a weight and score, in the order of the weights. The first
+        "sparsity_weight" is None, the network before fine-tuning. "auroc" is the mean over the
+        kinds of outliers, "auroc_<kind>", that judge. Further "accuracy_before" and
+        "accuracy_after", on the in-distribution rows that judge, "mean_l1" of their features,
+        "seconds" to train and judge, "score_function", and whether it was "chosen". Empty if
+        nothing was to be chosen.
     score_function_ : callable
         The score, with its statistics of the training rows if it has any.
     offset_ : float
@@ -164,7 +176,8 @@ class SparseEnergyOODDetector(OutlierMixin, BaseEstimator):
     history_ : list of dict
         One record an epoch: "phase" ("pretrain" or "fine-tune"), "epoch", "seconds", and means over
         its rows, in training mode: "loss", its terms "cross_entropy" and "penalty" and those in use
-        of "outlier" and "distillation", "accuracy", "mean_l1", "hoyer_index" and "id_energy".
+        of "outlier" and "distillation", "accuracy", "mean_l1", "hoyer_index" and "id_energy". Of a
+        path, those up to the weight chosen, with their "sparsity_weight".
     device_ : torch.device
         Where it computes.
     precision_ : dict
@@ -179,6 +192,17 @@ class SparseEnergyOODDetector(OutlierMixin, BaseEstimator):
         Names of the columns, if all are strings.
     input_shape_ : tuple of int
         Shape of a row, for X of more than two dimensions.
+
+    Notes
+    -----
+    What ``sparsity_weight="auto"`` does: the weights are 0, 0.1, 0.3, 1 and 3, divided by the mean
+    of the penalty before fine-tuning. Each trains a third of `max_epochs`, from where the one below
+    ended (Friedman, Hastie & Tibshirani, "Regularization paths for generalized linear models via
+    coordinate descent", J. Stat. Softw. 33(1), 2010, on warm starts). A tenth of the rows, at most
+    1,000, is held out to judge: by the AUROC against rows labelled `ood_label`, or if there are
+    none, against each kind of `skood.model_selection.surrogate_outliers` that "auto" takes there.
+    Of what loses at most a point of accuracy, the best mean AUROC is kept, the network before
+    fine-tuning being one of the choices. The path ends early at a weight that loses more.
 
     References
     ----------
@@ -199,7 +223,7 @@ class SparseEnergyOODDetector(OutlierMixin, BaseEstimator):
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
         "module": [nn.Module, None],
         "head": [str, None],
-        "sparsity_weight": [Number(Real, 0, None, closed="left")],
+        "sparsity_weight": [StrOptions({"auto"}), Number(Real, 0, None, closed="left")],
         "penalty": [StrOptions(set(PENALTIES)), callable],
         "ood_label": [Integral, str, "boolean", None],
         "outlier_weight": [Number(Real, 0, None, closed="left")],
@@ -229,7 +253,7 @@ class SparseEnergyOODDetector(OutlierMixin, BaseEstimator):
         module: nn.Module | None = None,
         *,
         head: str | None = None,
-        sparsity_weight: float = 1.0,
+        sparsity_weight: str | float = 1.0,
         penalty: str | Penalty = "relative_l1",
         ood_label: int | str | bool | None = None,
         outlier_weight: float = 0.0,
@@ -305,8 +329,8 @@ class SparseEnergyOODDetector(OutlierMixin, BaseEstimator):
         Raises
         ------
         ValueError
-            If a parameter, X, y or the network's output cannot be used; the message says what to
-            pass.
+            If a parameter, X, y or the network's output cannot be used, or "auto" can make no
+            outliers of X; the message says what to pass.
         TypeError
             If a parameter, X or the network's output is of the wrong type.
         DivergenceError
@@ -357,15 +381,19 @@ class SparseEnergyOODDetector(OutlierMixin, BaseEstimator):
                 self.history_ = run.pretrain(network, training)
                 self._pretrained = network.uncompiled_copy() if self.history_ else None
                 before = run.predicted(network, training, held_out)
-                self.history_ += run.fine_tune(network, training)
+                outcome = fine_tuned(run, network, training)
+                self.history_ += outcome.history
                 if self.history_:
                     run.judge_values(network, training)
-                self.score_function_ = run.fitted_score(network, training)
+                self.score_function_ = run.fitted_score(outcome.score, network, training)
             scores, after = run.scored(network, held_out, self.score_function_)
+            self.sparsity_weight_, self.path_ = outcome.weight, outcome.path
             self.classes_, self._seed_of_network = run.classes, run.seeds.network
             self._network, self._watch = network, run.watch(network)
             with held_back(ThresholdWarning) as notices:  # calibrate may move it right afterwards
-                self.id_accuracy_ = run.judged(network, training, held_out, before, after)
+                self.id_accuracy_ = run.judged(
+                    network, training, held_out, before, after, outcome.weight
+                )
                 self._place_threshold(scores, self.tpr)
             self._doubts = Doubts(notices if ranks.first else [])
         return self

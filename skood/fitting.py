@@ -67,11 +67,11 @@ from .exceptions import (
 from .fingerprints import UnreadableError, fingerprint
 from .labels import as_labels, cluster_labels, encode_labels, is_outlier
 from .networks import default_network
-from .notices import held_back, quoted, warn_user
+from .notices import first_line, held_back, quoted, warn_user
 from .penalties import Penalty, fit_penalty, get_penalty
 from .randomness import random_generator
 from .rows import rows_like_fit, warn_if_unscaled
-from .scores import Head, Outputs, apply_score, fit_score, get_score
+from .scores import Head, Outputs, apply_score, fit_score, get_score, list_scores
 from .scores.protocol import ScoreFunction
 
 __all__ = [
@@ -93,8 +93,20 @@ Winners = NDArray[np.int64]
 ROWS_OF_A_PENALTY = 1024
 """Rows to whose features a penalty is fitted, at most."""
 
-ROWS_OF_A_SCORE = 39
-"""Rows held out for a score that wants some, at least, as for the threshold by default."""
+ROWS_APART = 39
+"""Rows held out for a score that wants some, or to judge, at least, as for the threshold."""
+
+ROWS_OF_A_JUDGE = 1000
+"""Rows held out to judge what may be chosen, at most."""
+
+OUTLIERS_OF_A_JUDGE = 2
+"""Surrogate outliers of all kinds together, for each row that judges."""
+
+AUTO = "auto"
+"""What a parameter is that `fit` chooses."""
+
+CHOSEN = ("sparsity_weight", "score_function")
+"""Parameters that `fit` can choose."""
 
 ROWS_OF_A_TRIAL = 1024
 """Rows on which a score is tried before training, at most."""
@@ -139,6 +151,7 @@ class Seeds(NamedTuple):
     network: int
     pretraining: int
     fine_tuning: int
+    judging: int
 
 
 class Fit:
@@ -153,7 +166,7 @@ class Fit:
         self.ranks = ranks
         with ranks.together():
             detector._validate_params()
-            get_score(detector.score_function)  # refuses a name that is unknown
+            self.scores = scores_of(detector)
             self.rows = rows_like_fit(detector, X, detector.preprocess, reset=True)
             y = self.rows.labels(n_workers(detector)) if y is None else y
             if detector.preprocess is None:
@@ -161,6 +174,7 @@ class Fit:
                 if detector.module is not None:
                     warn_if_unscaled(self.rows)
             self._inliers, self._outliers, self._labels = _split_outliers(self.rows, y, detector)
+            self._judging_outliers, self._trained_outliers = self._parted_outliers()
             self._check_counts()
             self._memory = self._usable_memory()
             self.device = ranks.device(resolve_device(detector.device))
@@ -189,8 +203,10 @@ class Fit:
             detector.tpr,
             np.random.RandomState(self.seeds.split),
         )
-        training, apart = self._apart(targets, training, held_out)
-        self._scale = HeldOut(self.rows.pick(self._inliers[apart]), targets[apart])
+        training, apart = self._apart_for_scores(targets, training)
+        training, judging = self._apart_to_judge(targets, training)
+        self.scale = HeldOut(self.rows.pick(self._inliers[apart]), targets[apart])
+        self.judging = HeldOut(self.rows.pick(self._inliers[judging]), targets[judging])
         if network is None:
             network = self._default_network(self.rows.pick(self._inliers[training]))
         rows = self.rows
@@ -203,29 +219,90 @@ class Fit:
             TrainingData(
                 rows.pick(self._inliers[training]),
                 targets[training],
-                rows.pick(self._outliers),
+                rows.pick(self._trained_outliers),
                 self.ranks,
             ),
             HeldOut(rows.pick(self._inliers[held_out]), targets[held_out]),
         )
 
-    def _apart(
-        self, targets: NDArray[np.int64], training: NDArray[np.intp], held_out: NDArray[np.intp]
+    def _apart_for_scores(
+        self, targets: NDArray[np.int64], training: NDArray[np.intp]
     ) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
-        """Rows to train on, and rows that the score sees as rows held out, if it wants any.
+        """Rows to train on, and rows that the scores see as rows held out, if one wants any.
 
         They are not those that place the threshold: it would keep fewer rows than promised.
         """
-        score = get_score(self.detector.score_function)
-        if not getattr(score, "uses_held_out", False) or self.detector.calibration_size is None:
-            return training, held_out
+        scores = map(get_score, self.scores.values())
+        wanted = any(getattr(score, "uses_held_out", False) for score in scores)
+        if not wanted or self.detector.calibration_size is None:
+            return training, training
+        what = f"score_function={quoted(self.detector.score_function)}"
+        return self._apart(targets, training, what, "score")
+
+    def _apart_to_judge(
+        self, targets: NDArray[np.int64], training: NDArray[np.intp]
+    ) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+        """Rows to train on, and rows that judge what may be chosen, if anything may."""
+        if not self._chosen:
+            return training, training[:0]
+        what = f'{self._chosen[0]}="auto"'
+        return self._apart(targets, training, what, "value", at_most=ROWS_OF_A_JUDGE)
+
+    @property
+    def _chosen(self) -> list[str]:
+        """Parameters that are to be chosen."""
+        return [name for name in CHOSEN if is_auto(getattr(self.detector, name))]
+
+    def _parted_outliers(self) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+        """Known outliers that judge, and those to train on: apart, if something is chosen."""
+        outliers, detector = self._outliers, self.detector
+        if not self._chosen:
+            return outliers[:0], outliers
+        terms = FINE_TUNING_TERMS.items()
+        if not any(term.of_outliers and getattr(detector, name) > 0 for name, term in terms):
+            return outliers, outliers[:0]
+        return outliers[1::2], outliers[::2]
+
+    def outliers_to_judge(self) -> dict[str, Rows]:
+        """Known outliers, or surrogates of each kind, to judge what may be chosen."""
+        if len(self._judging_outliers) > 0:
+            return {"outliers": self.rows.pick(self._judging_outliers)}
+        # Imported here, as few fits need it, and it takes long.
+        from .model_selection.surrogates import INSTEAD, surrogates_by_kind
+
+        # Of a handful of rows, none of some kinds can be made.
+        enough = len(self.judging.rows) >= ROWS_APART
+        rows = self.judging.rows if enough else self.rows.pick(self._inliers)
+        random = np.random.RandomState(self.seeds.judging)
+        values = as_array(rows.read(np.arange(len(rows))))
+        n_outliers = OUTLIERS_OF_A_JUDGE * len(self.judging.rows)
+        try:
+            made = surrogates_by_kind(values, n_outliers, random)
+        except ValueError as error:
+            (name, *_) = self._chosen
+            raise ValueError(
+                f'{name}="auto" judges by outliers that it makes of X, and cannot: '
+                f"{first_line(error).removesuffix(INSTEAD)}Label known outliers in y, with "
+                f"ood_label=; or pass {name} yourself."
+            ) from error
+        return {kind: rows.like(values) for kind, values in made.items()}
+
+    def _apart(
+        self,
+        targets: NDArray[np.int64],
+        training: NDArray[np.intp],
+        what: str,
+        other: str,
+        at_most: int | None = None,
+    ) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+        """Rows to train on, and rows held out of training."""
+        share = min(len(training) // 10, at_most or len(training))
         free = len(training) - len(np.unique(targets[training]))
-        size = min(max(len(training) // 10, ROWS_OF_A_SCORE), len(training) // 3, free)
+        size = min(max(share, ROWS_APART), max(len(training) // 3, 2), free)
         if size < 2:
             raise ValueError(
-                f"score_function={quoted(score)} holds rows out of training, at least 2, and of "
-                f"{len(training)} rows only {max(size, 0)} are free. Pass more rows, or another "
-                "score."
+                f"{what} holds rows out of training, at least 2, and of {len(training)} rows only "
+                f"{max(size, 0)} are free. Pass more rows, or another {other}."
             )
         kept, apart = calibration_split(
             targets[training], size, self.detector.tpr, np.random.RandomState(self.seeds.split)
@@ -245,23 +322,46 @@ class Fit:
         terms = pretraining_terms()
         return self._train("pretrain", network, data, terms, recipe, self.seeds.pretraining)
 
-    def fine_tune(self, network: Network, data: TrainingData) -> list[dict[str, Any]]:
-        """Fine-tune for sparse features."""
-        detector = self.detector
-        if detector.max_epochs == 0:
-            return []
+    def fitted_penalty(self, network: Network, data: TrainingData) -> Penalty:
+        """The penalty, with the statistics of the features before fine-tuning if it has any."""
         some = data.rows.spaced(ROWS_OF_A_PENALTY)
-        penalty = fit_penalty(get_penalty(detector.penalty), lambda: features_of(network, some))
+        penalty = get_penalty(self.detector.penalty)
+        penalty = fit_penalty(penalty, lambda: features_of(network, some))
         check_penalty(network, data.rows, penalty)
-        terms = fine_tuning_terms(penalty, detector.get_params(deep=False))
-        recipe = Recipe(
+        return penalty
+
+    def mean_penalty(self, network: Network, data: TrainingData, penalty: Penalty) -> float:
+        """Mean of a penalty over some training rows."""
+        features = features_of(network, data.rows.spaced(ROWS_OF_A_PENALTY))
+        return float(Penalized(penalty, 0.0).values(features).mean())
+
+    def recipe(self) -> Recipe:
+        """How long and how fast fine-tuning is."""
+        detector = self.detector
+        return Recipe(
             detector.max_epochs,
             detector.batch_size,
             float(detector.learning_rate),
             float(detector.momentum),
             float(detector.weight_decay),
         )
-        return self._train("fine-tune", network, data, terms, recipe, self.seeds.fine_tuning)
+
+    def fine_tune(
+        self,
+        network: Network,
+        data: TrainingData,
+        penalty: Penalty,
+        weight: float,
+        *,
+        recipe: Recipe | None = None,
+        seed: int | None = None,
+    ) -> list[dict[str, Any]]:
+        """Fine-tune for sparse features; the recipe and the seed are the detector's if None."""
+        weights = self.detector.get_params(deep=False) | {"sparsity_weight": weight}
+        terms = fine_tuning_terms(penalty, weights)
+        recipe = self.recipe() if recipe is None else recipe
+        seed = self.seeds.fine_tuning if seed is None else seed
+        return self._train("fine-tune", network, data, terms, recipe, seed)
 
     def judge_values(self, network: Network, data: TrainingData) -> None:
         """Warn if the user's network goes on with what it computed before it was trained."""
@@ -295,13 +395,14 @@ class Fit:
         held_out: HeldOut,
         before: Winners | None,
         after: Winners,
+        weight: float | None,
     ) -> dict[str, float]:
         """Accuracy on the rows held out before and after, with a warning if it is suspicious."""
         truth = held_out.targets
         if before is None:
             before = after
             self._judge_labels(network, training, held_out, before)
-        warn_if_accuracy_dropped(truth, before, after, self.detector.sparsity_weight)
+        warn_if_accuracy_dropped(truth, before, after, weight or 0.0)
         if self.detector.calibration_size is None:
             warn_user(
                 "The threshold was placed on the training rows (calibration_size=None), which "
@@ -356,31 +457,46 @@ class Fit:
         return given and self._pretraining_epochs() == 0
 
     def try_score(self, network: Network, data: TrainingData) -> None:
-        """Fit and apply the score to a few rows, so that what it refuses shows before training."""
+        """Fit and apply the score to a few rows, so that what it refuses shows before training.
+
+        If the score is yet to be chosen, what a score refuses makes it none to choose.
+        """
+        if len(self.scores) > 1:
+            return
+        score = get_score(self.detector.score_function)
         picks = spaced(len(data.rows), ROWS_OF_A_TRIAL)
         few = TrainingData(data.rows.pick(picks), data.labels[picks], data.outliers)
         with held_back(SkoodWarning):  # of rows too few
             try:
-                score = self._fitted(network, few, HeldOut(few.rows, few.labels))
+                fitted = self.fitted_score(score, network, few, HeldOut(few.rows, few.labels))
             except ValueError:
                 if len(picks) == len(data.rows):
                     raise
                 # More rows may be what it needs.
-                score = self._fitted(network, data, HeldOut(data.rows, data.labels))
-        for _ in scored(network, few.rows.pick(np.arange(1)), score):
+                held_out = HeldOut(data.rows, data.labels)
+                fitted = self.fitted_score(score, network, data, held_out)
+        self.check_score(fitted, network, few.rows)
+
+    def check_score(self, score: ScoreFunction, network: Network, rows: Rows) -> None:
+        """Refuse a fitted score that fails on a row, mixes rows or draws at random."""
+        for _ in scored(network, rows.pick(np.arange(1)), score):
             pass
-        check_score(network, few.rows, score)
+        check_score(network, rows, score)
 
-    def fitted_score(self, network: Network, data: TrainingData) -> ScoreFunction:
-        """The score, with the statistics of the training rows if it has any."""
-        return self._fitted(network, data, self._scale)
-
-    def _fitted(self, network: Network, data: TrainingData, held_out: HeldOut) -> ScoreFunction:
+    def fitted_score(
+        self,
+        score: ScoreFunction,
+        network: Network,
+        data: TrainingData,
+        held_out: HeldOut | None = None,
+    ) -> ScoreFunction:
+        """A score, with the statistics of the training rows if it has any."""
+        apart = self.scale if held_out is None else held_out
         return fit_score(
-            get_score(self.detector.score_function),
+            score,
             Passes(network, data.rows, data.labels),
-            lambda: Head(*affine_head(network, data.rows)),
-            lambda: Passes(network, held_out.rows, held_out.targets),
+            lambda: head_of(network, data.rows),
+            lambda: Passes(network, apart.rows, apart.targets),
         )
 
     def _winners(self, network: Network, rows: Rows) -> Winners:
@@ -532,6 +648,29 @@ class Fit:
         return facts
 
 
+def is_auto(value: Any) -> bool:
+    """Whether a parameter leaves the choice to `fit`."""
+    return isinstance(value, str) and value == AUTO
+
+
+def scores_of(detector: Detector) -> dict[str, str | ScoreFunction]:
+    """The score by its name; or all that may be chosen, if the choice is left to `fit`.
+
+    A name that is unknown is refused. A score that needs the gradient of the network takes several
+    times as long as the others, and is not chosen unasked.
+    """
+    asked = detector.score_function
+    if not is_auto(asked):
+        get_score(asked)
+        return {asked if isinstance(asked, str) else quoted(asked): asked}
+    return {name: name for name in list_scores() if not uses_gradient(get_score(name))}
+
+
+def uses_gradient(score: ScoreFunction) -> bool:
+    """Whether a score needs the gradient of the network."""
+    return bool(getattr(score, "uses_gradient", False))
+
+
 def _drawn_seeds(detector: Detector) -> Seeds:
     random = random_generator(detector.random_state)
     return Seeds(*random.randint(np.iinfo(np.int32).max, size=len(Seeds._fields)).tolist())
@@ -584,7 +723,7 @@ def scored(
     network: Network, rows: Rows, score: ScoreFunction
 ) -> Iterator[tuple[slice, Tensor, Tensor]]:
     """Positions, scores and logits of rows, piece by piece; the score says what it needs."""
-    gradient = getattr(score, "uses_gradient", False)
+    gradient = uses_gradient(score)
     if gradient and not hasattr(score, "perturbation"):
         raise TypeError(
             f"score_function={quoted(score)} sets uses_gradient, but has no method "
@@ -602,7 +741,7 @@ def scored(
 def check_score(network: Network, rows: Rows, score: ScoreFunction) -> None:
     """Refuse a score that mixes rows or draws at random, tried on some rows."""
     some, what = rows.spaced(TRIAL_ROWS), f"score_function={quoted(score)}"
-    if getattr(score, "uses_gradient", False):  # which is taken from a forward
+    if uses_gradient(score):  # which is taken from a forward
 
         def values(picks: NDArray[np.intp]) -> Tensor:
             return torch.cat([got for _, got, _ in scored(network, some.pick(picks), score)])
@@ -622,6 +761,11 @@ def check_score(network: Network, rows: Rows, score: ScoreFunction) -> None:
 
 def _halfway(values: Tensor) -> Tensor:
     return (values + values.roll(1, dims=0)) / 2
+
+
+def head_of(network: Network, rows: Rows) -> Head:
+    """The head as an affine layer, for scores that need it; an error if it is none."""
+    return Head(*affine_head(network, rows))
 
 
 def features_of(network: Network, rows: Rows) -> Tensor:

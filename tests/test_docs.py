@@ -32,6 +32,7 @@ INTERNAL_MODULES = {
     "fitting",
     "labels",
     "notices",
+    "path",
     "randomness",
     "rejection",
     "rows",

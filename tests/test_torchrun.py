@@ -136,6 +136,13 @@ CASES = {
         None, *data(images=False)[:1], None, pretrain_epochs=2
     ),
     "float32": lambda: outcome(Convolutions(), *data(dtype="float32")),
+    "the weight and the score chosen": lambda: outcome(
+        Convolutions().double(),
+        *data(),
+        sparsity_weight="auto",
+        score_function="auto",
+        learning_rate=0.02,
+    ),
 }
 
 

@@ -94,6 +94,12 @@ class Rows(ABC):
         """At most `size` of these rows, evenly spaced: neighbours may be alike, or of one class."""
         return self.pick(spaced(len(self), size))
 
+    def like(self, values: NDArray[Any]) -> Rows:
+        """Rows of other values, such as `read` gives of these."""
+        rows = InMemory(values)
+        rows.preprocessed, rows.columns = self.preprocessed, self.columns
+        return rows
+
     def number(self, position: int) -> int:
         """Number in X of the row at a position, for messages."""
         return position if self.index is None else int(self.index[position])

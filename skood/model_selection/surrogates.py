@@ -137,6 +137,20 @@ def surrogate_outliers(
     return outliers
 
 
+def surrogates_by_kind(
+    X: NDArray[Any], n_outliers: int, random: np.random.RandomState
+) -> dict[str, NDArray[Any]]:
+    """Outliers of each kind that "auto" takes, about `n_outliers` in all, made of rows of X."""
+    kinds = AUTO[X.ndim == 2]
+    size = min(len(X), max(n_outliers // len(kinds), 2))
+    return {
+        kind: surrogate_outliers(
+            X[random.permutation(len(X))[:size]], kind=kind, random_state=random
+        )
+        for kind in kinds
+    }
+
+
 def _check_form(X: NDArray[Any]) -> None:
     """Refuse what is neither a table nor images."""
     if X.ndim not in (2, 3, 4) or X.dtype.kind not in "biuf":
@@ -151,7 +165,8 @@ def _makers(X: Rows) -> dict[str, Maker]:
     if X.ndim == 2:
         if X.shape[1] < 2 or len(X) < 2:
             raise ValueError(
-                f"X has shape {X.shape}; surrogate outliers need at least 2 rows and 2 columns. "
+                f"X has {len(X)} rows and n_features = {X.shape[1]}; surrogate outliers need at "
+                f"least 2 rows and 2 columns. "
                 f"{INSTEAD}"
             )
         return {"columns": _columns, "mixture": _mixture, "scale": _scale(X)}

@@ -1,8 +1,8 @@
-"""What a search over the sparsity weight found."""
+"""What a search over the sparsity weight found, or the path of a detector that chose it."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
@@ -42,7 +42,9 @@ class SelectionDisplay:
     Make it with `from_estimator` or `from_cv_results`. Panels over a common axis of weights show
     what the search has computed: the detection scores, the change of the accuracy on
     in-distribution (ID) rows and the mean L1 norm of their features. Points are means over the
-    folds, bars are standard deviations.
+    folds, bars are standard deviations. For a detector with ``sparsity_weight="auto"`` they are
+    means and standard deviations over the kinds of outliers, and a dashed line is the network
+    before fine-tuning.
 
     Parameters
     ----------
@@ -135,17 +137,20 @@ class SelectionDisplay:
                 f"chosen={chosen}; expected the index of one of {len(params)} candidates, from 0."
             )
         self.chosen = chosen
+        self.untouched: dict[str, float] = {}
 
     @classmethod
     def from_estimator(cls, search: Any, *, ax: Sequence[Axes] | None = None) -> Self:
-        """Draw a fitted search.
+        """Draw a fitted search, or a detector that chose its weight.
 
         Parameters
         ----------
         search : estimator
             Fitted `GridSearchCV`, `RandomizedSearchCV`, halving search or another with
-            ``cv_results_``, or a pipeline that ends in one. Its ``refit`` says which score decided;
-            if that is an `AccuracyGuard`, it says which accuracy may be lost, too.
+            ``cv_results_``. Its ``refit`` says which score decided; if that is an `AccuracyGuard`,
+            it says which accuracy may be lost, too. Or a `SparseEnergyOODDetector` that was fitted
+            with ``sparsity_weight="auto"``; of the scores, only the chosen one is drawn. Or a
+            pipeline that ends in one of these.
         ax : array-like of matplotlib.axes.Axes, default=None
             Axes to draw on, one for each panel; None makes a figure.
 
@@ -157,7 +162,7 @@ class SelectionDisplay:
         Raises
         ------
         TypeError
-            If `search` is not a search.
+            If `search` is neither a search nor a detector.
         NotFittedError
             If it is not fitted.
         ValueError
@@ -165,6 +170,8 @@ class SelectionDisplay:
         """
         if isinstance(search, Pipeline):
             return cls.from_estimator(search[-1], ax=ax)
+        if hasattr(search, "path_"):
+            return cls._from_path(search).plot(ax)
         if not hasattr(search, "cv_results_"):
             if hasattr(search, "refit"):
                 raise NotFittedError(
@@ -173,7 +180,8 @@ class SelectionDisplay:
                 )
             raise TypeError(
                 f"search={quoted(search)} has no cv_results_; expected a fitted search such as "
-                "GridSearchCV. If you have results, draw them with from_cv_results."
+                'GridSearchCV, or a fitted detector with sparsity_weight="auto". If you have '
+                "results, draw them with from_cv_results."
             )
         results, metric = _named_results(search)
         return cls.from_cv_results(
@@ -183,6 +191,35 @@ class SelectionDisplay:
             chosen=getattr(search, "best_index_", None),
             ax=ax,
         )
+
+    @classmethod
+    def _from_path(cls, detector: Any) -> Self:
+        chosen = next((record for record in detector.path_ if record["chosen"]), None)
+        same = [r for r in detector.path_ if r["score_function"] == (chosen or r)["score_function"]]
+        rungs = [record for record in same if record["sparsity_weight"] is not None]
+        if chosen is None or len(rungs) < 2:
+            raise ValueError(
+                f"This {type(detector).__name__} has tried no path of weights, as sparsity_weight="
+                f"{detector.sparsity_weight!r} and max_epochs={detector.max_epochs!r}. Fit it with "
+                'sparsity_weight="auto" and epochs; or draw a search.'
+            )
+        display = cls(
+            cv_results={
+                "params": [{WEIGHT: record["sparsity_weight"]} for record in rungs],
+                **{
+                    f"{statistic}_test_{name}": [value[i] for value in map(of_record, rungs)]
+                    for name, of_record in PANELS_OF_A_PATH.items()
+                    for i, statistic in enumerate(("mean", "std"))
+                },
+            },
+            metric="auroc",
+            tolerance=AccuracyGuard().tolerance,
+            chosen=rungs.index(chosen) if chosen in rungs else None,
+        )
+        before = next((record for record in same if record["sparsity_weight"] is None), None)
+        if before is not None:
+            display.untouched = {name: of(before)[0] for name, of in PANELS_OF_A_PATH.items()}
+        return display
 
     @classmethod
     def from_cv_results(
@@ -247,6 +284,10 @@ class SelectionDisplay:
             )
         for panel, (metric, (mean, std)) in zip(axes, self.scores.items(), strict=True):
             self._draw_candidates(panel, -mean if metric.startswith("neg_") else mean, std)
+            if metric in self.untouched:
+                label = "untouched" if self.chosen is not None else "chosen: untouched"
+                value = self.untouched[metric]
+                panel.axhline(value, color="black", linestyle="--", linewidth=1, label=label)
             if metric == ACCURACY_CHANGE and self.tolerance is not None:
                 _shade_from(panel, -self.tolerance)
             panel.set_ylabel(_axis_label(metric))
@@ -324,6 +365,19 @@ class SelectionDisplay:
                 ticks.append(i)
         ax.set_xticks(tried[ticks], [f"{weight:.3g}" for weight in tried[ticks]])
         ax.set_xticks([], minor=True)
+
+
+def _detection_of(record: Mapping[str, Any]) -> tuple[float, float]:
+    by_kind = [value for name, value in record.items() if name.startswith("auroc_")]
+    return record["auroc"], float(np.std(by_kind))
+
+
+PANELS_OF_A_PATH: dict[str, Callable[[Mapping[str, Any]], tuple[float, float]]] = {
+    "auroc": _detection_of,
+    ACCURACY_CHANGE: lambda record: (record["accuracy_after"] - record["accuracy_before"], 0.0),
+    MEAN_L1: lambda record: (record["mean_l1"], 0.0),
+}
+"""Mean and standard deviation of what a path has found at a rung, by the name of the panel."""
 
 
 def _named_results(search: Any) -> tuple[dict[str, Any], str | None]:

@@ -20,7 +20,20 @@ from skood.plotting import (
 )
 from skood.plotting.shared import new_axes
 
-from .common import LISTS, NANS, OUTLIERS, X, Y, case, detector, fitted, refused, says
+from .common import (
+    LISTS,
+    NANS,
+    OUTLIERS,
+    X,
+    Y,
+    case,
+    detector,
+    fit,
+    fitted,
+    network,
+    refused,
+    says,
+)
 
 SEARCHED = functools.cache(
     lambda: GridSearchCV(
@@ -142,9 +155,20 @@ CASES = [
     ),
     case(
         "If you have results, draw them with from_cv_results",
-        lambda: SelectionDisplay.from_estimator(fitted()),
+        lambda: SelectionDisplay.from_estimator(sklearn.base.clone(fitted())),
         lambda told: SelectionDisplay.from_estimator(SEARCHED()),
+        lambda told: SelectionDisplay.from_estimator(
+            fit(network(), X, Y, **told.keywords('sparsity_weight="auto"'))
+        ),
         lambda told: draw(),
+    ),
+    case(
+        "has tried no path of weights",
+        lambda: SelectionDisplay.from_estimator(fitted()),
+        lambda told: SelectionDisplay.from_estimator(
+            fit(network(), X, Y, **told.keywords('sparsity_weight="auto"'))
+        ),
+        says("or draw a search", lambda: SelectionDisplay.from_estimator(SEARCHED())),
     ),
     case(
         "axes; expected",

@@ -175,9 +175,9 @@ SCORES = [
     ),
     case(
         "holds rows out of training, at least 2",
-        lambda: judged(score="two_views", rows=X[:7], calibration_size=3),
+        lambda: judged(score="two_views", rows=X[:6], calibration_size=4),
         says("Pass more rows", lambda: judged(score="two_views")),
-        says("or another score", lambda: judged(rows=X[:7], calibration_size=3)),
+        says("or another score", lambda: judged(rows=X[:6], calibration_size=4)),
     ),
     case(
         "too few for their covariance",

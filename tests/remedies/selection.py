@@ -38,6 +38,7 @@ from .common import (
     fit,
     fitted,
     from_names,
+    labels_of,
     network,
     refused,
     says,
@@ -46,6 +47,7 @@ from .common import (
 )
 
 COLUMNS = {"a": X[:, 0], "b": X[:, 1], "c": X[:, 2], "d": X[:, 3], "e": X[:, 4], "f": X[:, 5]}
+LABELS_OF_ONE = labels_of(network(K, 1), X[:, :1])
 BOTH = ["auroc", "accuracy_change"]
 
 
@@ -321,6 +323,36 @@ CASES = [
         ),
     ),
     case(
+        "judges by outliers that it makes of X, and cannot",
+        lambda: fit(network(K, 1), X[:, :1], LABELS_OF_ONE, sparsity_weight="auto"),
+        says(
+            "with ood_label=",
+            lambda: fit(
+                network(K, 1),
+                KNOWN[:, :1],
+                np.concatenate([LABELS_OF_ONE, [-1] * len(OUTLIERS)]),
+                sparsity_weight="auto",
+                ood_label=-1,
+            ),
+        ),
+        says(
+            "or pass sparsity_weight yourself",
+            lambda: fit(network(K, 1), X[:, :1], LABELS_OF_ONE, sparsity_weight=0.3),
+        ),
+    ),
+    case(
+        "in units of the penalty's mean",
+        lambda: fit(network(), X, Y, sparsity_weight="auto", penalty=negative),
+        says(
+            "Pass a number as sparsity_weight",
+            lambda: fit(network(), X, Y, sparsity_weight=0.01, penalty=negative),
+        ),
+        says(
+            "or a penalty that is positive",
+            lambda: fit(network(), X, Y, sparsity_weight="auto", penalty="l1"),
+        ),
+    ),
+    case(
         "is no surrogate for X of shape",
         lambda: surrogate_outliers(X, kind="blur"),
         lambda told: surrogate_outliers(X, kind=told("'columns'")),
@@ -347,6 +379,10 @@ CASES = [
         ]
     ),
 ]
+
+
+def negative(features: Any) -> Any:
+    return -features.abs().sum(dim=1)
 
 
 @functools.cache

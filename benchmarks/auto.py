@@ -1,0 +1,335 @@
+"""What does ``sparsity_weight="auto"`` choose, and what does the choice cost?
+
+Fits one classifier with "auto" for the weight and the score, keeps the network of every rung, and
+judges each on real outliers of several kinds by every score. So it knows the regret of the choice:
+the FPR95 of what was chosen, less that of the best that could have been. It also times a fit with a
+fixed weight and, with ``--search``, fits scikit-learn's grid search over the same weights.
+README.md describes the files and the columns.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import sys
+import time
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from environment import command_line
+from images import (
+    NORMALISATIONS,
+    Data,
+    add_data_options,
+    check_available,
+    complete,
+    count,
+    draw,
+    number,
+    read_data,
+    read_network,
+)
+from kinds import by_kind, noise_sets, of_the_six
+from sklearn.model_selection import GridSearchCV
+from torch import nn
+
+from skood import SparseEnergyOODDetector, path
+from skood.engine.network import Network
+from skood.engine.rows import Rows, as_array
+from skood.fitting import HeldOut
+from skood.metrics import fpr_at_tpr
+from skood.model_selection import AccuracyGuard, InDistributionKFold, make_ood_scorer
+from skood.rows import as_rows
+from skood.scores import apply_score, fit_score, get_score
+
+SCORES = ("energy", "two_views")
+"""Scores that are shown beside the one that "auto" chooses."""
+
+FOLDS = 3
+
+Row = dict[str, Any]
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Fit and judge, seed by seed; what is done already is read from the folder."""
+    argv = sys.argv[1:] if argv is None else argv
+    options = parse(argv)
+    try:
+        data = read_data(options.id, options.ood)
+        check_available("--train-rows", options.train_rows, len(data.x_train), options.id)
+        module = read_network(options, data.n_classes)
+    except ValueError as error:
+        sys.exit(f"error: {error}")
+    options.folder.mkdir(parents=True, exist_ok=True)
+    rows = [row for seed in options.seeds for row in of_seed(module, seed, options, data)]
+    print(command_line("benchmarks/auto.py", argv))
+    print("\n".join(report(rows)))
+
+
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    add_data_options(parser)
+    add = parser.add_argument
+    add("--learning-rate", type=number, default=1e-3, help="default: 0.001")
+    add("--seeds", type=int, nargs="+", default=[0, 1, 2], help="default: 0 1 2")
+    add("--epochs", type=count, default=3, help="of fine-tuning (default: 3)")
+    add("--train-rows", type=count, default=8000, help="drawn by each seed (default: 8000)")
+    add("--test-rows", type=count, default=1500, help="default: 1500")
+    add("--ood-rows", type=count, default=300, help="of each set (default: 300)")
+    add("--search", action="store_true", help="compare with a grid search, by energy")
+    add("--folder", type=Path, required=True, help="for the results, to go on from")
+    options = parser.parse_args(argv)
+    complete(options)
+    return options
+
+
+def of_seed(
+    module: nn.Module, seed: int, options: argparse.Namespace, data: Data
+) -> list[dict[str, str]]:
+    """Rows of one seed: rungs by score, a plain fit, and the search."""
+    file = options.folder / f"{options.network}_{options.id.stem}_{seed}.csv"
+    if not file.exists():
+        rows = list(measured(module, seed, options, data))
+        columns = list(dict.fromkeys(column for row in rows for column in row))
+        with file.open("w", newline="") as opened:
+            writer = csv.DictWriter(opened, columns, restval="", lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(rows)
+    with file.open(newline="") as opened:
+        return list(csv.DictReader(opened))
+
+
+def measured(module: nn.Module, seed: int, options: argparse.Namespace, data: Data) -> list[Row]:
+    drawn = draw(len(data.x_train), options.train_rows, seed)
+    x, y = data.x_train[drawn], data.y_train[drawn]
+    panel = Panel(options, data)
+
+    def detector(**parameters: Any) -> SparseEnergyOODDetector:
+        return SparseEnergyOODDetector(
+            module,
+            learning_rate=options.learning_rate,
+            max_epochs=options.epochs,
+            preprocess=NORMALISATIONS[options.normalise],
+            augment="flip",
+            random_state=seed,
+            **parameters,
+        )
+
+    common = {"seed": seed, "network": options.network, "id": options.id.stem}
+    taken, rungs = walked(detector(sparsity_weight="auto", score_function="auto"), x, y, panel)
+    rows = [{**common, "method": "rung", **rung} for rung in rungs]
+    for score in SCORES:
+        seconds, _ = timed(detector(sparsity_weight="auto", score_function=score), x, y)
+        rows.append({**common, "method": "auto", "score": score, "seconds": seconds})
+        seconds, _ = timed(detector(score_function=score), x, y)
+        rows.append({**common, "method": "plain", "score": score, "seconds": seconds})
+    rows.append({**common, "method": "auto", "score": "auto", "seconds": taken})
+    if options.search:
+        weights = [row["weight"] for row in rungs if row["score"] == "energy"]
+        search = GridSearchCV(
+            detector(),
+            {"sparsity_weight": [weight for weight in weights if weight != "untouched"]},
+            cv=InDistributionKFold(FOLDS, random_state=seed),
+            scoring=make_ood_scorer(["auroc", "accuracy_change"]),
+            refit=AccuracyGuard("auroc"),
+        )
+        seconds, found = timed(search, x, y)
+        best = found.best_estimator_
+        judged = panel.judged(
+            best.score_samples(panel.x_test),
+            {name: best.score_samples(rows) for name, rows in panel.ood.items()},
+            best.predict_class(panel.x_test),
+        )
+        chosen = found.best_params_["sparsity_weight"]
+        rows.append(
+            {**common, "method": "search", "score": "energy", "weight": chosen, **judged}
+            | {"seconds": seconds}
+        )
+    return rows
+
+
+class Panel:
+    """Test rows, and real outliers of several kinds."""
+
+    def __init__(self, options: argparse.Namespace, data: Data) -> None:
+        testing = draw(len(data.x_test), options.test_rows, seed=0)
+        self.x_test, self.y_test = data.x_test[testing], data.y_test[testing]
+        sets = data.ood | noise_sets(self.x_test.shape[1:])
+        self.ood = {name: x[draw(len(x), options.ood_rows, seed=0)] for name, x in sets.items()}
+
+    def judged(self, score_id: Any, score_ood: dict[str, Any], classes: Any) -> Row:
+        """FPR95 in percent: of the six, over kinds and of each kind; and the accuracy."""
+        fpr = {name: 100 * fpr_at_tpr(score_id, scores) for name, scores in score_ood.items()}
+        kinds = {
+            kind: float(np.mean([fpr[name] for name in names]))
+            for kind, names in by_kind(fpr).items()
+        }
+        return {
+            "accuracy": 100 * float(np.mean(classes == self.y_test)),
+            "six": float(np.mean([fpr[name] for name in of_the_six(fpr)])),
+            "kinds": float(np.mean(list(kinds.values()))),
+            **{f"kind:{kind}": value for kind, value in kinds.items()},
+        }
+
+
+def walked(
+    detector: SparseEnergyOODDetector, x: Any, y: Any, panel: Panel
+) -> tuple[float, list[Row]]:
+    """Seconds of a fit with "auto", and what each rung and score is worth on the panel."""
+    rungs: list[Row] = []
+    aside = 0.0
+
+    class Keeping(path.Judge):
+        """Judges as it does, and on the panel besides."""
+
+        def __call__(
+            self, network: Network, weight: float | None, start: float
+        ) -> list[dict[str, Any]]:
+            nonlocal aside
+            records = super().__call__(network, weight, start)
+            begun = time.perf_counter()
+            rungs.extend(on_panel(self, network, records, panel))
+            aside += time.perf_counter() - begun
+            return records
+
+    judge, path.Judge = path.Judge, Keeping  # type: ignore[misc]
+    try:
+        seconds, _ = timed(detector, x, y)
+    finally:
+        path.Judge = judge  # type: ignore[misc]
+    return seconds - aside, rungs
+
+
+def on_panel(
+    judge: path.Judge, network: Network, records: list[dict[str, Any]], panel: Panel
+) -> list[Row]:
+    def outputs(rows: Rows) -> path.Both:
+        return path.outputs_of_all(network, rows)
+
+    data = judge.data
+    pieces = path.Pieces(judge.run, network, HeldOut(data.rows, data.labels))
+    of_test = outputs(as_rows(panel.x_test))
+    of_ood = {name: outputs(as_rows(x)) for name, x in panel.ood.items()}
+    classes = as_array(of_test[1].argmax(dim=1))
+    rows = []
+    for record in records:
+        score = get_score(record["score_function"])
+        fit_score(score, pieces.training, pieces.head, lambda: pieces.held_out)
+        judged = panel.judged(
+            as_array(apply_score(score, *of_test)),
+            {name: as_array(apply_score(score, *two)) for name, two in of_ood.items()},
+            classes,
+        )
+        weight = record["sparsity_weight"]
+        rows.append(
+            {
+                "weight": "untouched" if weight is None else weight,
+                "score": record["score_function"],
+                **judged,
+                "judged_auroc": record["auroc"],
+                "judged_change": path.accuracy_change(record),
+            }
+        )
+    return rows
+
+
+def timed(estimator: Any, x: Any, y: Any) -> tuple[float, Any]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of accuracy lost, which the report shows
+        start = time.perf_counter()
+        estimator.fit(x, y)
+        return time.perf_counter() - start, estimator
+
+
+# The report
+
+
+def report(rows: list[dict[str, str]]) -> list[str]:
+    """Markdown: every rung; what is chosen, and its regret; the time."""
+    seeds = sorted({row["seed"] for row in rows})
+    rungs = [row for row in rows if row["method"] == "rung"]
+    kinds = [column for column in rows[0] if column.startswith("kind:")]
+    shown = ["accuracy", "six", "kinds", *kinds]
+    lines = header("score", "weight", *shown, "AUROC of the judge")
+    for score in SCORES:
+        of_score = [row for row in rungs if row["score"] == score]
+        for weight in dict.fromkeys(row["weight"] for row in of_score):
+            each = [row for row in of_score if row["weight"] == weight]
+            lines.append(
+                line(score, weight, *means(each, shown), f"{mean(each, 'judged_auroc'):.4f}")
+            )
+    worst = "worst change of a kind"
+    lines += ["", *header("score", "chosen", *shown[:3], "regret, six", "regret, kinds", worst)]
+    for score in (*SCORES, "auto"):
+        choices = [choice([r for r in rungs if r["seed"] == seed], score) for seed in seeds]
+        names = [f"{c['chosen']['weight']} {c['chosen']['score']}" for c in choices]
+        regrets = [np.mean([c[name] for c in choices]) for name in ("six", "kinds", "worst")]
+        chosen = [c["chosen"] for c in choices]
+        lines.append(line(score, ", ".join(names), *means(chosen, shown[:3]), *regrets))
+    for row in rows:
+        if row["method"] == "search":
+            of_row = [float(row[name]) for name in shown[:3]]
+            lines.append(line("energy", f"search: {row['weight']}", *of_row, "", "", ""))
+    lines += ["", *header("score", "seconds of a fit", "auto / fit", "search / fit")]
+    for score in (*SCORES, "auto"):
+        fits = seconds_of(rows, "plain", score if score in SCORES else "two_views")
+        ratios = [
+            float(np.median([taken / fits[seed] for seed, taken in of.items()])) if of else ""
+            for of in (seconds_of(rows, method, score) for method in ("auto", "search"))
+        ]
+        lines.append(line(score, float(np.median(list(fits.values()))), *ratios))
+    return lines
+
+
+def choice(rungs: list[dict[str, str]], score: str) -> dict[str, Any]:
+    """What the judge takes of one seed by a score, or of all, and its regret."""
+    open_to = [row for row in rungs if score in ("auto", row["score"])]
+    results = {
+        "mean_test_auroc": [float(row["judged_auroc"]) for row in open_to],
+        "mean_test_accuracy_change": [float(row["judged_change"]) for row in open_to],
+    }
+    chosen = open_to[AccuracyGuard("auroc")(results)]
+    untouched = next(
+        row for row in rungs if (row["weight"], row["score"]) == ("untouched", chosen["score"])
+    )
+    least = -100 * AccuracyGuard().tolerance - 1e-7
+    allowed = [row for row in open_to if 100 * float(row["judged_change"]) >= least]
+    kinds = [column for column in chosen if column.startswith("kind:")]
+    return {
+        "chosen": chosen,
+        **{
+            name: float(chosen[name]) - min(float(row[name]) for row in allowed)
+            for name in ("six", "kinds")
+        },
+        "worst": max(float(chosen[kind]) - float(untouched[kind]) for kind in kinds),
+    }
+
+
+def seconds_of(rows: list[dict[str, str]], method: str, score: str) -> dict[str, float]:
+    """Seconds of a kind of fit, by seed."""
+    found = [row for row in rows if (row["method"], row["score"]) == (method, score)]
+    return {row["seed"]: float(row["seconds"]) for row in found}
+
+
+def mean(rows: list[dict[str, str]], column: str) -> float:
+    return float(np.mean([float(row[column]) for row in rows]))
+
+
+def means(rows: list[dict[str, str]], columns: list[str]) -> list[float]:
+    return [mean(rows, column) for column in columns]
+
+
+def header(*columns: str) -> list[str]:
+    return [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
+
+
+def line(*cells: Any) -> str:
+    written = [cell if isinstance(cell, str) else f"{cell:.1f}" for cell in cells]
+    return f"| {' | '.join(written)} |"
+
+
+if __name__ == "__main__":
+    main()

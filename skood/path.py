@@ -1,0 +1,326 @@
+"""The regularisation path: sparsity weights one after another, each judged on rows held out.
+
+As LassoCV does, it goes along the weights of a penalty with warm starts. Each rung of the ladder
+trains a share of the epochs, from where the rung below ended. Then the network given is trained
+with the weight that detected best, as by a fit with that weight.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import time
+from collections.abc import Iterator
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from .engine.inference import forward_rows
+from .engine.network import Network
+from .engine.outputs import as_float64
+from .engine.rows import Rows, as_array, spaced
+from .engine.training import TrainingData
+from .exceptions import DivergenceError, HeadNotFoundError, SkoodWarning
+from .fitting import (
+    Fit,
+    HeldOut,
+    Passes,
+    head_of,
+    is_auto,
+    outputs_of,
+    uses_gradient,
+    winners_of,
+)
+from .metrics import auroc
+from .notices import held_back
+from .penalties import Penalty, l1
+from .scores import Head, Outputs, apply_score, fit_score, get_score
+from .scores.protocol import ScoreFunction
+
+__all__ = ["Outcome", "fine_tuned"]
+
+LADDER = (0.0, 0.1, 0.3, 1.0, 3.0)
+"""Weights of a penalty whose mean is 1 before fine-tuning."""
+
+SHARE_OF_A_RUNG = 1 / 3
+"""Share of the epochs that a rung trains."""
+
+ROWS_OF_A_FIT = 1024
+"""Training rows to which a score is fitted that is only judged, at least; else a fifth of them."""
+
+INLIERS = "in-distribution"
+"""Name of the in-distribution rows among the sets that judge."""
+
+KIND = "auroc_"
+"""What the names of the detection of each kind begin with, in a record."""
+
+DIGITS = 3
+"""Digits of a weight that is chosen."""
+
+Record = dict[str, Any]
+Scores = NDArray[np.float64]
+Both = tuple[Tensor | None, Tensor]
+"""Features, None if they are hidden, and logits."""
+
+
+class Outcome(NamedTuple):
+    """What fine-tuning came to."""
+
+    history: list[Record]
+    weight: float | None
+    """The sparsity weight; None if the network is untouched."""
+
+    score: ScoreFunction
+    path: list[Record]
+
+
+def fine_tuned(run: Fit, network: Network, data: TrainingData) -> Outcome:
+    """Fine-tune a network in place, by the weight and the score that are asked for or chosen."""
+    asked = run.detector.sparsity_weight
+    if is_auto(asked):
+        return Path(run, network, data).outcome()
+    weight, start = float(asked), time.perf_counter()
+    judge = Judge(run, network, data) if is_auto(run.detector.score_function) else None
+    history: list[Record] = []
+    if run.detector.max_epochs > 0:
+        history = run.fine_tune(network, data, run.fitted_penalty(network, data), weight)
+    if judge is None:
+        return Outcome(history, weight, get_score(run.detector.score_function), [])
+    records = judge(network, weight, start)
+    return outcome_of(run, best_of(records), records, history)
+
+
+class Path:
+    """The ladder of weights of a fit, from the network as it is."""
+
+    def __init__(self, run: Fit, network: Network, data: TrainingData) -> None:
+        self.run = run
+        self.network = network
+        self.data = data
+
+    def outcome(self) -> Outcome:
+        """Go up the ladder, and put the network on the rung that detects best."""
+        run, network = self.run, self.network
+        path: list[Record] = []
+        history: list[Record] = []
+        for found, trained in self._rungs():
+            path, history = path + found, history + trained
+            best = best_of(path)
+            if any(best is record for record in found):
+                kept, kept_history = network.uncompiled_copy(), history
+        network.adopt(kept.public)  # what it has come to since is worse, or has diverged
+        return outcome_of(run, best, path, kept_history)
+
+    def _rungs(self) -> Iterator[tuple[list[Record], list[Record]]]:
+        """What each rung comes to, and its epochs, up to the first that is no longer accurate.
+
+        The lowest is the network untouched.
+        """
+        run, network, start = self.run, self.network, time.perf_counter()
+        judge = Judge(run, network, self.data)
+        yield judge(network, None, start), []
+        if run.detector.max_epochs == 0:
+            return
+        penalty = run.fitted_penalty(network, self.data)
+        epochs = run.detector.max_epochs * SHARE_OF_A_RUNG
+        recipe = dataclasses.replace(run.recipe(), epochs=max(1, round(epochs)))
+        share = min(1.0, epochs / recipe.epochs)
+        for number, weight in enumerate(self._weights(penalty)):
+            start = time.perf_counter()
+            seed, some = self._drawn(number, share)
+            try:
+                trained = run.fine_tune(network, some, penalty, weight, recipe=recipe, seed=seed)
+            except DivergenceError:
+                if number == 0:  # of the cross-entropy alone, whatever weight is chosen
+                    raise
+                return
+            for record in trained:
+                record["epoch"] += number * recipe.epochs
+                record["sparsity_weight"] = weight
+            found = judge(network, weight, start)
+            yield found, trained
+            if not is_accurate(found[0]):
+                return
+
+    def _weights(self, penalty: Penalty) -> list[float]:
+        """The ladder, in weights of the penalty."""
+        unit = self.run.mean_penalty(self.network, self.data, penalty)
+        if not (math.isfinite(unit) and unit > 0):
+            raise ValueError(
+                f'sparsity_weight="auto" tries weights in units of the penalty\'s mean before '
+                f"fine-tuning, which is {unit:g}. Pass a number as sparsity_weight, or a penalty "
+                "that is positive."
+            )
+        return [float(f"{weight / unit:.{DIGITS}g}") for weight in LADDER]
+
+    def _drawn(self, number: int, share: float) -> tuple[int, TrainingData]:
+        """Seed of a rung, and what it trains on: a share of the rows, and a batch at least."""
+        data, n_rows = self.data, len(self.data.rows)
+        least = min(n_rows, self.run.detector.batch_size)
+        entropy = np.random.SeedSequence([self.run.seeds.judging, number])
+        seed, order = entropy.generate_state(2).tolist()
+        picks = np.random.RandomState(order).permutation(n_rows)
+        picks = np.sort(picks[: max(math.ceil(share * n_rows), least)])
+        some = dataclasses.replace(data, rows=data.rows.pick(picks), labels=data.labels[picks])
+        return seed, some
+
+
+class Judge:
+    """How well a network detects, on rows that neither training nor the threshold sees."""
+
+    def __init__(self, run: Fit, network: Network, data: TrainingData) -> None:
+        self.run = run
+        self.data = data
+        self.outliers = run.outliers_to_judge()
+        picks = spaced(len(data.rows), max(len(data.rows) // 5, ROWS_OF_A_FIT))
+        self.few = HeldOut(data.rows.pick(picks), data.labels[picks])
+        self.accuracy_before = self._accuracy(winners_of(network, run.judging.rows))
+
+    def __call__(self, network: Network, weight: float | None, start: float) -> list[Record]:
+        """What a network comes to whose training began at a time, a record for each score."""
+        rows = {INLIERS: self.run.judging.rows, **self.outliers}
+        outputs = {name: outputs_of_all(network, some) for name, some in rows.items()}
+        features, logits = outputs[INLIERS]
+        network_record = {
+            "sparsity_weight": weight,
+            "accuracy_before": self.accuracy_before,
+            "accuracy_after": self._accuracy(as_array(logits.argmax(dim=1))),
+            "mean_l1": math.nan if features is None else float(l1(features).mean()),
+        }
+        records = []
+        for name, values in self._scored(network, rows, outputs):
+            inliers = values.pop(INLIERS)
+            by_kind = {kind: auroc(inliers, outliers) for kind, outliers in values.items()}
+            records.append(
+                {
+                    **network_record,
+                    "score_function": name,
+                    "auroc": float(np.mean(list(by_kind.values()))),
+                    **{f"{KIND}{kind}": value for kind, value in by_kind.items()},
+                }
+            )
+        seconds = time.perf_counter() - start
+        timed = [{**record, "seconds": seconds, "chosen": False} for record in records]
+        return self.run.ranks.from_first(timed)  # as ranks may round differently
+
+    def _scored(
+        self, network: Network, rows: dict[str, Rows], outputs: dict[str, Both]
+    ) -> Iterator[tuple[str, dict[str, Scores]]]:
+        """Scores of all sets by each score that can be had."""
+        pieces = Pieces(self.run, network, self.few)
+        refused = []
+        for name, asked in self.run.scores.items():
+            score = get_score(asked)
+            try:
+                if uses_gradient(score):
+                    yield (
+                        name,
+                        {of: outputs_of(network, some, score)[0] for of, some in rows.items()},
+                    )
+                    continue
+                with held_back(SkoodWarning):  # of rows too few, which it will be fitted to anew
+                    outputs_to_fit = pieces.training if hasattr(score, "fit") else []
+                    fit_score(score, outputs_to_fit, pieces.head, lambda: pieces.held_out)
+                yield name, {of: as_array(apply_score(score, *two)) for of, two in outputs.items()}
+            except (TypeError, ValueError, HeadNotFoundError) as error:
+                refused.append(error)
+        if len(refused) == len(self.run.scores):
+            raise refused[0]
+
+    def _accuracy(self, winners: NDArray[np.int64]) -> float:
+        return float(np.mean(winners == self.run.judging.targets))
+
+
+class Pieces:
+    """What scores are fitted to that are only judged; each part is computed once, if asked for."""
+
+    def __init__(self, run: Fit, network: Network, few: HeldOut) -> None:
+        self.run = run
+        self.network = network
+        self.few = few
+
+    @cached_property
+    def training(self) -> list[Outputs]:
+        """Outputs of some training rows."""
+        return list(Passes(self.network, self.few.rows, self.few.targets))
+
+    @cached_property
+    def held_out(self) -> list[Outputs]:
+        """Outputs of rows that the network was not trained on."""
+        scale = self.run.scale
+        return list(Passes(self.network, scale.rows, scale.targets))
+
+    def head(self) -> Head:
+        """The head of the network."""
+        return head_of(self.network, self.few.rows)
+
+
+def outputs_of_all(network: Network, rows: Rows) -> Both:
+    """Features, None if they are hidden, and logits of rows."""
+    visible = network.head is not None
+    _, features, logits = zip(*forward_rows(network, rows, features=visible), strict=True)
+    return as_float64(torch.cat(features)) if visible else None, torch.cat(logits)
+
+
+def best_of(records: list[Record]) -> Record:
+    """What detects best among what is accurate enough."""
+    # Imported here, as few fits need it, and it takes long.
+    from .model_selection import AccuracyGuard
+
+    results = {
+        "mean_test_auroc": [record["auroc"] for record in records],
+        "mean_test_accuracy_change": [accuracy_change(record) for record in records],
+    }
+    return records[AccuracyGuard("auroc")(results)]
+
+
+def outcome_of(run: Fit, best: Record, path: list[Record], history: list[Record]) -> Outcome:
+    """What comes of the record that is chosen, which is told if the user wants to be."""
+    best["chosen"] = True
+    if run.detector.verbose and run.ranks.first:
+        print(f"{type(run.detector).__name__}: {told(best, path)}")
+    score = get_score(run.scores[best["score_function"]])
+    return Outcome(history, best["sparsity_weight"], score, path)
+
+
+def told(best: Record, path: list[Record]) -> str:
+    """What was chosen, and why, in a line."""
+    trained = best["sparsity_weight"] is not None
+    others = [record for record in path if (record["sparsity_weight"] is not None) != trained]
+    next_best = max(others, key=lambda record: record["auroc"], default=None)
+    compared = "" if next_best is None else f" ({_named(next_best)}: {next_best['auroc']:.3f})"
+    return (
+        f"{_named(best)} detects best of {len(path)} choices, with an AUROC of {best['auroc']:.3f}"
+        f"{compared} on {', '.join(kinds_of(best))}; accuracy {best['accuracy_after']:.3f}, "
+        f"{best['accuracy_before']:.3f} before"
+    )
+
+
+def _named(record: Record) -> str:
+    weight = record["sparsity_weight"]
+    network = "the network untouched" if weight is None else f"sparsity_weight={weight:g}"
+    return f"{network} with {record['score_function']}"
+
+
+def is_accurate(record: Record) -> bool:
+    """Whether fine-tuning has cost no more accuracy than is tolerated."""
+    # Imported here, as few fits need it, and it takes long.
+    from .model_selection import AccuracyGuard
+    from .model_selection.guard import accurate_enough
+
+    change = np.array([accuracy_change(record)])
+    return bool(accurate_enough(change, AccuracyGuard().tolerance)[0])
+
+
+def accuracy_change(record: Record) -> float:
+    """Accuracy that fine-tuning has brought."""
+    return float(record["accuracy_after"] - record["accuracy_before"])
+
+
+def kinds_of(record: Record) -> list[str]:
+    """Kinds of outliers that judged."""
+    return [name.removeprefix(KIND) for name in record if name.startswith(KIND)]

@@ -1,0 +1,311 @@
+from __future__ import annotations
+
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from modules import trained_mlp
+from sklearn.base import clone
+from torch import nn
+
+from skood import SparseEnergyOODDetector
+from skood.engine.training import Training
+from skood.exceptions import DivergenceError
+from skood.model_selection import AccuracyGuard, surrogate_outliers
+from skood.scores import list_scores
+
+COLUMNS = [
+    "sparsity_weight",
+    "accuracy_before",
+    "accuracy_after",
+    "mean_l1",
+    "score_function",
+    "auroc",
+    "auroc_columns",
+    "seconds",
+    "chosen",
+]
+
+
+@pytest.fixture(scope="module")
+def table():
+    """Two classes of a table whose columns depend on each other, and a network that knows them."""
+    random = np.random.RandomState(0)
+    y = random.randint(2, size=600)
+    x = random.randn(600, 1) + 4 * y[:, None]
+    X = (x + 0.3 * random.randn(600, 5)).astype(np.float32)
+    return X, y, trained_mlp(X, y)
+
+
+def fit(table, **parameters):
+    X, y, module = table
+    settings = {"max_epochs": 3, "random_state": 0, "sparsity_weight": "auto"}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return SparseEnergyOODDetector(module, **(settings | parameters)).fit(X, y)
+
+
+def test_a_row_of_the_path_is_a_rung(table):
+    detector = fit(table)
+    assert [list(record) for record in detector.path_] == [COLUMNS] * len(detector.path_)
+    weights = [record["sparsity_weight"] for record in detector.path_]
+    assert weights == [None, 0.0, 0.1, 0.3, 1.0, 3.0][: len(weights)]
+    assert len(weights) > 3
+    assert {record["score_function"] for record in detector.path_} == {"energy"}
+    assert {record["accuracy_before"] for record in detector.path_} == {
+        detector.path_[0]["accuracy_after"]
+    }
+    assert all(record["seconds"] > 0 for record in detector.path_)
+
+
+def test_what_detects_best_of_what_is_accurate_is_chosen(table):
+    detector = fit(table)
+    results = {
+        "mean_test_auroc": [record["auroc"] for record in detector.path_],
+        "mean_test_accuracy_change": [
+            record["accuracy_after"] - record["accuracy_before"] for record in detector.path_
+        ],
+    }
+    best = AccuracyGuard("auroc")(results)
+    assert [record["chosen"] for record in detector.path_] == [
+        i == best for i in range(len(detector.path_))
+    ]
+    assert detector.sparsity_weight_ == detector.path_[best]["sparsity_weight"]
+
+
+def test_the_network_is_that_of_the_rung(table, monkeypatch):
+    """Whichever rung is chosen, the features are those with the mean that the path reports."""
+    from skood import path
+
+    for wanted in (None, 0.0, 0.3):
+        judged = []
+
+        def best_of(records, wanted=wanted):
+            return next((r for r in records if r["sparsity_weight"] == wanted), records[0])
+
+        class Judge(path.Judge):
+            def __call__(self, network, weight, start, judged=judged):
+                judged.append((weight, network.uncompiled_copy()))
+                return super().__call__(network, weight, start)
+
+        monkeypatch.setattr(path, "best_of", best_of)
+        monkeypatch.setattr(path, "Judge", Judge)
+        detector = fit(table)
+        monkeypatch.undo()
+        assert detector.sparsity_weight_ == wanted
+        of_rung = dict(judged)[wanted].public.state_dict()
+        for name, tensor in detector.module_.state_dict().items():
+            assert tensor.equal(of_rung[name])
+        epochs = [record["epoch"] for record in detector.history_]
+        assert epochs == list(range(1, len(epochs) + 1))
+        assert len(epochs) == {None: 0, 0.0: 1, 0.3: 3}[wanted]
+        assert detector.id_accuracy_["after"] == detector.id_accuracy_["before"] or wanted
+
+
+def test_a_network_that_fine_tuning_cannot_help_stays_as_it_is(table):
+    X, y, module = table
+    between = np.full((60, 5), 2, dtype=np.float32)  # which no network tells better
+    known = np.concatenate([X, between]), np.concatenate([y, np.full(60, 7)]), module
+    detector = fit(known, ood_label=7)
+    assert detector.path_[0]["auroc"] == 1
+    assert detector.sparsity_weight_ is None
+    assert detector.history_ == []
+    for name, tensor in detector.module_.state_dict().items():
+        assert tensor.equal(module.state_dict()[name])
+
+
+def test_the_path_ends_where_accuracy_is_lost(table):
+    detector = fit(table, learning_rate=0.5, batch_size=16)
+    changes = [r["accuracy_after"] - r["accuracy_before"] for r in detector.path_]
+    assert all(change >= -0.01 for change in changes[:-1])
+    assert len(changes) == 6 or changes[-1] < -0.01
+
+
+def test_judges_are_apart_from_training_and_threshold(table, monkeypatch):
+    from skood import fitting
+
+    seen = {}
+
+    def prepared(run, original=fitting.Fit.prepared):
+        network, data, held_out = original(run)
+        seen.update(run=run, data=data, held_out=held_out)
+        return network, data, held_out
+
+    monkeypatch.setattr(fitting.Fit, "prepared", prepared)
+    fit(table, score_function="two_views")
+    rows = [
+        seen["data"].rows.index,
+        seen["held_out"].rows.index,
+        seen["run"].judging.rows.index,
+        seen["run"].scale.rows.index,
+    ]
+    assert len(np.unique(np.concatenate(rows))) == sum(map(len, rows)) == 600
+    assert min(map(len, rows)) >= 39
+
+
+def test_surrogates_judge_each_kind_of_images(digits):
+    X, y = digits.X[:400].reshape(-1, 8, 8), digits.y[:400]
+    module = nn.Sequential(nn.Flatten(), digits.module)
+    detector = fit((X, y, module), max_epochs=1)
+    kinds = [name for name in detector.path_[0] if name.startswith("auroc_")]
+    expected = ["patches", "blur", "contrast", "edges", "strokes", "silhouettes"]
+    assert kinds == [f"auroc_{kind}" for kind in expected]
+    for record in detector.path_:
+        assert record["auroc"] == pytest.approx(np.mean([record[kind] for kind in kinds]))
+
+
+def test_known_outliers_judge_in_place_of_surrogates(table):
+    X, y, module = table
+    outliers = surrogate_outliers(X[:90], kind="scale", random_state=0)
+    known = np.concatenate([X, outliers]), np.concatenate([y, np.full(90, 7)]), module
+    detector = fit(known, ood_label=7)
+    assert [name for name in detector.path_[0] if name.startswith("auroc_")] == ["auroc_outliers"]
+
+
+def test_known_outliers_that_are_trained_on_do_not_judge(table, monkeypatch):
+    from skood import fitting
+
+    X, y, module = table
+    runs = []
+    monkeypatch.setattr(fitting.Fit, "judge_values", lambda run, *_: runs.append(run), raising=True)
+    known = np.concatenate([X, X[:9]]), np.concatenate([y, np.full(9, 7)]), module
+    for weight, trained in ((0.0, 0), (0.5, 5)):
+        fit(known, ood_label=7, outlier_weight=weight, score_function="auto", sparsity_weight=1.0)
+        run = runs.pop()
+        assert len(run._trained_outliers) == trained
+        assert len(run.outliers_to_judge()["outliers"]) == 9 - trained
+        assert not set(run._trained_outliers) & set(run._judging_outliers)
+
+
+def test_the_score_is_chosen_among_all_but_those_of_the_gradient(table):
+    detector = fit(table, score_function="auto", max_epochs=1)
+    names = {record["score_function"] for record in detector.path_}
+    assert names <= set(list_scores()) - {"odin"}
+    assert {"energy", "two_views", "knn", "vim"} <= names
+    best = max(
+        (r for r in detector.path_ if r["accuracy_after"] >= r["accuracy_before"] - 0.01),
+        key=lambda record: record["auroc"],
+    )
+    (chosen,) = [record for record in detector.path_ if record["chosen"]]
+    assert chosen["auroc"] == best["auroc"]
+    fixed = fit(table, score_function=chosen["score_function"], max_epochs=1)
+    assert type(detector.score_function_) is type(fixed.score_function_)
+
+
+def test_the_score_alone_can_be_chosen(table):
+    detector = fit(table, score_function="auto", sparsity_weight=0.3)
+    assert detector.sparsity_weight_ == 0.3
+    assert {record["sparsity_weight"] for record in detector.path_} == {0.3}
+    assert len(detector.history_) == 3
+
+
+def test_a_score_of_the_gradient_is_taken_if_asked_for(table):
+    detector = fit(table, score_function="odin", max_epochs=1)
+    assert {record["score_function"] for record in detector.path_} == {"odin"}
+
+
+def test_a_script_chooses_among_the_scores_of_its_logits(table):
+    X, y, module = table
+    detector = fit((X, y, torch.jit.script(module)), max_epochs=0, score_function="auto")
+    assert {r["score_function"] for r in detector.path_} == {"energy", "gen", "max_logit", "msp"}
+    assert detector.sparsity_weight_ is None
+    assert np.isnan(detector.path_[0]["mean_l1"])
+
+
+def test_a_weight_that_is_given_is_kept_as_it_is(table):
+    detector = fit(table, sparsity_weight=2, max_epochs=1)
+    assert (detector.sparsity_weight_, detector.path_) == (2.0, [])
+
+
+@pytest.mark.parametrize(
+    ("penalty", "unit"),
+    [
+        ("l1", lambda h: np.abs(h).sum(axis=1).mean()),
+        (lambda h: 5 * h.square().sum(dim=1), lambda h: 5 * (h**2).sum(axis=1).mean()),
+    ],
+)
+def test_the_ladder_means_the_same_for_any_penalty(table, penalty, unit):
+    X, y, module = table
+    detector = fit(table, penalty=penalty)
+    expected = SparseEnergyOODDetector(module, max_epochs=0).fit(X, y)
+    weights = [record["sparsity_weight"] for record in detector.path_[1:]]
+    for weight, relative in zip(weights, (0.0, 0.1, 0.3, 1.0, 3.0), strict=False):
+        assert weight * unit(expected.features(X)) == pytest.approx(relative, rel=0.1)
+
+
+def test_rungs_take_a_third_of_the_epochs_each(table, monkeypatch):
+    steps = []
+    monkeypatch.setattr(
+        Training,
+        "_step",
+        lambda training, step, draws, original=Training._step: (
+            steps.append(len(step.labels)) or original(training, step, draws)
+        ),
+    )
+    fit(table, sparsity_weight=1.0, max_epochs=3)
+    plain = sum(steps)
+    for epochs, share in ((3, 1 / 3), (6, 2 / 3), (1, 1 / 9)):
+        steps.clear()
+        detector = fit(table, max_epochs=epochs)
+        n_rungs = len(detector.path_) - 1
+        # A tenth of the rows judges; a rung of few rows has a batch at least.
+        least = 128 * n_rungs
+        assert max(0.9 * plain * share * n_rungs, least) == pytest.approx(sum(steps), rel=0.05)
+
+
+def test_an_interrupted_path_resumes_at_its_rung(table, tmp_path, monkeypatch):
+    epochs = []
+
+    def epoch(training, number, original=Training._epoch):
+        epochs.append(number)
+        if len(epochs) == 3:
+            raise KeyboardInterrupt
+        return original(training, number)
+
+    monkeypatch.setattr(Training, "_epoch", epoch)
+    with pytest.raises(KeyboardInterrupt):
+        fit(table, memory=tmp_path)
+    resumed = fit(table, memory=tmp_path)
+    n_rungs = len(resumed.path_) - 1
+    assert len(epochs) == 3 + n_rungs - 2
+    whole = fit(table)
+    assert np.array_equal(resumed.score_samples(table[0]), whole.score_samples(table[0]))
+    assert [r["auroc"] for r in resumed.path_] == [r["auroc"] for r in whole.path_]
+
+
+def test_training_that_cannot_succeed_is_refused(table):
+    with pytest.raises(DivergenceError, match="Lower learning_rate"):
+        fit(table, learning_rate=1e8)
+
+
+def test_a_rung_that_diverges_ends_the_path(table, monkeypatch):
+    X, _, _ = table
+
+    def epoch(training, number, original=Training._epoch):
+        record = original(training, number)
+        weight = next(t.weight for t in training.terms if t.parameter == "sparsity_weight")
+        return record | {"loss": np.nan} if weight >= 0.3 else record
+
+    monkeypatch.setattr(Training, "_epoch", epoch)
+    detector = fit(table)
+    weights = [record["sparsity_weight"] for record in detector.path_]
+    assert weights == [None, 0.0, 0.1]
+    assert detector.sparsity_weight_ in weights
+    assert np.isfinite(detector.score_samples(X)).all()
+
+
+def test_the_choice_is_told_in_a_line(table, capsys):
+    detector = fit(table, verbose=1, max_epochs=1, score_function="auto")
+    told = [line for line in capsys.readouterr().out.splitlines() if "detects best" in line]
+    (chosen,) = [record for record in detector.path_ if record["chosen"]]
+    assert len(told) == 1
+    assert f"of {len(detector.path_)} choices" in told[0]
+    assert f"{chosen['auroc']:.3f}" in told[0]
+    assert chosen["score_function"] in told[0]
+
+
+def test_clones_are_as_the_parameters_say(table):
+    detector = clone(fit(table, max_epochs=0))
+    assert detector.sparsity_weight == "auto"
+    assert not hasattr(detector, "path_")
