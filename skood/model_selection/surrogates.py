@@ -140,7 +140,22 @@ def surrogate_outliers(
 def surrogates_by_kind(
     X: NDArray[Any], n_outliers: int, random: np.random.RandomState
 ) -> dict[str, NDArray[Any]]:
-    """Outliers of each kind that "auto" takes, about `n_outliers` in all, made of rows of X."""
+    """Outliers of each kind that "auto" takes, made of rows of X.
+
+    Parameters
+    ----------
+    X : ndarray of shape (n, ...)
+        In-distribution rows, as `surrogate_outliers` takes them.
+    n_outliers : int
+        Outliers of all kinds together, in equal shares; of one kind at most n.
+    random : RandomState
+        Draws the rows, and what is done to them.
+
+    Returns
+    -------
+    dict of str to ndarray
+        The outliers of each kind.
+    """
     kinds = AUTO[X.ndim == 2]
     size = min(len(X), max(n_outliers // len(kinds), 2))
     return {
