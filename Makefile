@@ -4,6 +4,8 @@
 #   make test         run the tests
 #   make test-slow    run the tests that take longer: searches in other processes
 #   make test-oldest  run scikit-learn's checks under the oldest supported versions
+#   make test-built   build the wheel and the source archive, and run the README with each of them
+#   make test-nightly run the tests under the newest versions there are, also unreleased ones
 #   make lint         style, types and docstrings
 #   make docs         build the site into docs/_build/html; a warning is an error
 #   make clean        remove everything that these make, environments included
@@ -16,14 +18,14 @@ INDEX ?=
 
 REQUIREMENTS := pyproject.toml constraints-common.txt
 
-.PHONY: demo test test-slow test-oldest lint docs clean
+.PHONY: demo test test-slow test-oldest test-built test-nightly lint docs clean
 
 demo: .venv/demo.stamp
 	OMP_NUM_THREADS=1 MPLBACKEND=Agg .venv/bin/python examples/plot_digits.py
 
 # One thread per worker, and scipy's array API switched on so that scikit-learn skips no check.
-test test-slow test-oldest: export OMP_NUM_THREADS = 1
-test test-slow test-oldest: export SCIPY_ARRAY_API = 1
+test test-slow test-oldest test-built test-nightly: export OMP_NUM_THREADS = 1
+test test-slow test-oldest test-nightly: export SCIPY_ARRAY_API = 1
 
 test: .venv/dev.stamp
 	.venv/bin/pytest -n 2
@@ -33,6 +35,19 @@ test-slow: .venv/dev.stamp
 
 test-oldest: .venv-oldest/test.stamp
 	.venv-oldest/bin/pytest -n 2 tests/test_sklearn_contract.py
+
+test-built: .venv-built/torch.stamp .venv/dev.stamp
+	rm -rf dist
+	.venv/bin/python -m build
+	for file in dist/*.whl dist/*.tar.gz; do \
+	    .venv-built/bin/python -m pip uninstall --yes skood && \
+	    .venv-built/bin/python -m pip install $(addprefix --extra-index-url ,$(INDEX)) \
+	        -c constraints.txt $$file && \
+	    .venv-built/bin/python tests/built.py || exit 1; \
+	done
+
+test-nightly: .venv-nightly/test.stamp
+	.venv-nightly/bin/pytest -n 2
 
 lint: .venv/dev.stamp
 	.venv/bin/ruff check .
@@ -47,8 +62,8 @@ docs: .venv/dev.stamp
 	.venv/bin/sphinx-build -W --keep-going -b html docs docs/_build/html
 
 clean:
-	rm -rf .venv .venv-oldest .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage
-	rm -rf build skood.egg-info docs/_build docs/api/generated docs/gallery docs/results docs/speed
+	rm -rf .venv .venv-oldest .venv-built .venv-nightly .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage
+	rm -rf build dist skood.egg-info docs/_build docs/api/generated docs/gallery docs/results docs/speed
 	rm -f demo.png examples/demo.png docs/sg_execution_times.rst
 	find benchmarks docs examples skood tests -name __pycache__ -exec rm -rf {} +
 
@@ -69,6 +84,18 @@ endef
 .venv/dev.stamp: $(REQUIREMENTS) constraints.txt
 	$(call install,.venv,constraints.txt,dev)
 	touch .venv/demo.stamp $@
+
+.venv-built/torch.stamp: $(REQUIREMENTS) constraints.txt
+	$(PYTHON) -m venv .venv-built
+	.venv-built/bin/python -m pip install $(addprefix --extra-index-url ,$(INDEX)) \
+	    -c constraints.txt torch
+	touch $@
+
+.venv-nightly/test.stamp: $(REQUIREMENTS)
+	$(PYTHON) -m venv .venv-nightly
+	.venv-nightly/bin/python -m pip install --pre $(addprefix --extra-index-url ,$(INDEX)) \
+	    -e '.[test]'
+	touch $@
 
 .venv-oldest/test.stamp: $(REQUIREMENTS) constraints-oldest.txt
 	$(call install,.venv-oldest,constraints-oldest.txt,test)

@@ -2,7 +2,8 @@
 
 from .detector import SparseEnergyOODDetector
 from .rejection import RejectingClassifier
+from .versions import show_versions
 
-__all__ = ["RejectingClassifier", "SparseEnergyOODDetector"]
+__all__ = ["RejectingClassifier", "SparseEnergyOODDetector", "show_versions"]
 
 __version__ = "0.1.0"

@@ -37,6 +37,7 @@ INTERNAL_MODULES = {
     "rejection",
     "rows",
     "validation",
+    "versions",
 }
 
 LONGEST_STRING = 200
