@@ -3,6 +3,9 @@
 Take n calibration scores and a fresh score that is exchangeable with them. The chance that the
 fresh one is below the k-th smallest is at most k / (n + 1), and exactly that without ties (split
 conformal prediction). So the threshold is the score of rank ``floor((1 - tpr) (n + 1))``.
+
+If each class has a threshold of its own, the same holds among the rows of a class (Mondrian
+conformal prediction).
 """
 
 from __future__ import annotations
@@ -25,12 +28,15 @@ __all__ = [
     "calibration_split",
     "conformal_p_values",
     "minimum_rows",
+    "place_class_thresholds",
     "place_threshold",
+    "tpr_by_cost",
 ]
 
 FloatArray = NDArray[np.float64]
 
 MOST_ROWS = 2**62
+MOST_CLASSES = 2**24
 SIZE = [
     StrOptions({"auto"}),
     Number(Integral, 1, None, closed="left"),
@@ -42,6 +48,10 @@ CONSTRAINTS = {
     "rank": [Number(Integral, 1, MOST_ROWS, closed="both")],
     "tpr": [Number(Real, 0, 1, closed="neither")],
     "size": SIZE,
+    "n_classes": [Number(Integral, 1, MOST_CLASSES, closed="both")],
+    "cost_of_rejecting": [Number(Real, 0, None, closed="neither")],
+    "cost_of_keeping": [Number(Real, 0, None, closed="neither")],
+    "ood_share": [Number(Real, 0, 1, closed="neither"), None],
     "random_state": [np.random.RandomState],
 }
 
@@ -168,8 +178,7 @@ def place_threshold(calibration_scores: ArrayLike, tpr: float) -> float:
     _check("place_threshold", tpr=tpr)
     tpr = float(tpr)
     scores = valid_scores(calibration_scores, "calibration_scores")
-    rank = _rank(scores.size, tpr)
-    if rank == 0:
+    if _rank(scores.size, tpr) == 0:
         warn_user(
             f"{scores.size} calibration rows are too few to keep {tpr:.4g} of fresh "
             f"in-distribution rows: that needs at least {minimum_rows(1, tpr)}. The threshold is "
@@ -177,12 +186,158 @@ def place_threshold(calibration_scores: ArrayLike, tpr: float) -> float:
             "Pass more rows to calibrate(X), or lower tpr.",
             FewCalibrationRowsWarning,
         )
-        rank = 1
+    return _threshold(scores, tpr)
+
+
+def _threshold(scores: NDArray[Any], tpr: float) -> float:
+    rank = max(_rank(scores.size, tpr), 1)
     threshold = np.partition(scores, rank - 1)[rank - 1]
     return float(threshold) if float(threshold) == threshold.item() else threshold.item()
 
 
-def conformal_p_values(scores: ArrayLike, calibration_scores: ArrayLike, tpr: float) -> FloatArray:
+def place_class_thresholds(
+    calibration_scores: ArrayLike, classes: ArrayLike, n_classes: int, tpr: float
+) -> FloatArray:
+    """A threshold for each class, which keeps at least a share `tpr` of its fresh rows.
+
+    Parameters
+    ----------
+    calibration_scores : array-like of shape (n,)
+        Scores of in-distribution rows, higher is more in-distribution.
+    classes : array-like of shape (n,), int
+        Predicted class of each row, from 0 to `n_classes` - 1. It must be the predicted one, as
+        the true class of a row to test is not known.
+    n_classes : int
+        Number of classes, from 1 to 2**24.
+    tpr : float
+        Share of in-distribution rows to keep in each class, between 0 and 1, both excluded.
+
+    Returns
+    -------
+    ndarray of shape (n_classes,), float64
+        The thresholds. A class with fewer rows than `minimum_rows` of rank 1 has that of all rows.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If scores are not real numbers, empty, not 1-D, masked or NaN, or another argument is not
+        one of those above.
+
+    Warns
+    -----
+    FewCalibrationRowsWarning
+        If a class has too few rows for a threshold of its own.
+
+    References
+    ----------
+    Vovk, Gammerman & Shafer, "Algorithmic learning in a random world", Springer 2005, section 4.5,
+    on Mondrian conformal prediction.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from skood.calibration import place_class_thresholds
+    >>> scores, classes = np.arange(80.0), np.repeat([0, 1], 40)
+    >>> place_class_thresholds(scores, classes, 2, tpr=0.95)
+    array([ 1., 41.])
+    """
+    _check("place_class_thresholds", tpr=tpr, n_classes=n_classes)
+    scores = valid_scores(calibration_scores, "calibration_scores")
+    classes = _valid_classes(classes, "classes", scores.size, n_classes)
+    tpr = float(tpr)
+    thresholds = np.full(n_classes, _threshold(scores, tpr), dtype=np.float64)
+    has_own = _has_threshold(classes, n_classes, tpr)
+    for one in np.flatnonzero(has_own):
+        thresholds[one] = _threshold(scores[classes == one], tpr)
+    if not has_own.all():
+        few = np.flatnonzero(~has_own)
+        warn_user(
+            f"{len(few)} of {n_classes} classes, such as number {few[0]}, are predicted for fewer "
+            f"than {minimum_rows(1, tpr)} of {scores.size} calibration rows, too few to keep "
+            f"{tpr:.4g} of the fresh rows of each. They take the threshold of all rows. Pass more "
+            "rows to calibrate(X, per_class=True), or lower tpr.",
+            FewCalibrationRowsWarning,
+        )
+    return thresholds
+
+
+def tpr_by_cost(
+    score_id: ArrayLike,
+    score_ood: ArrayLike,
+    *,
+    cost_of_rejecting: float = 1.0,
+    cost_of_keeping: float = 1.0,
+    ood_share: float | None = None,
+) -> float:
+    """The share of in-distribution (ID) rows to keep at which mistakes cost least.
+
+    Pass it on: ``detector.calibrate(X_fresh, tpr=tpr_by_cost(...))``.
+
+    Parameters
+    ----------
+    score_id : array-like of shape (n_id,)
+        Scores of ID rows that the detector was not trained on, higher is more in-distribution.
+    score_ood : array-like of shape (n_ood,)
+        Scores of out-of-distribution (OOD) rows, such as are to come.
+    cost_of_rejecting : float, default=1.0
+        What it costs to reject an ID row. Positive.
+    cost_of_keeping : float, default=1.0
+        What it costs to keep an OOD row. Positive.
+    ood_share : float, default=None
+        Share of OOD rows among those to come, between 0 and 1. None takes the share among the rows
+        passed.
+
+    Returns
+    -------
+    float
+        The `tpr` of the threshold with the least expected cost, ``(1 - ood_share) *
+        cost_of_rejecting * P(reject | ID) + ood_share * cost_of_keeping * P(keep | OOD)``, within
+        ``1 / (n_id + 1)`` and ``n_id / (n_id + 1)``: no calibration on as many rows can promise
+        more or less. Of several, the largest.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If scores are not real numbers, empty, not 1-D, masked or NaN, or another argument is not
+        one of those above.
+
+    References
+    ----------
+    Chow, "On optimum recognition error and reject tradeoff", IEEE Trans. Inf. Theory 16(1), 1970.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from skood.calibration import tpr_by_cost
+    >>> score_id, score_ood = np.arange(100.0), np.arange(-70.0, 30.0)
+    >>> round(tpr_by_cost(score_id, score_ood, cost_of_keeping=5), 2)
+    0.7
+    >>> round(tpr_by_cost(score_id, score_ood, cost_of_keeping=5, ood_share=0.01), 2)
+    0.99
+    """
+    costs = {"cost_of_rejecting": cost_of_rejecting, "cost_of_keeping": cost_of_keeping}
+    _check("tpr_by_cost", **costs, ood_share=ood_share)
+    tested, outliers = comparable(
+        valid_scores(score_id, "score_id"), valid_scores(score_ood, "score_ood")
+    )
+    share = outliers.size / (tested.size + outliers.size) if ood_share is None else ood_share
+    tested = np.sort(tested)
+    n_rejected = np.arange(tested.size)  # by a threshold at each of the scores
+    kept = 1 - np.searchsorted(np.sort(outliers), tested, side="left") / outliers.size
+    cost = (1 - share) * cost_of_rejecting * n_rejected / tested.size
+    cost = cost + share * cost_of_keeping * kept
+    first = np.searchsorted(tested, tested, side="left") == n_rejected  # of equal scores
+    least = int(np.flatnonzero(first)[np.argmin(cost[first])])
+    return 1 - (least + 1) / (tested.size + 1)
+
+
+def conformal_p_values(
+    scores: ArrayLike,
+    calibration_scores: ArrayLike,
+    tpr: float,
+    classes: ArrayLike | None = None,
+    calibration_classes: ArrayLike | None = None,
+) -> FloatArray:
     """Conformal p-values of "this row is in-distribution".
 
     Parameters
@@ -194,6 +349,11 @@ def conformal_p_values(scores: ArrayLike, calibration_scores: ArrayLike, tpr: fl
     tpr : float
         Share of in-distribution rows that the threshold keeps, between 0 and 1, both excluded. A
         p-value that equals ``1 - tpr`` up to rounding is given as at most ``1 - tpr``.
+    classes : array-like of shape (m,), int, default=None
+        Predicted class of each row to test, from 0. Each is then compared with the calibration rows
+        of its class alone; with all, if these are too few for a threshold of their own.
+    calibration_classes : array-like of shape (n,), int, default=None
+        Predicted class of each calibration row, if `classes` is given.
 
     Returns
     -------
@@ -223,6 +383,19 @@ def conformal_p_values(scores: ArrayLike, calibration_scores: ArrayLike, tpr: fl
     tested, calibration = comparable(
         valid_scores(scores, "scores"), valid_scores(calibration_scores, "calibration_scores")
     )
+    p_values = _p_values(tested, calibration, tpr)
+    if classes is None or calibration_classes is None:
+        return p_values
+    own = _valid_classes(calibration_classes, "calibration_classes", calibration.size)
+    of_tested = _valid_classes(classes, "classes", tested.size)
+    n_classes = 1 + max(int(own.max()), int(of_tested.max()))
+    for one in np.flatnonzero(_has_threshold(own, n_classes, tpr)):
+        rows = of_tested == one
+        p_values[rows] = _p_values(tested[rows], calibration[own == one], tpr)
+    return p_values
+
+
+def _p_values(tested: NDArray[Any], calibration: NDArray[Any], tpr: float) -> FloatArray:
     counts = 1 + np.searchsorted(np.sort(calibration), tested, side="right")
     p_values = counts / (calibration.size + 1)
     rejected = counts <= _rank(calibration.size, tpr)
@@ -291,6 +464,30 @@ def calibration_split(
             "calibration_size, or None, and call calibrate(X) on fresh rows."
         )
     return np.setdiff1d(everything, free[:n_calibration]), np.sort(free[:n_calibration])
+
+
+def _has_threshold(classes: NDArray[np.intp], n_classes: int, tpr: float) -> NDArray[np.bool_]:
+    """Which classes have calibration rows enough for a threshold of their own."""
+    counts = np.bincount(classes, minlength=n_classes)
+    return counts >= minimum_rows(1, tpr)
+
+
+def _valid_classes(
+    classes: ArrayLike, name: str, n_rows: int, n_classes: int | None = None
+) -> NDArray[np.intp]:
+    values = valid_array(classes, name, ("n",))
+    if values.shape != (n_rows,) or values.dtype.kind not in "iu":
+        raise ValueError(
+            f"{name} has shape {values.shape} and dtype {values.dtype}; expected the number of a "
+            f"class for each of {n_rows} scores."
+        )
+    largest = math.inf if n_classes is None else n_classes - 1
+    if n_rows and not 0 <= values.min() <= values.max() <= largest:
+        raise ValueError(
+            f"{name} is from {values.min()} to {values.max()}; expected numbers of classes, from 0"
+            f"{'' if n_classes is None else f' to {largest}'}."
+        )
+    return values.astype(np.intp)
 
 
 def _check(function: str, **parameters: Any) -> None:

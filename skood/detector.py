@@ -18,7 +18,7 @@ from sklearn.utils.validation import check_is_fitted
 from torch import Tensor, nn
 
 from .accuracy import warn_if_tied
-from .calibration import SIZE, conformal_p_values, place_threshold
+from .calibration import SIZE, conformal_p_values, place_class_thresholds, place_threshold
 from .engine.augmentation import AUGMENTATIONS
 from .engine.copying import copy_module, on_cpu
 from .engine.distributed import joined_ranks
@@ -166,6 +166,8 @@ class SparseEnergyOODDetector(OutlierMixin, BaseEstimator):
         The score, with its statistics of the training rows if it has any.
     offset_ : float
         The threshold on `score_samples`.
+    class_offsets_ : ndarray of shape (K,), float64, or None
+        The threshold of each class, after ``calibrate(X, per_class=True)``.
     tpr_ : float
         The share of in-distribution rows that `offset_` was placed to keep.
     calibration_scores_ : ndarray of shape (m,), float64
@@ -442,7 +444,7 @@ class SparseEnergyOODDetector(OutlierMixin, BaseEstimator):
             for name, network in {"before": before, "after": self._network}.items()
         }
 
-    def calibrate(self, X: Any, tpr: float | None = None) -> Self:
+    def calibrate(self, X: Any, tpr: float | None = None, *, per_class: bool = False) -> Self:
         """Place the threshold on fresh in-distribution rows, without training again.
 
         Parameters
@@ -451,12 +453,16 @@ class SparseEnergyOODDetector(OutlierMixin, BaseEstimator):
             In-distribution rows on which neither the network nor the detector was trained.
         tpr : float, default=None
             Share of in-distribution rows to keep, between 0 and 1; None takes the parameter
-            ``tpr``.
+            ``tpr``. `skood.calibration.tpr_by_cost` finds the one at which mistakes cost least.
+        per_class : bool, default=False
+            Whether each predicted class gets a threshold of its own, so that `tpr` of the rows of
+            each are kept. With one for all, a class that is hard to tell may lose several times as
+            many rows as another.
 
         Returns
         -------
         self : SparseEnergyOODDetector
-            The detector, with new `offset_`, `tpr_` and `calibration_scores_`.
+            The detector, with new `offset_`, `class_offsets_`, `tpr_` and `calibration_scores_`.
 
         Raises
         ------
@@ -468,15 +474,20 @@ class SparseEnergyOODDetector(OutlierMixin, BaseEstimator):
         Warns
         -----
         FewCalibrationRowsWarning
-            If there are too few rows for `tpr`.
+            If there are too few rows for `tpr`, of all or of a class, which then takes the
+            threshold of all.
         TiedScoresWarning
             If so many rows score the same that the threshold tells little apart.
         """
         check_is_fitted(self)
         tpr = self.tpr if tpr is None else tpr
-        constraint = {"tpr": self._parameter_constraints["tpr"]}
-        validate_parameter_constraints(constraint, {"tpr": tpr}, caller_name="calibrate")
-        self._place_threshold(self.score_samples(X), tpr)
+        validate_parameter_constraints(
+            {"tpr": self._parameter_constraints["tpr"], "per_class": ["boolean"]},
+            {"tpr": tpr, "per_class": per_class},
+            caller_name="calibrate",
+        )
+        scores, winners = outputs_of(self._network, self._rows(X), self.score_function_)
+        self._place_threshold(scores, tpr, winners if per_class else None)
         self._doubts = Doubts([])
         return self
 
@@ -518,6 +529,9 @@ class SparseEnergyOODDetector(OutlierMixin, BaseEstimator):
     def decision_function(self, X: Any) -> ScoreArray:
         """Score minus the threshold: at least 0 for rows that are kept as in-distribution.
 
+        The threshold is `offset_`, or that of the predicted class in `class_offsets_` if there are
+        any.
+
         Parameters
         ----------
         X : array-like or Tensor of shape (n, ...)
@@ -526,16 +540,16 @@ class SparseEnergyOODDetector(OutlierMixin, BaseEstimator):
         Returns
         -------
         ndarray of shape (n,), float64
-            ``score_samples(X) - offset_``.
+            ``score_samples(X)`` minus the threshold.
 
         Warns
         -----
         ThresholdWarning
             If the threshold of `fit` is doubtful, at its first use; `calibrate` clears that.
         """
-        scores = self.score_samples(X)
+        scores, winners = self._scores_and_classes(X)
         self._doubts.warn()
-        return scores - self.offset_
+        return scores - self._thresholds(winners)
 
     def predict(self, X: Any) -> NDArray[np.int64]:
         """Whether each row is in-distribution.
@@ -560,8 +574,9 @@ class SparseEnergyOODDetector(OutlierMixin, BaseEstimator):
     def p_values(self, X: Any) -> ScoreArray:
         """How unusual each row is among the calibration rows: its conformal p-value.
 
-        A small value means that few calibration rows score as low. For rows drawn like the
-        calibration rows, the chance of a p-value of at most a is at most a.
+        A small value means that few calibration rows score as low; of those of its predicted class,
+        if each has a threshold of its own. For rows drawn like the calibration rows, the chance of
+        a p-value of at most a is at most a.
 
         Parameters
         ----------
@@ -583,9 +598,11 @@ class SparseEnergyOODDetector(OutlierMixin, BaseEstimator):
         ----------
         Bates et al., "Testing for outliers with conformal p-values", Ann. Statist. 51(1), 2023.
         """
-        scores = self.score_samples(X)
+        scores, winners = self._scores_and_classes(X)
         self._doubts.warn()
-        return conformal_p_values(scores, self.calibration_scores_, self.tpr_)
+        return conformal_p_values(
+            scores, self.calibration_scores_, self.tpr_, winners, self._calibration_classes
+        )
 
     def predict_class(self, X: Any, reject_label: Any = None) -> NDArray[Any]:
         """Class of each row, or a label of rejection if the row is out-of-distribution.
@@ -629,7 +646,8 @@ class SparseEnergyOODDetector(OutlierMixin, BaseEstimator):
         if len(kinds) > 1 and kinds != {"i", "u"}:
             labels = labels.astype(object)
         # As an array: a Python int would take the dtype of the labels, which may be unsigned.
-        return np.where(scores - self.offset_ >= 0, labels, np.asarray(reject_label))
+        kept = scores - self._thresholds(winners) >= 0
+        return np.where(kept, labels, np.asarray(reject_label))
 
     def predict_class_proba(self, X: Any) -> ScoreArray:
         """Softmax probabilities of the classes, in the order of `classes_`.
@@ -750,10 +768,27 @@ class SparseEnergyOODDetector(OutlierMixin, BaseEstimator):
         """X as rows like those of `fit`."""
         return rows_like_fit(self, X, self.preprocess)
 
-    def _place_threshold(self, scores: ScoreArray, tpr: float) -> None:
-        self.offset_ = place_threshold(scores, tpr)
-        warn_if_tied(scores, self.offset_)
-        self.calibration_scores_, self.tpr_ = scores, tpr
+    def _scores_and_classes(self, X: Any) -> tuple[ScoreArray, NDArray[np.int64] | None]:
+        """Scores, and the logit indices of the predicted classes if thresholds go by them."""
+        check_is_fitted(self)
+        if self.class_offsets_ is None:
+            return self.score_samples(X), None
+        return outputs_of(self._network, self._rows(X), self.score_function_)
+
+    def _thresholds(self, winners: NDArray[np.int64] | None) -> float | ScoreArray:
+        """The threshold, or that of each row if each class has its own."""
+        offsets = self.class_offsets_
+        return self.offset_ if offsets is None else offsets[winners]
+
+    def _place_threshold(
+        self, scores: ScoreArray, tpr: float, winners: NDArray[np.int64] | None = None
+    ) -> None:
+        offset, offsets = place_threshold(scores, tpr), None
+        if winners is not None:
+            offsets = place_class_thresholds(scores, winners, len(self.classes_), tpr)
+        warn_if_tied(scores, offset)
+        self.offset_, self.class_offsets_ = offset, offsets
+        self.calibration_scores_, self._calibration_classes, self.tpr_ = scores, winners, tpr
 
     def __sklearn_clone__(self) -> Self:
         try:

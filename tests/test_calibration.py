@@ -12,7 +12,9 @@ from skood.calibration import (
     calibration_split,
     conformal_p_values,
     minimum_rows,
+    place_class_thresholds,
     place_threshold,
+    tpr_by_cost,
 )
 from skood.exceptions import FewCalibrationRowsWarning
 
@@ -271,3 +273,87 @@ def test_equal_generators_give_equal_splits():
 def test_a_split_without_rows_on_either_side_is_refused(labels, size):
     with pytest.raises(ValueError, match=rf"calibration_size={size!r} asks for .* n_samples = "):
         calibration_split(np.array(labels), size, 0.95, np.random.RandomState(0))
+
+
+def test_each_class_has_the_threshold_of_its_rows():
+    random = np.random.RandomState(0)
+    classes = random.randint(3, size=300)
+    scores = random.standard_normal(300) + 5 * classes
+    thresholds = place_class_thresholds(scores, classes, 3, 0.9)
+    assert thresholds.tolist() == [place_threshold(scores[classes == c], 0.9) for c in range(3)]
+
+
+def test_a_class_of_few_rows_has_the_threshold_of_all():
+    scores, classes = np.arange(60.0), np.repeat([0, 2], [50, 10])
+    with pytest.warns(FewCalibrationRowsWarning, match="2 of 3 classes, such as number 1, are"):
+        thresholds = place_class_thresholds(scores, classes, 3, 0.95)
+    common = place_threshold(scores, 0.95)
+    assert thresholds.tolist() == [place_threshold(scores[:50], 0.95), common, common]
+
+
+@pytest.mark.parametrize("tpr", [0.7, 0.9, 0.95])
+def test_p_values_of_classes_reject_what_their_thresholds_reject(tpr):
+    random = np.random.RandomState(1)
+    own = np.repeat([0, 1, 3], [120, 60, 5])
+    scores = np.round(random.standard_normal(185) + own, 1)
+    classes = random.randint(4, size=500)
+    tested = np.round(random.standard_normal(500) + classes, 1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        thresholds = place_class_thresholds(scores, own, 4, tpr)
+    p_values = conformal_p_values(tested, scores, tpr, classes, own)
+    assert np.array_equal(p_values <= 1 - tpr, tested < thresholds[classes])
+    of_one = classes == 1
+    expected = [(1 + np.sum(scores[own == 1] <= score)) / 61 for score in tested[of_one]]
+    kept = p_values[of_one] > 1 - tpr
+    assert p_values[of_one][kept] == pytest.approx(np.array(expected)[kept])
+
+
+def test_the_promise_holds_in_every_class():
+    random = np.random.RandomState(2)
+    kept = np.zeros((400, 2))
+    for trial in range(400):
+        classes = random.randint(2, size=(2, 120))
+        scores = random.standard_normal((2, 120)) * (1 + 3 * classes)
+        thresholds = place_class_thresholds(scores[0], classes[0], 2, 0.9)
+        is_kept = scores[1] >= thresholds[classes[1]]
+        kept[trial] = [is_kept[classes[1] == one].mean() for one in range(2)]
+    error = kept.std(axis=0) / 20
+    assert (kept.mean(axis=0) >= 0.9 - 3 * error).all()
+    assert (kept.mean(axis=0) <= 0.93).all()
+
+
+@pytest.mark.parametrize("ood_share", [None, 0.02, 0.5])
+@pytest.mark.parametrize("cost_of_keeping", [0.2, 1.0, 20.0])
+def test_no_other_threshold_costs_less(ood_share, cost_of_keeping):
+    random = np.random.RandomState(3)
+    score_id, score_ood = random.standard_normal(90) + 1, np.round(random.standard_normal(60), 1)
+    score_id[:30] = np.round(score_id[:30], 1)
+    tpr = tpr_by_cost(score_id, score_ood, cost_of_keeping=cost_of_keeping, ood_share=ood_share)
+    share = 60 / 150 if ood_share is None else ood_share
+
+    def cost(threshold):
+        rejected, kept = np.mean(score_id < threshold), np.mean(score_ood >= threshold)
+        return (1 - share) * rejected + share * cost_of_keeping * kept
+
+    placed = place_threshold(score_id, tpr)
+    assert cost(placed) == pytest.approx(min(map(cost, score_id)), abs=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"classes": [0, 1]}, r"classes has shape \(2,\).*expected the number of a class"),
+        ({"classes": [0.0, 1.0, 1.0]}, "dtype float64; expected the number of a class"),
+        (
+            {"classes": [0, 1, 2]},
+            "classes is from 0 to 2; expected numbers .*from 0 to 1",
+        ),
+        ({"classes": [-1, 1, 1]}, "classes is from -1 to 1"),
+        ({"n_classes": 0}, "n_classes"),
+    ],
+)
+def test_refuses_what_are_no_classes(arguments, message):
+    right = {"calibration_scores": np.arange(3.0), "classes": [0, 1, 1], "n_classes": 2, "tpr": 0.5}
+    with pytest.raises(ValueError, match=message):
+        place_class_thresholds(**(right | arguments))

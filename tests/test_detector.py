@@ -21,9 +21,11 @@ from torch import nn
 from torch.utils.data import Dataset, Subset, TensorDataset
 
 from skood import SparseEnergyOODDetector
+from skood.calibration import place_threshold
 from skood.exceptions import (
     AccuracyDropWarning,
     DivergenceError,
+    FewCalibrationRowsWarning,
     LabelOrderWarning,
     MemoryEntryWarning,
     NearChanceWarning,
@@ -849,3 +851,38 @@ def test_transforms_of_torchvision_work_on_batches(digits):
     by_hand = (images.reshape(-1, 64) / 255 - 0.5) / 0.25
     expected = logsumexp(logits_of(digits.module, by_hand), axis=1)
     np.testing.assert_allclose(detector.score_samples(images), expected, rtol=1e-4)
+
+
+def test_each_class_has_its_share_of_kept_rows(digits):
+    detector = SparseEnergyOODDetector(digits.module, max_epochs=0, tpr=0.8)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        detector.fit(digits.X, digits.y)
+    assert detector.class_offsets_ is None
+    rows = np.concatenate([digits.X_fresh, digits.X_test])
+    detector.calibrate(digits.X_fresh, per_class=True)
+    predicted = detector.predict_class(rows)
+    scores = detector.score_samples(rows)
+    assert detector.class_offsets_.shape == (10,)
+    for one, offset in enumerate(detector.class_offsets_):
+        own = detector.score_samples(digits.X_fresh)[detector.predict_class(digits.X_fresh) == one]
+        assert offset == place_threshold(own, 0.8)
+    margins = scores - detector.class_offsets_[predicted]
+    assert np.array_equal(detector.decision_function(rows), margins)
+    assert np.array_equal(detector.predict(rows), np.where(margins >= 0, 1, -1))
+    assert np.array_equal(detector.p_values(rows) <= 1 - 0.8, margins < 0)
+    rejected = detector.predict_class(rows, reject_label=-1) == -1
+    assert np.array_equal(rejected, margins < 0)
+    copied = pickle.loads(pickle.dumps(detector))
+    assert np.array_equal(copied.p_values(rows), detector.p_values(rows))
+    detector.calibrate(digits.X_fresh)
+    assert detector.class_offsets_ is None
+    assert np.array_equal(detector.decision_function(rows), scores - detector.offset_)
+
+
+def test_a_class_of_few_calibration_rows_is_told_of(fitted, digits):
+    detector = copy.deepcopy(fitted)
+    with pytest.warns(FewCalibrationRowsWarning, match="of 10 classes, such as number"):
+        detector.calibrate(digits.X_fresh[:60], per_class=True)
+    with pytest.raises(ValueError, match="'per_class' parameter of calibrate"):
+        detector.calibrate(digits.X_fresh, per_class="yes")

@@ -131,6 +131,18 @@ CALLS = {
     "calibration_rank": [(None, {"n_rows": 19, "tpr": 0.95})],
     "minimum_rows": [(None, {"rank": 1, "tpr": 0.95})],
     "place_threshold": [(None, {"calibration_scores": np.arange(39.0), "tpr": 0.95})],
+    "place_class_thresholds": [
+        (
+            None,
+            {
+                "calibration_scores": [3.0, 2.0, 1.0, 0.0],
+                "classes": [0, 0, 1, 1],
+                "n_classes": 2,
+                "tpr": 0.5,
+            },
+        )
+    ],
+    "tpr_by_cost": [(None, SCORES)],
     "conformal_p_values": [
         (None, {"scores": [0.5], "calibration_scores": np.arange(39.0), "tpr": 0.95})
     ],

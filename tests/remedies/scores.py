@@ -13,6 +13,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from skood import SparseEnergyOODDetector
+from skood.calibration import place_class_thresholds
 from skood.metrics import auroc, detection_report
 from skood.randomness import random_generator
 from skood.scores import Head, Knn, Odin, Outputs, TwoViews, Vim, fit_score
@@ -34,6 +35,8 @@ from .common import (
     says,
     seeded,
 )
+
+OF_EACH_CLASS = (3 * np.random.RandomState(0).randn(12000, D)).astype(np.float32)
 
 
 @seeded
@@ -247,6 +250,16 @@ SCORES = [
         ),
     ),
     case(
+        "expected the number of a class for each of",
+        lambda: place_class_thresholds(np.arange(3.0), [0, 1], 2, 0.5),
+        says("3 scores", lambda: place_class_thresholds(np.arange(3.0), [0, 1, 1], 2, 0.5)),
+    ),
+    case(
+        "expected numbers of classes, from 0",
+        lambda: place_class_thresholds(np.arange(3.0), [0, 1, 2], 2, 0.5),
+        says("from 0 to 1", lambda: place_class_thresholds(np.arange(3.0), [0, 1, 1], 2, 0.5)),
+    ),
+    case(
         "calibration rows are too few",
         lambda: predicted(copy.deepcopy(fitted()).calibrate(FRESH[:5])),
         lambda told: (
@@ -259,6 +272,20 @@ SCORES = [
         ),
         says(
             "or lower tpr", lambda: predicted(copy.deepcopy(fitted()).calibrate(FRESH[:5], tpr=0.8))
+        ),
+    ),
+    case(
+        "are predicted for fewer",
+        lambda: predicted(copy.deepcopy(fitted()).calibrate(FRESH[:60], per_class=True)),
+        says(
+            "Pass more rows to calibrate(X, per_class=True)",
+            lambda: predicted(copy.deepcopy(fitted()).calibrate(OF_EACH_CLASS, per_class=True)),
+        ),
+        says(
+            "or lower tpr",
+            lambda: predicted(
+                copy.deepcopy(fitted()).calibrate(OF_EACH_CLASS[:2000], tpr=0.5, per_class=True)
+            ),
         ),
     ),
     case(
