@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 from sklearn.base import BaseEstimator, ClassifierMixin, MetaEstimatorMixin, clone
 from sklearn.exceptions import DataConversionWarning
 from sklearn.utils import Tags, get_tags
-from sklearn.utils._param_validation import HasMethods
+from sklearn.utils._param_validation import HasMethods, validate_parameter_constraints
 from sklearn.utils.validation import check_is_fitted
 
 from .detector import SparseEnergyOODDetector
@@ -193,18 +193,21 @@ class RejectingClassifier(ClassifierMixin, MetaEstimatorMixin, BaseEstimator):
         check_is_fitted(self)
         return self.detector_.predict_class(X, reject_label=self.reject_label)
 
-    def predict_proba(self, X: Any) -> NDArray[np.float64]:
+    def predict_proba(self, X: Any, *, rejection: bool = False) -> NDArray[np.float64]:
         """Probabilities of the classes, as if no row were rejected.
 
         Parameters
         ----------
         X : array-like or Tensor of shape (n, ...)
             Rows like those of `fit`.
+        rejection : bool, default=False
+            Whether to add a last column for rejection: 1 for rows that `predict` rejects, whose
+            classes are then all at 0, and 0 for the others.
 
         Returns
         -------
-        ndarray of shape (n, K), float64
-            Probabilities in the order of `classes_`; each row sums to 1.
+        ndarray of shape (n, K) or (n, K + 1), float64
+            Probabilities in the order of `classes_`, and perhaps of rejection; each row sums to 1.
 
         Warns
         -----
@@ -212,9 +215,16 @@ class RejectingClassifier(ClassifierMixin, MetaEstimatorMixin, BaseEstimator):
             If such an estimator, to which it was given fitted, calls it.
         """
         check_is_fitted(self)
+        validate_parameter_constraints(
+            {"rejection": ["boolean"]}, {"rejection": rejection}, caller_name="predict_proba"
+        )
         if not self._told_of_loss:
             self._warn_if_rejection_is_lost()
-        return self.detector_.predict_class_proba(X)
+        probabilities = self.detector_.predict_class_proba(X)
+        if not rejection:
+            return probabilities
+        rejected = self.detector_.predict(X) == -1
+        return np.column_stack([np.where(rejected[:, None], 0, probabilities), rejected])
 
     @property
     def classes_(self) -> NDArray[Any]:

@@ -218,6 +218,11 @@ CALLS = {
         ("from_predictions", SCORES | {"threshold": 1.0, "ax": None}),
         ("from_estimator", {"estimator": FOREST, **ROWS, "ax": None}),
     ],
+    "RejectionConfusionDisplay": [
+        (None, {"y_true": [0, 1], "y_pred": [0, -1], "reject_label": -1}),
+        ("from_predictions", {"y_true": [0, 1], "y_pred": [0, -1], "ax": None}),
+        ("from_estimator", {"estimator": None, "X": TABLE, "y": LABELS}),
+    ],
     "DetectionRocDisplay": [
         (None, SCORES | {"threshold": 1.0}),
         ("from_predictions", SCORES | {"threshold": 1.0, "ax": None}),

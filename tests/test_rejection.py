@@ -498,3 +498,20 @@ def test_the_line_at_which_predict_changes_is_drawn_by_the_decision_function():
     )
     drawn = np.column_stack([display.xx0.ravel(), display.xx1.ravel()])
     assert np.array_equal(display.response.ravel() >= 0, detector.predict(drawn) == 1)
+
+
+def test_probabilities_may_have_a_column_for_rejection(digits):
+    detector = SparseEnergyOODDetector(digits.module, max_epochs=0, tpr=0.8)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        classifier = RejectingClassifier(detector).fit(digits.X, digits.y)
+        rejected = classifier.predict(digits.X_test) == -1
+        whole = classifier.predict_proba(digits.X_test, rejection=True)
+    assert 0 < rejected.sum() < len(rejected)
+    assert np.array_equal(whole[:, -1] == 1, rejected)
+    assert whole.sum(axis=1) == pytest.approx(1)
+    assert not whole[rejected, :-1].any()
+    plain = classifier.predict_proba(digits.X_test)
+    assert np.array_equal(whole[~rejected, :-1], plain[~rejected])
+    with pytest.raises(ValueError, match="'rejection' parameter of predict_proba"):
+        classifier.predict_proba(digits.X_test, rejection="yes")

@@ -4,7 +4,8 @@ Drawing needs matplotlib; without it, an ImportError says what to install.
 """
 
 # ruff: noqa: F403 (the names that each module lists in __all__)
-from . import distributions, features, roc, selection, table
+from . import confusion, distributions, features, roc, selection, table
+from .confusion import *
 from .distributions import *
 from .features import *
 from .roc import *
@@ -12,6 +13,7 @@ from .selection import *
 from .table import *
 
 __all__ = [
+    *confusion.__all__,
     *distributions.__all__,
     *features.__all__,
     *roc.__all__,

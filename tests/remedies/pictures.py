@@ -10,11 +10,13 @@ from sklearn.cluster import KMeans
 from sklearn.ensemble import IsolationForest
 from sklearn.model_selection import GridSearchCV, KFold
 
+from skood import RejectingClassifier
 from skood.model_selection import make_ood_scorer
 from skood.plotting import (
     DetectionRocDisplay,
     DetectionTableDisplay,
     FeatureActivityDisplay,
+    RejectionConfusionDisplay,
     ScoreDistributionDisplay,
     SelectionDisplay,
 )
@@ -84,6 +86,39 @@ CASES = [
             lambda told, kind=kind: kind.from_predictions([1.0, 2.0], [0.0]),
         )
         for kind in (ScoreDistributionDisplay, DetectionRocDisplay)
+    ),
+    case(
+        "If you have answers, draw them with from_predictions",
+        lambda: RejectionConfusionDisplay.from_estimator(fitted(), X, Y),
+        says(
+            "a fitted RejectingClassifier",
+            lambda: RejectionConfusionDisplay.from_estimator(
+                RejectingClassifier(detector()).fit(X, Y), X, Y
+            ),
+        ),
+        lambda told: RejectionConfusionDisplay.from_predictions(Y, Y),
+    ),
+    case(
+        "no class beside reject_label",
+        lambda: RejectionConfusionDisplay.from_predictions([-1, -1], [0, 1]),
+        says(
+            "pass rows of some classes",
+            lambda: RejectionConfusionDisplay.from_predictions([-1, 0], [0, 1]),
+        ),
+        says(
+            "or another reject_label",
+            lambda: RejectionConfusionDisplay.from_predictions([-1, -1], [0, 1], reject_label=7),
+        ),
+    ),
+    case(
+        "answers for",
+        lambda: RejectionConfusionDisplay.from_predictions([0, 1], [0]),
+        says("pass one a row", lambda: RejectionConfusionDisplay.from_predictions([0, 1], [0, 1])),
+    ),
+    case(
+        "does not hold labels",
+        lambda: RejectionConfusionDisplay.from_predictions([0, 1], [0.5, 1]),
+        lambda told: RejectionConfusionDisplay.from_predictions([0, 1], [0, 1]),
     ),
     case(
         "If you have features, draw them with from_predictions",
