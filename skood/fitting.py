@@ -250,8 +250,12 @@ class Fit:
         detector = self.detector
         if detector.max_epochs == 0:
             return []
-        some = data.rows.spaced(ROWS_OF_A_PENALTY)
-        penalty = fit_penalty(get_penalty(detector.penalty), lambda: features_of(network, some))
+        some, penalty = data.rows.spaced(ROWS_OF_A_PENALTY), get_penalty(detector.penalty)
+        try:
+            penalty = fit_penalty(penalty, lambda: features_of(network, some))
+        except ValueError:
+            if detector.sparsity_weight > 0:
+                raise  # else it is only recorded, in units of its own
         check_penalty(network, data.rows, penalty)
         terms = fine_tuning_terms(penalty, detector.get_params(deep=False))
         recipe = Recipe(
