@@ -198,7 +198,7 @@ class Mahalanobis(FittedScore):
             )
         if n_rows - len(means) < scale.isfinite().sum():
             warn_user(
-                f'score_function="{self._name}" has {int(n_rows)} training rows of '
+                f'The score "{self._name}" has {int(n_rows)} training rows of '
                 f"{len(means)} classes for {int(scale.isfinite().sum())} features, too few for "
                 "their covariance: all training rows have about the same distance from their "
                 "means. Pass more rows, or another score.",
