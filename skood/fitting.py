@@ -324,9 +324,13 @@ class Fit:
 
     def fitted_penalty(self, network: Network, data: TrainingData) -> Penalty:
         """The penalty, with the statistics of the features before fine-tuning if it has any."""
-        some = data.rows.spaced(ROWS_OF_A_PENALTY)
+        some, weight = data.rows.spaced(ROWS_OF_A_PENALTY), self.detector.sparsity_weight
         penalty = get_penalty(self.detector.penalty)
-        penalty = fit_penalty(penalty, lambda: features_of(network, some))
+        try:
+            penalty = fit_penalty(penalty, lambda: features_of(network, some))
+        except ValueError:
+            if is_auto(weight) or weight > 0:
+                raise  # else it is only recorded, in units of its own
         check_penalty(network, data.rows, penalty)
         return penalty
 

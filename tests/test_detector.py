@@ -148,6 +148,19 @@ def test_a_relative_penalty_is_one_before_fine_tuning(digits, given):
     assert detector.history_[-1]["penalty"] == pytest.approx(1, abs=0.05)
 
 
+def test_features_that_are_all_zero_have_no_scale_which_matters_only_to_a_weight(digits):
+    class Zeros(nn.Module):
+        def forward(self, x):
+            return 0 * x
+
+    module = nn.Sequential(nn.Linear(64, 16), Zeros(), nn.Linear(16, 10))
+    detector = SparseEnergyOODDetector(module, max_epochs=1, pretrain_epochs=0, random_state=0)
+    with pytest.raises(ValueError, match="mean before fine-tuning is 0"):
+        quiet_fit(detector, digits.X, digits.y)
+    quiet_fit(detector.set_params(sparsity_weight=0), digits.X, digits.y)
+    assert detector.history_[-1]["penalty"] == 0
+
+
 def test_where_nothing_is_fine_tuned_calibration_rows_are_scored_once(digits, monkeypatch):
     monkeypatch.delattr("skood.fitting.winners_of")
     detector = SparseEnergyOODDetector(digits.module, max_epochs=0, random_state=0)

@@ -145,6 +145,13 @@ def test_the_text_of_the_pages_is_not_in_python(path):
     assert not [text for text in strings if len(text) > LONGEST_STRING]
 
 
+def test_no_code_is_within_bold_text():
+    """Sphinx would show its backticks, and says nothing."""
+    bold = re.compile(r"(?<!\S)\*\*(\S.*?)\*\*", re.DOTALL)
+    for path in [*(ROOT / "docs").glob("*.rst"), *(ROOT / "docs" / "_templates").glob("*.rst")]:
+        assert not [text for text in bold.findall(path.read_text("utf-8")) if "``" in text]
+
+
 @pytest.mark.parametrize("page", PAGES_WITH_EXAMPLES)
 @pytest.mark.filterwarnings("ignore::UserWarning")
 def test_examples_of_the_guides_run(page):

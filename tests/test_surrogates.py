@@ -2,8 +2,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from scipy import ndimage
+from sklearn.datasets import load_digits
 
 from skood.model_selection import surrogate_outliers
+from skood.model_selection.surrogates import auto_kinds
 
 
 def numbered(*shape, dtype=np.int64):
@@ -56,7 +59,7 @@ def test_patches_move_whole_within_their_image():
 
 
 def test_layouts_of_the_same_images_agree():
-    images = numbered(6, 3, 12, 8)
+    images = np.random.RandomState(0).permutation(6 * 3 * 12 * 8).reshape(6, 3, 12, 8)
     kinds = ["auto", "patches", "blur", "contrast", "edges", "strokes", "silhouettes"]
     for kind in [*kinds, "frequencies", "colours", "mixture"]:
         first = surrogate_outliers(images, kind=kind, random_state=1)
@@ -144,6 +147,83 @@ def test_words_are_refused():
         surrogate_outliers(np.full((5, 4), "a"))
 
 
+# Kinds that would not change the rows
+
+DIGITS = load_digits().images[:200]
+BINARY = DIGITS > 7
+SMOOTH = ndimage.gaussian_filter(np.random.RandomState(0).rand(60, 24, 24), (0, 6, 6))
+SIX = ("patches", "blur", "contrast", "edges", "strokes", "silhouettes")
+
+
+@pytest.mark.parametrize(
+    ("X", "left_out"),
+    [
+        (DIGITS, set()),
+        (BINARY * 255.0, {"silhouettes"}),
+        (BINARY.astype(np.uint8), {"silhouettes", "contrast"}),  # which integers round to one
+        (SMOOTH, {"blur"}),
+        (DIGITS[:, 2:4, 2:4], {"strokes"}),  # no stroke has room
+        (DIGITS[:1], set()),
+    ],
+    ids=["grey", "two colours", "0 and 1", "blurred", "2 by 2", "one image"],
+)
+def test_kinds_that_do_not_change_images_are_left_out_and_refused_by_name(X, left_out):
+    kinds = tuple(kind for kind in SIX if kind not in left_out)
+    assert auto_kinds(X) == kinds
+    outliers = surrogate_outliers(X, random_state=0)
+    for place, kind in enumerate(kinds if kinds != SIX else ()):
+        if kind not in ("patches", "strokes"):  # which draw
+            made = surrogate_outliers(X, kind=kind, random_state=0)[place :: len(kinds)]
+            assert np.array_equal(outliers[place :: len(kinds)], made)
+    for kind in left_out:
+        message = f"kind '{kind}' would be rows like those of X, or of one colour. Pass kind='auto'"
+        with pytest.raises(ValueError, match=message):
+            surrogate_outliers(X, kind=kind)
+
+
+def test_a_kind_that_changes_all_but_a_few_rows_is_taken():
+    X = DIGITS.copy()
+    X[::3] = 16 * BINARY[::3]
+    assert auto_kinds(X) == SIX
+    X = 16.0 * BINARY
+    X[::6] = DIGITS[::6]
+    assert "silhouettes" not in auto_kinds(X)
+
+
+@pytest.mark.parametrize("shape", [(50, 1, 1), (50, 1, 1, 3), (50, 3, 1, 1)])
+@pytest.mark.parametrize("kind", ["auto", "patches", "mixture", "colours"])
+def test_images_of_one_colour_have_few_surrogates(shape, kind):
+    X = np.random.RandomState(0).rand(*shape)
+    X = X.repeat(8, axis=-2 if shape[-1] == 3 else -1).repeat(8, axis=-3 if shape[-1] == 3 else -2)
+    with pytest.raises(ValueError, match=r"or of one colour. Use known outliers instead"):
+        surrogate_outliers(X, kind=kind)
+    assert surrogate_outliers(X, kind="noise").shape == X.shape
+
+
+@pytest.mark.parametrize("n_rows", [2, 3, 4, 50])
+@pytest.mark.parametrize("n_columns", [2, 3, 10])
+def test_chance_does_not_decide_whether_few_rows_have_surrogates(n_rows, n_columns):
+    assert auto_kinds(numbered(n_rows, n_columns)) == ("columns",)
+
+
+@pytest.mark.parametrize(
+    "X",
+    [
+        np.column_stack([np.ones(50), np.arange(50)]),
+        np.array([[0, 0], [0, 1], [1, 0], [1, 1]] * 9),
+    ],
+    ids=["one column varies", "all combinations occur"],
+)
+def test_columns_without_a_relation_to_break_are_refused(X):
+    with pytest.raises(ValueError, match=r"kind 'columns' would be rows like those of X. Use"):
+        surrogate_outliers(X)
+
+
+def test_columns_of_any_size_are_permuted():
+    X = np.random.RandomState(0).rand(40, 2) * [1e300, 1e-300]
+    assert auto_kinds(X) == ("columns",)
+
+
 # What the other kinds make
 
 
@@ -170,9 +250,8 @@ def test_blur_keeps_the_mean_and_takes_the_details():
     np.testing.assert_allclose(outliers.mean(axis=(2, 3)), IMAGES.mean(axis=(2, 3)), atol=0.02)
     assert np.diff(outliers).std() < 0.6 * np.diff(IMAGES).std()
     # Channels do not run into each other.
-    one = np.zeros((2, 3, 16, 16))
-    one[:, 0] = 1
-    np.testing.assert_allclose(surrogate_outliers(one, kind="blur", random_state=0), one)
+    one = IMAGES * np.eye(3)[0, :, None, None]
+    assert (surrogate_outliers(one, kind="blur", random_state=0)[:, 1:] == 0).all()
 
 
 def test_contrast_keeps_the_mean_and_a_fifth_of_the_differences():
@@ -210,11 +289,11 @@ def test_of_an_image_two_colours_remain(kind):
 
 
 def test_silhouettes_are_bright_where_the_image_is_brighter_than_its_mean():
-    X = np.full((1, 8, 8), 2, dtype=np.uint8)
+    X = numbered(1, 8, 8, dtype=np.uint8)
     X[0, 2:6, 2:6] = 200
-    X[0, 3, 3], X[0, 7, 7] = 210, 1
+    X[0, 3, 3] = 210
     (outlier,) = surrogate_outliers(X, kind="silhouettes", random_state=0)
-    np.testing.assert_array_equal(outlier, np.where(X[0] > 100, 210, 1))
+    np.testing.assert_array_equal(outlier, np.where(X[0] > 100, 210, 0))
 
 
 def test_strokes_are_thin_curves_light_on_dark_or_dark_on_light():

@@ -62,11 +62,6 @@ def warn_if_stale(network: Network, given: nn.Module, rows: Rows) -> None:
 
 def _is_stale(trained: nn.Module, given: nn.Module, batch: Tensor) -> bool:
     expected = run(trained, batch)
-    rounding = Rounding(expected)
-
-    def agrees(logits: Tensor) -> bool:
-        return rounding.may_explain(expected, logits)
-
     fresh = _evaluated_copy(given, batch)
     if not _load(fresh, trained):
         return False
@@ -77,20 +72,28 @@ def _is_stale(trained: nn.Module, given: nn.Module, batch: Tensor) -> bool:
         if place in own and _is_changed(own[place], value)
     }
     _put(fresh, changed)
-    if agrees(_emptied_logits(fresh, batch, but=changed)):
+    if _agree(expected, _emptied_logits(fresh, batch, but=changed)):
         return False
     # A forward fills a cache. What it leaves empty is a setting, or came from training.
     now = _kept(fresh)
     left = {place: value for place, value in theirs.items() if place not in now}
     _put(fresh, left)
-    if not agrees(run(fresh, batch)):
+    if not _agree(expected, run(fresh, batch)):
         return True
     # Unless the module given does as well without it, as without a layer that was merged by hand.
     twin = _evaluated_copy(given, batch)
     with_them = run(twin, batch)
     left = {place: value for place, value in _kept(twin).items() if place in left}
     _put(twin, {place: _emptied(value) for place, value in left.items()})
-    return bool(left) and Rounding(with_them).may_explain(with_them, run(twin, batch))
+    return bool(left) and _agree(with_them, run(twin, batch))
+
+
+def _agree(expected: Tensor, logits: Tensor) -> bool:
+    """Whether logits are alike but for the rounding of the precision in which they are computed."""
+    device, rounding = expected.device.type, Rounding(expected)
+    # A GPU may compute in TF32.
+    coarse = device != "cpu" or torch.is_autocast_enabled(device) or expected.dtype.itemsize < 4
+    return (rounding.may_explain if coarse else rounding.explains)(expected, logits)
 
 
 def _evaluated_copy(given: nn.Module, batch: Tensor) -> nn.Module:

@@ -33,7 +33,6 @@ NEARLY_ALL = 0.9
 ROWS_TO_TELL = 4
 """Rows in sequence that must be on another scale: fewer may be outliers."""
 
-
 EXACTLY_CAST = {"float32", "float16", "bfloat16", "bool", "uint8", "int8"}
 """Dtypes of X whose whole numbers no network gets rounded."""
 

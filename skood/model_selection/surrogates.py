@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import ndimage
+from scipy.spatial.distance import cdist
 from torch import Tensor
 
-from ..engine.rows import has_channels_last, slices
+from ..engine.rows import has_channels_last, slices, spaced
 from ..labels import as_labels
 from ..randomness import random_generator
 from ..rows import as_numbers
@@ -35,6 +36,15 @@ STROKES = 1 / 16
 NOISE = 0.3
 CHUNK_ROWS = 1024
 
+TRIED_ROWS = 32
+"""Rows on which each kind is tried."""
+
+LEAST_SHARE = 1 / 4
+"""Share of what a kind makes of them that must be outliers."""
+
+NEAR = 0.05
+"""Share of an image's contrast within which another one counts as the same."""
+
 
 @validated(kind=[str], random_state=["random_state"])
 def surrogate_outliers(
@@ -56,8 +66,8 @@ def surrogate_outliers(
     kind : str, default="auto"
         What to do to the rows; see the notes. For images "patches", "blur", "contrast", "edges",
         "strokes", "silhouettes", "frequencies", "noise", "colours" or "mixture"; for a table
-        "columns", "mixture" or "scale". "auto" takes the first six in turn for images, "columns"
-        for a table.
+        "columns", "mixture" or "scale". "auto" takes the first six in turn for images, without
+        those that would not change them, and "columns" for a table.
     random_state : int, RandomState or None, default=None
         Seed. Pass an int for the same outliers at every call.
 
@@ -69,8 +79,8 @@ def surrogate_outliers(
     Raises
     ------
     TypeError, ValueError
-        If X has no surrogates of this kind because of its shape or because its values are all
-        alike, if it is empty, masked, NaN, infinite or holds no numbers, or if a parameter is of
+        If X has no surrogates of this kind because of its shape or because they would be like its
+        rows, if it is empty, masked, NaN, infinite or holds no numbers, or if a parameter is of
         the wrong type.
 
     Notes
@@ -98,6 +108,10 @@ def surrogate_outliers(
     - "mixture" is the mean of two rows;
     - "scale" moves each row away from the mean of X, to three times its distance.
 
+    Some kinds do not change some rows: "silhouettes" of images of two colours are these images. If
+    a kind makes rows like those of X, or images of one colour, of more than three quarters of a
+    few rows, it is refused, and "auto" goes without it.
+
     On CIFAR-10, "patches", "blur" and "contrast" choose detectors that are good on real scenes and
     textures, "edges", "strokes" and "silhouettes" such as are good on faces and garments. "noise",
     "colours" and "mixture" are no kinds to choose by. The guide on choosing the sparsity weight has
@@ -121,19 +135,21 @@ def surrogate_outliers(
             f"kind={kind!r} is no surrogate for X of shape {X.shape}; pass one of "
             f"{', '.join(map(repr, ['auto', *makers]))}."
         )
+    wanted = AUTO[X.ndim == 2] if kind == "auto" else (kind,)
+    kinds = _usable(X, makers, wanted)
+    if not kinds:
+        raise ValueError(
+            f"Outliers of the kind {' or '.join(map(repr, wanted))} would be rows like those of "
+            f"X{', or of one colour' * (X.ndim > 2)}. {_instead_of(X, kind)}"
+        )
     random = random_generator(random_state)
-    kinds = AUTO[X.ndim == 2] if kind == "auto" else (kind,)
-    _check_varies(X, kinds)
     partners = _partners(len(X), y if kind == "mixture" else None, random)
     outliers = np.empty_like(X)
     for place, name in enumerate(kinds):
         rows = np.arange(place, len(X), len(kinds))
         for piece in slices(len(rows), len(rows) if name == "columns" else CHUNK_ROWS):
             some = rows[piece]
-            made = makers[name](_floating(X[some]), _floating(X[partners[some]]), random)
-            if name != "scale":
-                made = made.clip(X.min(), X.max())
-            outliers[some] = _like(made, X.dtype)
+            outliers[some] = makers[name](X[some], X[partners[some]], random)
     return outliers
 
 
@@ -156,7 +172,10 @@ def surrogates_by_kind(
     dict of str to ndarray
         The outliers of each kind.
     """
-    kinds = AUTO[X.ndim == 2]
+    _check_form(X)
+    kinds = auto_kinds(X)
+    if not kinds:
+        surrogate_outliers(X)  # which says why
     size = min(len(X), max(n_outliers // len(kinds), 2))
     return {
         kind: surrogate_outliers(
@@ -164,6 +183,22 @@ def surrogates_by_kind(
         )
         for kind in kinds
     }
+
+
+def auto_kinds(X: NDArray[Any]) -> tuple[str, ...]:
+    """Kinds that "auto" takes in turn for rows X.
+
+    Parameters
+    ----------
+    X : ndarray of shape (n, ...)
+        In-distribution rows, as `surrogate_outliers` takes them.
+
+    Returns
+    -------
+    tuple of str
+        The names; none if all outliers would be like the rows.
+    """
+    return _usable(X, _makers(X), AUTO[X.ndim == 2])
 
 
 def _check_form(X: NDArray[Any]) -> None:
@@ -177,6 +212,7 @@ def _check_form(X: NDArray[Any]) -> None:
 
 def _makers(X: Rows) -> dict[str, Maker]:
     """What can be made of a table, or of images."""
+    bounds = X.min(), X.max()
     if X.ndim == 2:
         if X.shape[1] < 2 or len(X) < 2:
             raise ValueError(
@@ -184,47 +220,61 @@ def _makers(X: Rows) -> dict[str, Maker]:
                 f"least 2 rows and 2 columns. "
                 f"{INSTEAD}"
             )
-        return {"columns": _columns, "mixture": _mixture, "scale": _scale(X)}
-    axes = (1, 2) if X.ndim == 3 or has_channels_last(X.shape) else (2, 3)
+        return {
+            "columns": _in_dtype(X.dtype, _within(bounds, _columns)),
+            "mixture": _in_dtype(X.dtype, _within(bounds, _mixture)),
+            "scale": _in_dtype(X.dtype, _scale(X)),
+        }
+    axes = _axes(X.shape)
     if max(X.shape[axis] for axis in axes) < 2:
         raise ValueError(
             f"images of shape {X.shape[1:]} are too small to permute patches. {INSTEAD}"
         )
     return {
-        name: _on_images(maker, axes)
+        name: _in_dtype(X.dtype, _within(bounds, _on_images(maker, axes)))
         for name, maker in {
             "patches": _patches,
             "blur": _blur,
             "contrast": _contrast,
-            "edges": _edges(float(X.min()), float(X.max())),
+            "edges": _edges(*map(float, bounds)),
             "strokes": _strokes,
             "silhouettes": _silhouettes,
             "frequencies": _frequencies,
-            "noise": _noise(float(X.max()) - float(X.min())),
-            "colours": _colours(float(X.max()) + float(X.min())),
+            "noise": _noise(float(bounds[1]) - float(bounds[0])),
+            "colours": _colours(float(bounds[1]) + float(bounds[0])),
             "mixture": _mixture,
         }.items()
     }
 
 
-def _check_varies(X: Rows, kinds: tuple[str, ...]) -> None:
-    """Refuse rows of which every outlier would be one of the rows."""
-    values = X.reshape(len(X), -1)
-    if X.ndim == 2:
-        n_varying = np.count_nonzero((values != values[0]).any(axis=0))
-        enough = bool(n_varying > (1 if "columns" in kinds else 0))
-        found = f"{n_varying} of the {X.shape[1]} columns of X hold different values"
-    elif {*AUTO[False], "frequencies"} & set(kinds):
-        enough = bool((values != values[:, :1]).any())
-        found = "Each image of X is of one value"
-    else:
-        enough = bool((values != values[0, 0]).any())
-        found = "All values of X are the same"
-    if not enough:
-        raise ValueError(
-            f"{found}, so that outliers of the kind {' or '.join(map(repr, kinds))} would be rows "
-            f"like those of X. {INSTEAD}"
-        )
+def _usable(X: Rows, makers: dict[str, Maker], kinds: tuple[str, ...]) -> tuple[str, ...]:
+    """Those kinds that make outliers of most rows, tried on some."""
+    # Few rows are taken again and again, so that chance does not decide.
+    rows = X[np.resize(spaced(len(X), TRIED_ROWS), TRIED_ROWS)]
+    others = np.roll(rows, 1, axis=0)
+
+    def share(kind: str) -> float:
+        made = makers[kind](rows, others, np.random.RandomState(0))
+        return float(np.mean(_are_outliers(made.astype(float), rows.astype(float))))
+
+    return tuple(kind for kind in kinds if share(kind) >= LEAST_SHARE)
+
+
+def _are_outliers(made: Rows, rows: Rows) -> NDArray[np.bool_]:
+    """Which of what was made are like none of the rows, and no images of one colour."""
+    flat, flat_made = (each.reshape(len(each), -1) for each in (rows, made))
+    distances = cdist(flat_made, flat, "cityblock")
+    if rows.ndim == 2:
+        return (distances > 0).all(axis=1)
+    rounding = np.finfo(np.float32).eps * np.abs(flat).sum(axis=1)
+    is_another = distances > np.maximum(NEAR * _contrasts(rows), rounding)
+    return is_another.all(axis=1) & (_contrasts(made) > rounding)
+
+
+def _contrasts(images: Rows) -> Rows:
+    """How far the pixels of each image lie from its mean colour, in all."""
+    differences = images - images.mean(axis=_axes(images.shape), keepdims=True)
+    return np.abs(differences).reshape(len(images), -1).sum(axis=1)
 
 
 AUTO = {
@@ -236,6 +286,19 @@ AUTO = {
 INSTEAD = (
     "Use known outliers instead: make_ood_scorer(X_ood=...) or make_ood_scorer(ood_label=...)."
 )
+
+
+def _instead_of(X: Rows, kind: str) -> str:
+    """What to use where a kind makes no outliers of X."""
+    others = () if kind == "auto" else auto_kinds(X)
+    return (
+        f"Pass kind='auto', which takes {', '.join(map(repr, others))} here." if others else INSTEAD
+    )
+
+
+def _axes(shape: tuple[int, ...]) -> tuple[int, int]:
+    """The axes of images that are their height and width."""
+    return (1, 2) if len(shape) == 3 or has_channels_last(shape) else (2, 3)
 
 
 def _partners(n_rows: int, y: ArrayLike | None, random: np.random.RandomState) -> NDArray[np.intp]:
@@ -251,12 +314,19 @@ def _partners(n_rows: int, y: ArrayLike | None, random: np.random.RandomState) -
     return partners
 
 
-def _floating(rows: Rows) -> Rows:
-    return rows.astype(np.result_type(rows.dtype, np.float32))
+def _within(bounds: tuple[Any, Any], maker: Maker) -> Maker:
+    return lambda *given: maker(*given).clip(*bounds)
 
 
-def _like(made: Rows, dtype: np.dtype[Any]) -> Rows:
-    return (np.rint(made) if dtype.kind in "iub" else made).astype(dtype)
+def _in_dtype(dtype: np.dtype[Any], maker: Maker) -> Maker:
+    """Give a maker rows in floating point, and take what it makes in the dtype of the rows."""
+    floating = np.result_type(dtype, np.float32)
+
+    def make(rows: Rows, others: Rows, random: np.random.RandomState) -> Rows:
+        made = maker(rows.astype(floating), others.astype(floating), random)
+        return (np.rint(made) if dtype.kind in "iub" else made).astype(dtype)
+
+    return make
 
 
 def _on_images(maker: Maker, axes: tuple[int, int]) -> Maker:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
-from typing import Any, ClassVar
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor
@@ -26,6 +26,9 @@ from .protocol import (
 )
 
 __all__ = ["TwoViews"]
+
+View = TypeVar("View")
+Result = TypeVar("Result")
 
 LOGISTIC = math.pi / 3**0.5
 """Standard deviation of the standard logistic distribution."""
@@ -144,8 +147,9 @@ class TwoViews(FittedScore):
                 "outputs is an iterator, which can be read once, and TwoViews fits two scores. "
                 "Pass a list of Outputs."
             )
-        for view in to_fit:
-            fit_score(view, outputs, lambda: valid_head(head), lambda: held_out)
+        _of_each(
+            views, lambda view: fit_score(view, outputs, lambda: valid_head(head), lambda: held_out)
+        )
         self.of_logits_, self.of_features_ = views
         values = torch.cat([self._values(*piece[:2]) for piece in self._pieces(held_out, head)], 1)
         self.means_ = values.mean(dim=1, keepdim=True)
@@ -169,11 +173,28 @@ class TwoViews(FittedScore):
         standardised = (self._values(features, logits) - self.means_) / self.deviations_
         return F.logsigmoid(LOGISTIC * standardised).sum(dim=0)
 
-    def _chosen(self) -> tuple[ScoreFunction, ScoreFunction]:
-        return get_score(self.of_logits), get_score(self.of_features)
+    def _chosen(self) -> list[ScoreFunction]:
+        return _of_each((self.of_logits, self.of_features), get_score)
 
     def _values(self, features: Tensor, logits: Tensor) -> Tensor:
         """What the two views say of rows, shape (2, n), float64."""
         check_as_many(features, valid_logits(logits))
         views = (self.of_logits_, self.of_features_)
-        return torch.stack([apply_score(view, features, logits).double() for view in views])
+        return torch.stack(
+            _of_each(views, lambda view: apply_score(view, features, logits).double())
+        )
+
+
+def _of_each(views: Sequence[View], function: Callable[[View], Result]) -> list[Result]:
+    """What a function gives of each view; its errors name the parameter that chose the view."""
+    results = []
+    for parameter, view in zip(("of_logits", "of_features"), views, strict=True):
+        try:
+            results.append(function(view))
+        except (TypeError, ValueError) as error:
+            error.args = tuple(
+                said.replace("score_function=", f"{parameter}=") if isinstance(said, str) else said
+                for said in error.args
+            )
+            raise
+    return results

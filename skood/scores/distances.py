@@ -21,6 +21,7 @@ from .protocol import (
     Head,
     Outputs,
     Sample,
+    aligned,
     check_as_many,
     energy,
     named,
@@ -120,11 +121,15 @@ class Knn(FittedScore):
     def __call__(self, features: Tensor, logits: Tensor) -> Tensor:
         """Minus the Euclidean distance to the k-th nearest row of the bank, shape (n,)."""
         queries = F.normalize(self._ready(features))
-        return -torch.cat([self._distances(piece) for piece in queries.split(QUERY_ROWS)])
+        squares = self.bank_.square().sum(dim=1)
+        pieces = aligned(queries).split(QUERY_ROWS)
+        nearest = torch.cat([self._nearest(piece, squares) for piece in pieces])
+        return -(nearest + queries.square().sum(dim=1)).clamp_min(0).sqrt()
 
-    def _distances(self, queries: Tensor) -> Tensor:
+    def _nearest(self, queries: Tensor, squares: Tensor) -> Tensor:
+        """Squared distances to the k-th row of the bank, less the squares of the queries."""
         # Matrix products are fast, and lose half of the digits of small distances.
-        distances = torch.cdist(queries, self.bank_, compute_mode="use_mm_for_euclid_dist")
+        distances = torch.addmm(squares, queries, self.bank_.T, alpha=-2)
         return distances.topk(self.n_neighbors, dim=1, largest=False).values[:, -1]
 
 
@@ -137,7 +142,7 @@ class Mahalanobis(FittedScore):
 
     Attributes
     ----------
-    whitening_ : Tensor of shape (d, r), float64
+    whitening_ : Tensor of shape (r, d), float64
         Maps features to r directions of variance 1.
     means_ : Tensor of shape (c, r), float64
         The means of the classes that occurred, in these directions.
@@ -198,7 +203,7 @@ class Mahalanobis(FittedScore):
             )
         if n_rows - len(means) < scale.isfinite().sum():
             warn_user(
-                f'score_function="{self._name}" has {int(n_rows)} training rows of '
+                f'The score "{self._name}" has {int(n_rows)} training rows of '
                 f"{len(means)} classes for {int(scale.isfinite().sum())} features, too few for "
                 "their covariance: all training rows have about the same distance from their "
                 "means. Pass more rows, or another score.",
@@ -207,8 +212,9 @@ class Mahalanobis(FittedScore):
         # On one scale, small features keep their digits beside large ones.
         variances, directions = torch.linalg.eigh(covariance / scale / scale[:, None])
         varying = variances > NO_VARIANCE * variances[-1]
-        self.whitening_ = directions[:, varying] / variances[varying].sqrt() / scale[:, None]
-        self.means_ = (means + classes.centre) @ self.whitening_
+        whitening = directions[:, varying] / variances[varying].sqrt() / scale[:, None]
+        self.whitening_ = whitening.T.contiguous()
+        self.means_ = (means + classes.centre) @ whitening
         return self
 
     def _represented(self, features: Tensor) -> Tensor:
@@ -216,9 +222,7 @@ class Mahalanobis(FittedScore):
 
     def __call__(self, features: Tensor, logits: Tensor) -> Tensor:
         """The largest ``-(h - mu_k)^T Sigma^-1 (h - mu_k)`` of the classes k, shape (n,)."""
-        whitened = self._represented(self._ready(features)) @ self.whitening_
-        exact = "donot_use_mm_for_euclid_dist"
-        return -torch.cdist(whitened, self.means_, compute_mode=exact).amin(dim=1).square()
+        return _likeness(self._represented(self._ready(features)), self.whitening_, self.means_)
 
 
 @named("mahalanobis++")
@@ -230,7 +234,7 @@ class MahalanobisPlusPlus(Mahalanobis):
 
     Attributes
     ----------
-    whitening_ : Tensor of shape (d, r), float64
+    whitening_ : Tensor of shape (r, d), float64
         Maps features of length 1 to r directions of variance 1.
     means_ : Tensor of shape (c, r), float64
         The means of the classes that occurred, in these directions.
@@ -349,8 +353,8 @@ class DirectionLength(FittedScore):
         identity = torch.eye(len(shrunk)).to(shrunk)
         factor = torch.linalg.cholesky(torch.where(resolved & resolved[:, None], shrunk, identity))
         inverse = torch.linalg.solve_triangular(factor, identity, upper=False)
-        self.whitening_ = (inverse * resolved).T.contiguous()
-        self.means_ = (classes.means + classes.centre) @ self.whitening_
+        self.whitening_ = (inverse * resolved).contiguous()
+        self.means_ = (classes.means + classes.centre) @ self.whitening_.T
         return self
 
     def __call__(self, features: Tensor, logits: Tensor) -> Tensor:
@@ -359,19 +363,20 @@ class DirectionLength(FittedScore):
         Here v is ``(h / ||h||, log ||h||)``.
         """
         values = self._direction_and_length(self._ready(features))
-        # The whitening is triangular. Its last column apart, as products with a matrix of an odd
-        # width round a row otherwise in other company.
-        direction = values[:, :-1] @ self.whitening_[:-1, :-1]
-        last = (values * self.whitening_[:, -1]).sum(dim=1, keepdim=True)
-        whitened = torch.cat([direction, last], dim=1)
-        exact = "donot_use_mm_for_euclid_dist"
-        return -torch.cdist(whitened, self.means_, compute_mode=exact).amin(dim=1).square()
+        return _likeness(values, self.whitening_, self.means_)
 
     def _direction_and_length(self, features: Tensor) -> Tensor:
         """Each row scaled to length 1, and the logarithm of its length behind it."""
         lengths = torch.linalg.vector_norm(features, dim=1, keepdim=True)
         lengths = lengths.clamp_min(self._least_length)
         return torch.cat([features / lengths, lengths.log()], dim=1)
+
+
+def _likeness(values: Tensor, whitening: Tensor, means: Tensor) -> Tensor:
+    """Minus the squared distance of whitened values (n, d) to the nearest of some means."""
+    whitened = aligned(values) @ whitening.T
+    exact = "donot_use_mm_for_euclid_dist"  # matrix products lose digits of small distances
+    return -torch.cdist(whitened, means, compute_mode=exact).amin(dim=1).square()
 
 
 class Moments(NamedTuple):
@@ -431,7 +436,7 @@ class Vim(FittedScore):
     ----------
     origin_ : Tensor of shape (d,), float64
         The features that the head maps closest to zero.
-    residual_space_ : Tensor of shape (d, d - n_components), float64
+    residual_space_ : Tensor of shape (d - n_components, d), float64
         Orthonormal directions outside the principal space.
     alpha_ : float
         Scale of the virtual logit.
@@ -497,9 +502,10 @@ class Vim(FittedScore):
             squares += shifted.T @ shifted
             sample.add(torch.cat([shifted, logits.amax(dim=1, keepdim=True)], dim=1))
         # Eigenvalues ascend: the principal directions come last.
-        residual_space = torch.linalg.eigh(squares).eigenvectors[:, : width - n_components].clone()
+        residual_space = torch.linalg.eigh(squares).eigenvectors.T[: width - n_components]
+        residual_space = residual_space.contiguous()
         rows = sample.rows().double()
-        residuals = torch.linalg.vector_norm(rows[:, :-1] @ residual_space, dim=1).mean()
+        residuals = torch.linalg.vector_norm(rows[:, :-1] @ residual_space.T, dim=1).mean()
         lengths = torch.linalg.vector_norm(rows[:, :-1], dim=1).mean()
         if not residuals > torch.finfo(torch.float32).eps * lengths:
             raise ValueError(
@@ -530,7 +536,7 @@ class Vim(FittedScore):
     def __call__(self, features: Tensor, logits: Tensor) -> Tensor:
         """``logsumexp(z) - alpha ||residual||`` of each row, shape (n,)."""
         shifted = self._ready(features) - self.origin_
-        residuals = torch.linalg.vector_norm(shifted @ self.residual_space_, dim=1)
+        residuals = torch.linalg.vector_norm(aligned(shifted) @ self.residual_space_.T, dim=1)
         energies = energy(logits)
         check_as_many(features, logits)
         return energies - self.alpha_ * residuals

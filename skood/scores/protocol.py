@@ -11,6 +11,7 @@ import torch
 from sklearn.base import BaseEstimator, clone
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
+from torch.nn import functional as F
 
 from ..engine.outputs import all_finite, valid_tensor
 from ..notices import quoted
@@ -62,7 +63,7 @@ class Head:
     def __call__(self, features: Tensor) -> Tensor:
         """Logits (n, K) of features (n, d), ``features @ weight.T + bias``, in float64."""
         valid = of_width(features, self.weight.shape[1]).to(self.weight.dtype)
-        return valid @ self.weight.T + self.bias
+        return aligned(valid) @ self.weight.T + self.bias
 
 
 class Outputs(NamedTuple):
@@ -361,6 +362,16 @@ def of_width(features: Tensor, width: int | None) -> Tensor:
     if found != width is not None:
         raise ValueError(f"features has {found} columns; expected {width}, as in fit.")
     return features
+
+
+def aligned(rows: Tensor) -> Tensor:
+    """Rows (n, d) of float64, each of which begins at a multiple of 16 bytes.
+
+    In products of them with the rows of a matrix, libraries may round others otherwise, so that a
+    row would get other values at another place among its company.
+    """
+    width = rows.shape[1]
+    return F.pad(rows, (0, width % 2))[:, :width] if rows.stride(0) % 2 else rows
 
 
 def check_as_many(features: Tensor, logits: Tensor) -> None:

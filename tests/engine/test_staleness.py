@@ -318,6 +318,39 @@ def test_what_was_computed_from_weights_before_training_is_told(make, evaluated,
     assert warning.filename == __file__
 
 
+class OfASmallPart(InAttribute):
+    """The part of the weights that is kept moves the logits by a thousandth of their spread."""
+
+    def now(self):
+        return torch.eye(32) + self.mixing.detach() / 200
+
+
+@pytest.mark.parametrize(("precision", "told"), [("float32", 1), ("bfloat16", 0)])
+def test_a_small_difference_is_told_where_rounding_is_smaller(precision, told, digits):
+    assert len(warned(OfASmallPart, digits, evaluated=True, precision=precision)) == told
+
+
+class Convolutions(nn.Sequential):
+    """In channels_last, with batch-norm and dropout."""
+
+    def __init__(self):
+        super().__init__(
+            nn.Unflatten(1, (1, 8, 8)),
+            nn.Conv2d(1, 16, 3),
+            nn.BatchNorm2d(16),
+            nn.ReLU(),
+            nn.Conv2d(16, 16, 3),
+            nn.Dropout(0.2),
+            nn.Flatten(),
+            nn.Linear(256, 10),
+        )
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_convolutions_are_not_told_in_any_precision(precision, digits):
+    assert warned(Convolutions, digits, evaluated=True, precision=precision) == []
+
+
 @pytest.mark.parametrize("merged", [False, True])
 def test_a_layer_that_was_merged_before_fit_is_told(merged, digits):
     assert len(warned(MergedByEval, digits, evaluated=merged)) == merged

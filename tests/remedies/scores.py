@@ -89,7 +89,6 @@ SOME = Outputs(
     *2 * [torch.tensor([[4.0, 0.0], [3.0, 0.5], [0.5, 3.0], [0.0, 5.0]]).double()],
     torch.tensor([0, 0, 1, 1]),
 )
-ONE = Outputs(*(tensor[:1] for tensor in SOME))
 
 SCORES = [
     *(

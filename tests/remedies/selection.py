@@ -49,6 +49,7 @@ from .common import (
 COLUMNS = {"a": X[:, 0], "b": X[:, 1], "c": X[:, 2], "d": X[:, 3], "e": X[:, 4], "f": X[:, 5]}
 LABELS_OF_ONE = labels_of(network(K, 1), X[:, :1])
 BOTH = ["auroc", "accuracy_change"]
+SHAPES = np.random.RandomState(0).rand(20, 8, 8) > 0.5  # their own silhouettes
 
 
 def score(
@@ -357,6 +358,11 @@ CASES = [
         lambda: surrogate_outliers(X, kind="blur"),
         lambda told: surrogate_outliers(X, kind=told("'columns'")),
     ),
+    case(
+        "Pass kind='auto', which takes",
+        lambda: surrogate_outliers(SHAPES, kind="silhouettes"),
+        lambda told: surrogate_outliers(SHAPES, **told.keywords("kind='auto'")),
+    ),
     *(
         case(
             words,
@@ -375,6 +381,7 @@ CASES = [
         for words, rows in [
             ("Use known outliers instead", np.ones((3, 2, 2, 2, 2))),
             ("surrogate outliers need at least 2 rows and 2 columns", X[:, :1]),
+            ("would be rows like those of X", np.ones((3, 2))),
             ("are too small to permute patches", np.ones((3, 1, 1))),
         ]
     ),

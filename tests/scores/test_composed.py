@@ -6,7 +6,17 @@ import torch
 from made import fitted, made, pieces, relu_features, scores_of, usual
 from scipy.stats import logistic
 
-from skood.scores import Energy, Knn, Odin, Outputs, TwoViews, Vim, fit_score, get_score
+from skood.scores import (
+    Energy,
+    Head,
+    Knn,
+    Odin,
+    Outputs,
+    TwoViews,
+    Vim,
+    fit_score,
+    get_score,
+)
 
 
 def held_out(case):
@@ -112,3 +122,35 @@ def test_vim_as_a_view_takes_fewer_rows_held_out_than_features():
     few = Outputs(*(tensor[:5] for tensor in case.fit))
     score = fit_score(TwoViews("energy", Vim(4)), [case.fit], lambda: case.head, lambda: [few])
     assert torch.isfinite(score(*case.new[:2])).all()
+
+
+@pytest.mark.parametrize(
+    ("views", "message"),
+    [
+        ({"of_features": "entropy"}, r"^of_features='entropy' is unknown"),
+        ({"of_logits": 3}, None),  # which sklearn's constraints name
+        ({"of_features": lambda features, logits: features}, r"^of_features=<function .* returned"),
+        (
+            {"of_logits": lambda _, logits: logits[:, 0] / 0, "of_features": "msp"},
+            r"^of_logits=<function .* NaN or infinity",
+        ),
+        ({"of_logits": "mahalanobis"}, r'^of_logits="mahalanobis" needs features that vary'),
+        ({"of_features": TwoViews("msp", "vim")}, r'^of_features="vim" finds nothing outside'),
+    ],
+)
+def test_errors_of_a_view_name_the_parameter_that_chose_it(views, message):
+    features = torch.arange(8.0).repeat(3).double()[:, None].repeat(1, 4)
+    labels = torch.arange(24) % 8
+    head = Head(torch.randn(8, 4).double(), torch.zeros(8).double())
+    outputs = [Outputs(features, head(features), labels)]
+    with pytest.raises((TypeError, ValueError), match=message or "of_logits") as caught:
+        fit_score(TwoViews(**views), outputs, lambda: head, lambda: outputs)
+    assert "score_function=" not in str(caught.value)
+
+
+def test_other_errors_of_a_view_stay_as_they_are():
+    def own(features, logits):
+        raise UnicodeDecodeError("utf-8", b"ab", 0, 1, "as it is")
+
+    with pytest.raises(UnicodeDecodeError, match="as it is"):
+        fitted(TwoViews(own), usual())

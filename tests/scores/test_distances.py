@@ -103,7 +103,7 @@ def test_mahalanobis_does_not_depend_on_the_units_or_on_the_origin():
 def test_a_direction_that_never_varies_counts_for_nothing():
     case = AWKWARD["with_a_constant_feature"]()
     score = fitted("mahalanobis", case)
-    assert score.whitening_.shape == (24, 23)
+    assert score.whitening_.shape == (23, 24)
     moved = case.new.features.clone()
     moved[:, 3] += 100
     torch.testing.assert_close(

@@ -7,7 +7,17 @@ import pickle
 import numpy as np
 import pytest
 import torch
-from made import fitted, of_two_classes, pieces, refusal, scores_of, statistics, usual
+from made import (
+    fitted,
+    made,
+    of_two_classes,
+    pieces,
+    refusal,
+    relu_features,
+    scores_of,
+    statistics,
+    usual,
+)
 from sklearn.base import BaseEstimator, clone
 from sklearn.exceptions import NotFittedError
 
@@ -206,8 +216,8 @@ def test_pieces_of_any_size_give_the_statistics_of_one(name, size):
     for found, expected in zip(statistics(parts).values(), statistics(whole).values(), strict=True):
         if name == "mahalanobis":  # directions are found up to their sign
             found, expected = np.abs(found), np.abs(expected)
-        if found.shape == (24, 12):  # and those of the residual space up to a rotation
-            found, expected = found @ found.T, expected @ expected.T
+        if found.shape == (12, 24):  # and those of the residual space up to a rotation
+            found, expected = found.T @ found, expected.T @ expected
         np.testing.assert_allclose(found, expected, rtol=1e-8, atol=1e-10)
     rows = case.new.features, case.new.logits
     torch.testing.assert_close(parts(*rows), whole(*rows), rtol=1e-10, atol=1e-10)
@@ -275,6 +285,18 @@ def test_a_row_is_scored_alone(name):
     torch.testing.assert_close(shuffled, whole[order], rtol=1e-9, atol=1e-9)
     alone = [score(case.new.features[i : i + 1], case.new.logits[i : i + 1]) for i in range(5)]
     torch.testing.assert_close(torch.cat(alone), whole[:5], rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("name", list_scores())
+@pytest.mark.parametrize("width", [9, 24, 33])  # after which the next row lies otherwise in memory
+@pytest.mark.parametrize("n_classes", [3, 4])
+def test_the_place_of_a_row_changes_no_bit_of_its_score(name, width, n_classes):
+    case = made(*relu_features(width=width, n_classes=n_classes))
+    score = fitted(name, case)
+    features, logits, _ = case.new
+    whole = score(features, logits)
+    for order in (np.arange(60)[::-1].copy(), np.roll(np.arange(60), 1), np.zeros(60, dtype=int)):
+        assert torch.equal(score(features[order], logits[order]), whole[order])
 
 
 @pytest.mark.parametrize("name", list_scores())
