@@ -6,6 +6,7 @@ What cannot be kept or read costs no fit: it is said once, and the fit goes on w
 from __future__ import annotations
 
 import hashlib
+import operator
 import os
 import time
 from collections.abc import Sequence
@@ -32,6 +33,7 @@ from .storage import (
     UnusableError,
     Writer,
     code_of,
+    fits,
     from_bytes,
     replace_file,
     set_state,
@@ -41,6 +43,28 @@ from .storage import (
 __all__ = ["TrainingMemory", "TrainingStore", "packed", "training_key", "unpacked"]
 
 KIND = "training"
+
+SETTINGS = (
+    "get_float32_matmul_precision",
+    "are_deterministic_algorithms_enabled",
+    *("backends.cudnn.enabled", "backends.cudnn.benchmark", "backends.cudnn.deterministic"),
+    *("backends.cudnn.allow_tf32", "backends.cudnn.conv.fp32_precision"),
+    "backends.cuda.matmul.fp32_precision",
+    "backends.cuda.matmul.allow_bf16_reduced_precision_reduction",
+    "backends.cuda.matmul.allow_fp16_reduced_precision_reduction",
+    *("backends.cuda.flash_sdp_enabled", "backends.cuda.mem_efficient_sdp_enabled"),
+    *("backends.cuda.math_sdp_enabled", "backends.cuda.cudnn_sdp_enabled"),
+    *("backends.mkldnn.enabled", "backends.mkldnn.matmul.fp32_precision"),
+    "backends.mkldnn.conv.fp32_precision",
+    "backends.cpu.get_cpu_capability",
+)
+"""Of torch: what changes the last bits of a training."""
+
+CHOOSING_KERNELS = (
+    *("MKL_CBWR", "ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA", "OPENBLAS_CORETYPE"),
+    *("CUBLAS_WORKSPACE_CONFIG", "NVIDIA_TF32_OVERRIDE"),
+)
+"""Variables of the environment that do the same."""
 
 SECONDS_OF_A_WRITE = 24 * 3600
 """Age at which a file that is being written counts as left behind by a process that was killed."""
@@ -109,8 +133,8 @@ class TrainingStore:
         """The last epoch kept of a module to be trained; None if there is none, or none of use."""
         if self.path is None:
             return None
-        self._code = code_of(module)
         try:
+            self._code = code_of(module)
             return unpacked(self.path.read_bytes(), module, self.key)
         except FileNotFoundError:
             return None
@@ -161,13 +185,11 @@ def unpacked(payload: bytes, module: nn.Module, key: str = "") -> Progress:
     if content["key"] != key:
         raise UnusableError("the entry is of another training")
     reader = Reader(tensors)
-    state = reader.state(content["module"])
-    return Progress(
-        reader.read(content["history"]),
-        content["initial_spread"],
-        set_state(deepcopied(module).cpu(), state),
-        reader.read(content["optimizer"]),
-    )
+    history, optimizer = reader.read(content["history"]), reader.read(content["optimizer"])
+    if not (fits(history, list[dict[str, float]]) and fits(optimizer, dict[str, Any])):
+        raise UnusableError("the entry holds something else")
+    twin = set_state(deepcopied(module).cpu(), reader.state(content["module"]))
+    return Progress(history, float(content["initial_spread"]), twin, optimizer)
 
 
 def training_key(
@@ -213,11 +235,24 @@ def _computation(network: Network) -> dict[str, Any]:
         "compiled": network.compiled,
         "threads": torch.get_num_threads(),
         "default": (torch.get_default_dtype(), torch.get_default_device()),
-        "deterministic": torch.are_deterministic_algorithms_enabled(),
-        "products": torch.get_float32_matmul_precision(),
-        "convolutions": torch.backends.cudnn.allow_tf32,
+        "settings": {name: _setting(name) for name in SETTINGS},
+        "GPU": _name_of_gpu(network.device),
+        "environment": {name: os.environ.get(name) for name in CHOOSING_KERNELS},
         "hooks": _hooks_of_all_modules(),
     }
+
+
+def _setting(name: str) -> Any:
+    """A setting of torch; None if this torch lacks it, or refuses to tell it beside others."""
+    try:
+        setting = operator.attrgetter(name)(torch)
+        return setting() if callable(setting) else setting
+    except (AttributeError, RuntimeError):
+        return None
+
+
+def _name_of_gpu(device: torch.device) -> str | None:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else None
 
 
 def _hooks_of_all_modules() -> list[Any]:

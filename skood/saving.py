@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import inspect
 import math
-import types
 import typing
 from collections.abc import Callable, Mapping
 from numbers import Real
 from os import PathLike
 from pathlib import Path
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -36,6 +35,7 @@ from .storage import (
     UnusableError,
     Writer,
     code_of,
+    fits,
     read_file,
     replace_file,
     set_state,
@@ -181,7 +181,7 @@ def _detector(kind: type[T], content: Any, reader: _DetectorReader) -> T:
 def _check_fitted(fitted: Mapping[str, Any], *, own_score: bool) -> None:
     """Refuse what no fit leaves behind, and would show late or never."""
     for name, hint in FITTED.items():
-        if name not in fitted or not _fits(fitted[name], hint):
+        if name not in fitted or not fits(fitted[name], hint):
             raise TypeError(f"{name} is missing or of another type")
     network, scores = fitted["_network"], fitted["calibration_scores_"]
     if scores.dtype != np.float64 or scores.ndim != 1 or not scores.size:
@@ -193,7 +193,7 @@ def _check_fitted(fitted: Mapping[str, Any], *, own_score: bool) -> None:
     if fitted["classes_"].shape != (network.n_logits,):
         raise ValueError(f"classes_ has not one label for each of {network.n_logits} logits")
     shape = fitted.get("input_shape_", (fitted.get("n_features_in_"),))
-    if not _fits(shape, tuple[int, ...]):
+    if not fits(shape, tuple[int, ...]):
         raise TypeError("n_features_in_ or input_shape_ is missing or no shape")
     names = fitted.get("feature_names_in_", np.empty(shape, dtype=object))
     if not isinstance(names, np.ndarray) or names.shape != shape:
@@ -276,7 +276,7 @@ class _DetectorReader(Reader):
 
     def check_given(self, needs: Any) -> None:
         """Refuse code that is missing, or of no use."""
-        if not _fits(needs, dict[str, str]) or not set(needs) <= set(GIVEN):
+        if not fits(needs, dict[str, str]) or not set(needs) <= set(GIVEN):
             raise TypeError("needs names other code than load takes")
         missing = [f"{k}= ({quoted(what)})" for k, what in needs.items() if self.given[k] is None]
         if missing:
@@ -285,8 +285,8 @@ class _DetectorReader(Reader):
                 "Pass to load what fit had, an untrained module will do",
             )
         for name, thing in self.given.items():
-            fits = isinstance(thing, nn.Module) if name == "module" else callable(thing)
-            if thing is not None and (isinstance(thing, type) or not fits):
+            right = isinstance(thing, nn.Module) if name == "module" else callable(thing)
+            if thing is not None and (isinstance(thing, type) or not right):
                 raise UnusableError(
                     f"{name}={quoted(thing)} is no {'nn.Module' if name == 'module' else 'object'} "
                     "to be called",
@@ -302,7 +302,7 @@ class _DetectorReader(Reader):
         kind = OBJECTS[name]
         hints, values = _hints(kind), self.read(fields)
         for field, hint in hints.items():
-            if not _fits(values[field], hint):
+            if not fits(values[field], hint):
                 raise TypeError(f"{field} of {name} is of another type")
         if kind is Network:
             _check_network(values)
@@ -435,34 +435,6 @@ def _field(thing: Any, name: str) -> Any:
         return thing.public
     value = getattr(thing, name)
     return list(value) if isinstance(thing, Doubts) else value
-
-
-def _fits(value: Any, hint: Any) -> bool:
-    """Whether a value is of the type that a hint names."""
-    origin, arguments = get_origin(hint), get_args(hint)
-    if hint is Any:
-        return True
-    if origin in (Union, types.UnionType):
-        return any(_fits(value, each) for each in arguments)
-    if origin is Literal:
-        return value in arguments
-    if hint is Callable or origin is typing.get_origin(Callable[..., Any]):
-        return callable(value)
-    if origin is type:
-        return isinstance(value, type) and issubclass(value, arguments[0])
-    if origin is dict:
-        pairs = value.items() if isinstance(value, dict) else [(None, None)]
-        return all(_fits(k, arguments[0]) and _fits(x, arguments[1]) for k, x in pairs)
-    if origin is list:
-        return isinstance(value, list) and all(_fits(x, arguments[0]) for x in value)
-    if origin is tuple:
-        if not isinstance(value, tuple):
-            return False
-        each = arguments[:1] * len(value) if arguments[1:] == (...,) else arguments
-        return len(each) == len(value) and all(map(_fits, value, each))
-    if hint in (int, float):
-        return type(value) is int or (hint is float and type(value) is float)
-    return isinstance(value, hint)
 
 
 def _shown(error: Exception) -> str:

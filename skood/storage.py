@@ -13,11 +13,12 @@ import os
 import re
 import secrets
 import stat
+import types
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, Union, get_args, get_origin
 
 import numpy as np
 import safetensors.torch
@@ -35,6 +36,7 @@ __all__ = [
     "UnusableError",
     "Writer",
     "code_of",
+    "fits",
     "from_bytes",
     "read_file",
     "replace_file",
@@ -179,7 +181,7 @@ def _metadata(data: bytes) -> dict[str, str]:
         metadata = header.get("__metadata__", {})
         return {str(name): str(value) for name, value in metadata.items()}
     except Exception as error:  # RecursionError among them
-        raise UnusableError(f"its header cannot be read ({first_line(error)[:80]})") from error
+        raise UnusableError(f"it is damaged: no header ({first_line(error)[:80]})") from error
 
 
 def _check_digest(data: bytes) -> None:
@@ -367,6 +369,34 @@ class Reader:
         if device.type == "meta":
             raise ValueError("on the meta device, tensors have no values")
         return device
+
+
+def fits(value: Any, hint: Any) -> bool:
+    """Whether a value is of the type that a hint names."""
+    origin, arguments = get_origin(hint), get_args(hint)
+    if hint is Any:
+        return True
+    if origin in (Union, types.UnionType):
+        return any(fits(value, each) for each in arguments)
+    if origin is Literal:
+        return value in arguments
+    if Callable in (hint, origin):
+        return callable(value)
+    if origin is type:
+        return isinstance(value, type) and issubclass(value, arguments[0])
+    if origin is dict:
+        pairs = value.items() if isinstance(value, dict) else [(None, None)]
+        return all(fits(k, arguments[0]) and fits(x, arguments[1]) for k, x in pairs)
+    if origin is list:
+        return isinstance(value, list) and all(fits(x, arguments[0]) for x in value)
+    if origin is tuple:
+        if not isinstance(value, tuple):
+            return False
+        each = arguments[:1] * len(value) if arguments[1:] == (...,) else arguments
+        return len(each) == len(value) and all(map(fits, value, each))
+    if hint in (int, float):
+        return type(value) is int or (hint is float and type(value) is float)
+    return isinstance(value, hint)
 
 
 def _list(code: Any) -> list[Any]:
