@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
+import platform
 import typing
 from collections.abc import Callable, Mapping
 from numbers import Real
@@ -15,6 +16,7 @@ import numpy as np
 import torch
 from sklearn.base import BaseEstimator
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from . import exceptions
 from .engine.batches import Batcher, channels_first
@@ -24,7 +26,7 @@ from .engine.network import Network
 from .engine.shapes import Shapes
 from .engine.watch import Scale, Watch
 from .exceptions import SavedFileError, SavedFileWarning
-from .fingerprints import UnreadableError
+from .fingerprints import UnreadableError, fingerprint
 from .networks import BUILDERS, NormalizeImages, Standardize
 from .notices import Doubts, first_line, quoted, warn_user
 from .penalties import Relative, l1, l1_over_l2
@@ -40,6 +42,7 @@ from .storage import (
     replace_file,
     set_state,
     state_of,
+    tensors_of,
     to_bytes,
 )
 
@@ -147,7 +150,7 @@ def loaded(kind: type[T], path: str | PathLike[str], given: Mapping[str, Any]) -
         content, tensors = read_file(KIND, place)
         with torch.inference_mode(False), torch.no_grad():
             return _detector(kind, content, _DetectorReader(tensors, given))
-    except OSError:
+    except (OSError, Warning):
         raise
     except UnusableError as error:
         raise _error(place, error) from error
@@ -233,11 +236,13 @@ class _DetectorWriter(Writer):
         if place not in NETWORKS:
             return self._code(module, place)
         module = copy_module(module) if place == "module" else module
-        made_by = _made_by(module)
+        _check_holds_no_more(module, place)
+        made_by, code = _made_by(module), None
         if made_by is None:
             self.needs["module"] = f"a {type(module).__name__}"
+            code = _behaviour(code_of, module) if place == "module" else None
         written = super().module(module, place)
-        return {"$module": written | {"made_by": self.write(made_by, place)}}
+        return {"$module": written | {"made_by": self.write(made_by, place), "code": code}}
 
     def _object(self, thing: Any, place: str) -> Any:
         fields = {name: _field(thing, name) for name in _hints(type(thing))}
@@ -255,7 +260,8 @@ class _DetectorWriter(Writer):
             self.needs[root] = getattr(thing, "__name__", kind)
         is_fitted = place.startswith("score_function_") and hasattr(thing, "fit")
         state = self.write(dict(vars(thing)), place) if is_fitted else None
-        return {"$code": name, "state": state}
+        code = _behaviour(fingerprint, thing) if place in GIVEN else None
+        return {"$code": name, "state": state, "code": code}
 
 
 class _DetectorReader(Reader):
@@ -288,14 +294,13 @@ class _DetectorReader(Reader):
             right = isinstance(thing, nn.Module) if name == "module" else callable(thing)
             if thing is not None and (isinstance(thing, type) or not right):
                 raise UnusableError(
-                    f"{name}={quoted(thing)} is no {'nn.Module' if name == 'module' else 'object'} "
-                    "to be called",
+                    f"{name}={quoted(thing)} is no {'nn.Module' if name == 'module' else 'function'}",
                     "Pass what fit had",
                 )
             if thing is not None and name != "module" and name not in needs:
                 raise UnusableError(
-                    f"it holds its own {name}, so that the one passed is of no use",
-                    f"Leave out {name}=",
+                    f"it takes no {name}=, as fit had none, or one of skood's, which is in it",
+                    f"Leave {name}= out",
                 )
 
     def _object(self, name: str, fields: Any) -> Any:
@@ -326,7 +331,9 @@ class _DetectorReader(Reader):
         state = self.state(code)
         given, made_by = self.given["module"], self.read(code["made_by"])
         if given is not None:
-            return set_state(copy_module(given), state)
+            module = copy_module(given)
+            self._compare(code["code"], code_of, module, "module")
+            return set_state(module, state)
         if made_by is None:
             raise ValueError("a module is not said to be needed")
         name, arguments = made_by
@@ -337,7 +344,7 @@ class _DetectorReader(Reader):
             module = BUILDERS[name](**arguments)
         return set_state(module, state)
 
-    def _code(self, name: str, state: Any) -> Any:
+    def _code(self, name: str, state: Any, code: Any) -> Any:
         root, *rest = name.split(".")
         if root in FOR_TRAINING:
             return NotKept(root)
@@ -349,10 +356,22 @@ class _DetectorReader(Reader):
         if thing is None:
             raise ValueError(f"{root} is not said to be needed")
         if state is None:
+            self._compare(code, fingerprint, thing, root)
             return thing
         fitted = get_score(thing)
         vars(fitted).update(self.read(state))
         return fitted
+
+    def _compare(self, code: Any, read: Callable[..., bytes], thing: Any, name: str) -> None:
+        """Warn if code that is passed does something else than that of fit."""
+        now = None if code is None else _behaviour(read, thing)
+        if now is not None and now["by"] == code["by"] and now["digest"] != code["digest"]:
+            warn_user(
+                f"{name}= does not do what fit had as {name}=: its code, its settings or the "
+                "version of its package is another. So the detector may score otherwise. Pass "
+                "what fit had, or compare scores.",
+                SavedFileWarning,
+            )
 
     def _random_state(self, code: Any) -> np.random.RandomState:
         state = np.random.RandomState(0)
@@ -379,6 +398,26 @@ def _made_by(module: nn.Module) -> Any:
         return None  # its layers were changed
 
 
+def _behaviour(read: Callable[..., bytes], thing: Any) -> dict[str, str] | None:
+    """Digest of what code does, and what it can be compared with; None if that cannot be told."""
+    by = f"Python {platform.python_version()}, torch {torch.__version__}"
+    try:
+        return {"digest": read(thing).hex(), "by": by}
+    except UnreadableError:
+        return None  # such as TorchScript
+
+
+def _check_holds_no_more(module: nn.Module, place: str) -> None:
+    """Refuse a module with values that are neither parameters nor buffers, as quantized ones."""
+    more = set(module.state_dict()) - set(tensors_of(module))
+    if more:
+        raise UnusableError(
+            f"{place} holds {quoted(min(more))} otherwise than as a parameter or buffer, as "
+            "quantized layers do",
+            "Use pickle instead",
+        )
+
+
 def _is_as_made(module: nn.Module) -> bool:
     """Whether a module of `OBJECTS` is what its arguments make, and no hook was added."""
     twin = type(module)(module.mean, module.std)
@@ -390,8 +429,11 @@ def _warn_if_more_has_changed(detector: Detector) -> None:
     """Warn if the network has become another than its code makes, with its tensors in it."""
     if detector.module is None:
         return
+    given = copy_module(detector.module)
+    if any(is_lazy(x) for x in tensors_of(given).values()):
+        return  # a layer becomes another when it gets its tensors
     try:
-        now, before = (code_of(m) for m in (detector._network.public, copy_module(detector.module)))
+        now, before = code_of(detector._network.public), code_of(given)
     except UnreadableError:
         return  # such as TorchScript, which cannot be trained
     if now != before:

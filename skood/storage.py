@@ -25,6 +25,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
+from torch.nn.utils.parametrize import type_before_parametrizations
 
 from . import __version__
 from .fingerprints import fingerprint
@@ -42,6 +43,7 @@ __all__ = [
     "replace_file",
     "set_state",
     "state_of",
+    "tensors_of",
     "to_bytes",
 ]
 
@@ -436,7 +438,7 @@ class Module:
 
 def state_of(module: nn.Module) -> Module:
     """What a module holds beside its code."""
-    tensors = _tensors_of(module)
+    tensors = tensors_of(module)
     return Module(
         {name: x for name, x in tensors.items() if not is_lazy(x)},
         [k for k, x in tensors.items() if isinstance(x, nn.Parameter) and not x.requires_grad],
@@ -450,9 +452,9 @@ def state_of(module: nn.Module) -> Module:
 
 def set_state(module: nn.Module, state: Module) -> nn.Module:
     """Put into a module what one of the same make held; an error names what does not fit."""
-    if any(x.is_meta and not is_lazy(x) for x in _tensors_of(module).values()):
+    if any(x.is_meta and not is_lazy(x) for x in tensors_of(module).values()):
         module.to_empty(device="cpu")
-    own = _tensors_of(module)
+    own = tensors_of(module)
     _check_fits(own, state)
     for name, values in state.tensors.items():
         tensor = own[name]
@@ -476,13 +478,18 @@ def set_state(module: nn.Module, state: Module) -> nn.Module:
 
 def code_of(module: nn.Module) -> bytes:
     """Digest of what a module does, apart from its `state_of`."""
-    parts = []
-    for name, part in module.named_modules(remove_duplicate=False):
-        held = {"_parameters", "_buffers", "_modules", "training"}
-        attributes = {k: x for k, x in vars(part).items() if k not in held}
-        rest = {k: x for k, x in attributes.items() if not _is_value(part, x)}
-        parts.append((name, type(part), rest))
-    return fingerprint(parts, "module")
+    parts = module.named_modules(remove_duplicate=False)
+    return fingerprint([(name, _emptied(part)) for name, part in parts], "module")
+
+
+def _emptied(part: nn.Module) -> nn.Module:
+    """A part without its state, of the class that it had before parametrizations made another."""
+    kind: type[nn.Module] = type_before_parametrizations(part)
+    twin = kind.__new__(kind)
+    rest = {name: x for name, x in vars(part).items() if not _is_value(part, x)}
+    vacant: dict[str, Any] = {"_parameters": {}, "_buffers": {}, "_modules": {}, "training": False}
+    twin.__dict__.update(rest | vacant)
+    return twin
 
 
 OTHER_MODULE = "Pass a module of the architecture that was saved"
@@ -509,7 +516,7 @@ def _some(names: list[str]) -> str:
     return shown + f" and {len(names) - 2} others" * (len(names) > 2)
 
 
-def _tensors_of(module: nn.Module) -> dict[str, Tensor]:
+def tensors_of(module: nn.Module) -> dict[str, Tensor]:
     """Parameters and buffers by all of their names, also those of tied ones."""
     return {
         **dict(module.named_parameters(remove_duplicate=False)),
