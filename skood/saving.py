@@ -293,10 +293,8 @@ class _DetectorReader(Reader):
         for name, thing in self.given.items():
             right = isinstance(thing, nn.Module) if name == "module" else callable(thing)
             if thing is not None and (isinstance(thing, type) or not right):
-                raise UnusableError(
-                    f"{name}={quoted(thing)} is no {'nn.Module' if name == 'module' else 'function'}",
-                    "Pass what fit had",
-                )
+                kind = "nn.Module" if name == "module" else "object to be called"
+                raise UnusableError(f"{name}={quoted(thing)} is no {kind}", "Pass what fit had")
             if thing is not None and name != "module" and name not in needs:
                 raise UnusableError(
                     f"it takes no {name}=, as fit had none, or one of skood's, which is in it",
@@ -331,9 +329,9 @@ class _DetectorReader(Reader):
         state = self.state(code)
         given, made_by = self.given["module"], self.read(code["made_by"])
         if given is not None:
-            module = copy_module(given)
+            module = set_state(copy_module(given), state)
             self._compare(code["code"], code_of, module, "module")
-            return set_state(module, state)
+            return module
         if made_by is None:
             raise ValueError("a module is not said to be needed")
         name, arguments = made_by
@@ -379,7 +377,7 @@ class _DetectorReader(Reader):
         return state
 
     def _warning(self, name: str) -> Any:
-        if name not in exceptions.__all__:
+        if name not in exceptions.__all__ or not name.endswith("Warning"):
             raise ValueError(f"{quoted(name)} is no warning of skood's")
         return getattr(exceptions, name)
 
