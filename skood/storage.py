@@ -66,7 +66,7 @@ DTYPES = {
     *(torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.bool),
     *(torch.int64, torch.int32, torch.int16, torch.int8),
     *(torch.uint64, torch.uint32, torch.uint16, torch.uint8),
-    *(torch.complex64, torch.float8_e4m3fn, torch.float8_e5m2),
+    *(torch.float8_e4m3fn, torch.float8_e5m2),
 }
 """Dtypes of tensors that a file holds."""
 

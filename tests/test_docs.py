@@ -35,6 +35,8 @@ INTERNAL_MODULES = {
     "randomness",
     "rejection",
     "rows",
+    "saving",
+    "storage",
     "validation",
 }
 
