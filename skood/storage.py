@@ -14,7 +14,7 @@ import re
 import secrets
 import stat
 import types
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -266,15 +266,15 @@ class Writer:
                 "Use pickle instead",
             )
         values = tensor.detach().resolve_conj().resolve_neg().cpu()
-        # In memory, the axes may lie in another order, on which the last bits of products depend.
-        strides = values.stride()
-        order = sorted(range(values.ndim), key=lambda axis: -strides[axis])
+        # How they lie in memory decides the last bits of products, even where a size is 1.
+        strides = list(values.stride())
         values = values.clone(memory_format=torch.contiguous_format)
         digest = hashlib.sha256(values.flatten().view(torch.uint8).numpy().data).digest()
         name = self._names.setdefault((values.dtype, values.shape, digest), place)
         self.tensors.setdefault(name, values)
-        straight = order == list(range(values.ndim))
-        return {"$tensor": name} if straight else {"$tensor": name, "order": order}
+        if strides == list(values.stride()) or not _is_dense(values.shape, strides):
+            return {"$tensor": name}
+        return {"$tensor": name, "strides": strides}
 
     def _dict(self, thing: dict[Any, Any], place: str) -> Any:
         if all(type(key) is str and not key.startswith("$") for key in thing):
@@ -337,12 +337,14 @@ class Reader:
             raise TypeError("a parameter or buffer is no tensor")
         return Module(tensors, _list(code["frozen"]), self.read(code["values"]))
 
-    def _tensor(self, name: str, order: Any = None) -> Tensor:
-        # A copy, in memory that torch aligns.
-        if order is None:
-            return self.tensors[name].clone()
-        laid_out = self.tensors[name].permute(order).clone(memory_format=torch.contiguous_format)
-        return laid_out.permute(np.argsort(order).tolist())
+    def _tensor(self, name: str, strides: Any = None) -> Tensor:
+        values = self.tensors[name]
+        if strides is None:
+            return values.clone()  # in memory that torch aligns
+        if not fits(strides, list[int]) or not _is_dense(values.shape, strides):
+            raise ValueError(f"{quoted(name)} cannot lie in memory by strides {quoted(strides)}")
+        # A layout in which values share a place is refused by torch.
+        return torch.empty_strided(values.shape, strides, dtype=values.dtype).copy_(values)
 
     def _float(self, text: str) -> float:
         return {"inf": math.inf, "-inf": -math.inf, "nan": math.nan}[text]
@@ -399,6 +401,14 @@ def fits(value: Any, hint: Any) -> bool:
     if hint in (int, float):
         return type(value) is int or (hint is float and type(value) is float)
     return isinstance(value, hint)
+
+
+def _is_dense(shape: Sequence[int], strides: Sequence[int]) -> bool:
+    """Whether values with these strides take as much memory as there are values."""
+    if len(shape) != len(strides) or min(strides, default=0) < 0 or 0 in shape:
+        return False
+    extent = 1 + sum((size - 1) * stride for size, stride in zip(shape, strides, strict=True))
+    return extent == math.prod(shape)
 
 
 def _list(code: Any) -> list[Any]:

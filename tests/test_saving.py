@@ -243,6 +243,8 @@ def test_attributes_that_come_later_are_kept_by_what_they_are(again):
     detector.sparsity_weight_ = None
     detector.numbers_ = {1: np.float32(0.1), "inf": np.inf, (2, "b"): np.arange(3, dtype=np.uint16)}
     detector.tensor_ = torch.ones(2, 3).T
+    channels_last = torch.ones(4, 1, 3, 3).to(memory_format=torch.channels_last)
+    detector.images_ = channels_last
     loaded = again(detector)
     assert loaded.path_ == detector.path_
     assert loaded.sparsity_weight_ is None
@@ -251,6 +253,7 @@ def test_attributes_that_come_later_are_kept_by_what_they_are(again):
     assert loaded.numbers_[1] == np.float32(0.1)
     assert loaded.numbers_[2, "b"].dtype == np.uint16
     assert loaded.tensor_.stride() == (1, 3)
+    assert loaded.images_.stride() == channels_last.stride()
 
 
 @pytest.mark.parametrize(
@@ -711,6 +714,8 @@ SCORE = ("fitted", "score_function_")
         ((*NETWORK, "module", "$module", "tensors", "0.weight"), {"$tensor": "none"}),
         ((*NETWORK, "module", "$module", "tensors", "0.weight"), 3),
         ((*NETWORK, "module", "$module", "frozen"), None),
+        ((*NETWORK, "head"), {"$tensor": "module.0.weight", "strides": [10**12, 1]}),
+        ((*NETWORK, "head"), {"$tensor": "module.0.weight", "strides": [0, 0]}),
         ((*NETWORK, "module", "$module", "values"), {"": {"forward": 3}}),
         ((*SCORE, "$score"), "exec"),
         ((*SCORE, "state", "fit"), 3),
