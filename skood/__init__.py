@@ -1,9 +1,9 @@
 """skood: a trained PyTorch classifier learns to say that it has not seen anything like this."""
 
+__version__ = "0.1.0"
+
 from .detector import SparseEnergyOODDetector
 from .rejection import RejectingClassifier
 from .versions import show_versions
 
 __all__ = ["RejectingClassifier", "SparseEnergyOODDetector", "show_versions"]
-
-__version__ = "0.1.0"

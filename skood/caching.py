@@ -6,12 +6,9 @@ What cannot be kept or read costs no fit: it is said once, and the fit goes on w
 from __future__ import annotations
 
 import hashlib
-import io
+import operator
 import os
-import pickle
-import tempfile
 import time
-import types
 from collections.abc import Sequence
 from contextlib import suppress
 from os import PathLike
@@ -21,21 +18,53 @@ from typing import Any
 import numpy as np
 import torch
 from joblib import Memory
-from torch import Tensor, nn
+from torch import nn
 
+from .engine.copying import deepcopied
 from .engine.network import Network
 from .engine.objective import Term
 from .engine.training import Progress, Recipe, TrainingData
 from .exceptions import MemoryEntryWarning
-from .fingerprints import UnreadableError, fingerprint, found
+from .fingerprints import UnreadableError, fingerprint
 from .notices import first_line, warn_user
+from .storage import (
+    UNFINISHED,
+    Reader,
+    UnusableError,
+    Writer,
+    code_of,
+    fits,
+    from_bytes,
+    replace_file,
+    set_state,
+    to_bytes,
+)
 
 __all__ = ["TrainingMemory", "TrainingStore", "packed", "training_key", "unpacked"]
 
-DIGEST_BYTES = hashlib.sha256().digest_size
+KIND = "training"
 
-UNFINISHED = ".tmp"
-"""How the name of a file ends that is being written."""
+SETTINGS = (
+    "get_float32_matmul_precision",
+    "are_deterministic_algorithms_enabled",
+    *("backends.cudnn.enabled", "backends.cudnn.benchmark", "backends.cudnn.deterministic"),
+    *("backends.cudnn.allow_tf32", "backends.cudnn.conv.fp32_precision"),
+    "backends.cuda.matmul.fp32_precision",
+    "backends.cuda.matmul.allow_bf16_reduced_precision_reduction",
+    "backends.cuda.matmul.allow_fp16_reduced_precision_reduction",
+    *("backends.cuda.flash_sdp_enabled", "backends.cuda.mem_efficient_sdp_enabled"),
+    *("backends.cuda.math_sdp_enabled", "backends.cuda.cudnn_sdp_enabled"),
+    *("backends.mkldnn.enabled", "backends.mkldnn.matmul.fp32_precision"),
+    "backends.mkldnn.conv.fp32_precision",
+    "backends.cpu.get_cpu_capability",
+)
+"""Of torch: what changes the last bits of a training."""
+
+CHOOSING_KERNELS = (
+    *("MKL_CBWR", "ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA", "OPENBLAS_CORETYPE"),
+    *("CUBLAS_WORKSPACE_CONFIG", "NVIDIA_TF32_OVERRIDE"),
+)
+"""Variables of the environment that do the same."""
 
 SECONDS_OF_A_WRITE = 24 * 3600
 """Age at which a file that is being written counts as left behind by a process that was killed."""
@@ -90,43 +119,44 @@ class TrainingStore:
     """What is left of one training, after each of its epochs, in a folder.
 
     A training that was interrupted goes on from there, and one that was finished need not run. An
-    entry carries a digest of its bytes: a damaged one counts as none.
+    entry is a file without code (see `skood.storage`) that names its key: one that is damaged, or
+    of another training, counts as none.
     """
 
     def __init__(self, memory: TrainingMemory, key: str) -> None:
         self._memory = memory
-        self.path = None if memory.folder is None else memory.folder / f"{key}.pt"
+        self.key = key
+        self.path = None if memory.folder is None else memory.folder / f"{key}.safetensors"
+        self._code: bytes | None = None
 
     def load(self, module: nn.Module) -> Progress | None:
-        """The last epoch kept of a module; None if there is none, or if it cannot be used."""
+        """The last epoch kept of a module to be trained; None if there is none, or none of use."""
         if self.path is None:
             return None
         try:
-            content = self.path.read_bytes()
-            digest, payload = content[:DIGEST_BYTES], content[DIGEST_BYTES:]
-            if hashlib.sha256(payload).digest() != digest:
-                raise ValueError("the entry is damaged")
-            progress = unpacked(payload, module)
-            if not isinstance(progress, Progress):
-                raise TypeError(f"the entry holds a {type(progress).__name__}")
+            self._code = code_of(module)
+            return unpacked(self.path.read_bytes(), module, self.key)
         except FileNotFoundError:
             return None
-        except Exception as error:  # whatever the classes of a network raise, if they are there
+        except Exception as error:  # of the disk, or whatever a damaged entry may raise
             self._memory.warn(
                 "cannot use what was kept, so it is computed again",
                 _reason(error),
                 f"The entry is {_end_of(self.path)}",
             )
             return None
-        return progress
 
     def save(self, progress: Progress) -> None:
         """Keep an epoch in place of the one before; whoever is killed meanwhile leaves that one."""
         if self.path is None:
             return
         try:
-            self._write(progress, self.path)
-        except Exception as error:  # of the disk, or of what in a network cannot be pickled
+            if code_of(progress.module) != self._code:
+                raise UnusableError("training changes more of the network than tensors and numbers")
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            _remove_unfinished(self.path.parent)
+            replace_file(self.path, packed(progress, self.key))
+        except Exception as error:  # of the disk, or of what in a network no file keeps
             of_disk = isinstance(error, OSError)
             remedy = "a folder with room that you may write to" if of_disk else "memory=None"
             self._memory.warn(
@@ -135,81 +165,31 @@ class TrainingStore:
                 f"Pass {remedy}. The entry would be {_end_of(self.path)}",
             )
 
-    def _write(self, progress: Progress, path: Path) -> None:
-        payload = packed(progress)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        _remove_unfinished(path.parent)
-        handle, name = tempfile.mkstemp(UNFINISHED, dir=path.parent)
-        try:
-            with open(handle, "wb") as file:
-                file.write(hashlib.sha256(payload).digest() + payload)
-            os.replace(name, path)
-        except BaseException:
-            with suppress(OSError):
-                os.unlink(name)
-            raise
+
+def packed(progress: Progress, key: str = "") -> bytes:
+    """An epoch as bytes without code, which `unpacked` understands where there is the network."""
+    writer = Writer()
+    content = {
+        "key": key,
+        "history": writer.write(progress.history, "history"),
+        "initial_spread": progress.initial_spread,
+        "module": writer.module(progress.module, "module"),
+        "optimizer": writer.write(progress.optimizer, "optimizer"),
+    }
+    return to_bytes(KIND, content, writer.tensors)
 
 
-def packed(progress: Progress) -> bytes:
-    """An epoch as bytes, which `unpacked` understands wherever there is the same network."""
-    buffer = io.BytesIO()
-    torch.save(progress, buffer, pickle_module=_pickling(_Pickler, None))
-    return buffer.getvalue()
-
-
-def unpacked(payload: bytes, module: nn.Module) -> Progress:
-    """An epoch from its bytes, with the classes and functions of a module of the same make."""
-    names = _Pickler(io.BytesIO(), tensors=False)
-    names.dump(module)
-
-    class Unpickler(pickle.Unpickler):
-        def find_class(self, place: str, name: str) -> Any:
-            if name == _held_by_network.__name__:
-                return lambda place, name: names.held.get((place, name)) or found(place, name)
-            return names.held.get((place, name)) or super().find_class(place, name)
-
-    # What was trained on a GPU goes on anywhere. The bytes are our own, and may hold code.
-    progress: Progress = torch.load(
-        io.BytesIO(payload),
-        map_location="cpu",
-        weights_only=False,
-        pickle_module=_pickling(None, Unpickler),
-    )
-    return progress
-
-
-class _Pickler(pickle.Pickler):
-    """Names classes and functions that a network holds and no module does.
-
-    Such are the local ones; and in a worker of joblib, all of those of the script.
-    """
-
-    def __init__(self, file: Any, protocol: int | None = None, *, tensors: bool = True) -> None:
-        super().__init__(file, protocol)
-        self.held: dict[tuple[str, str], Any] = {}
-        self._tensors = tensors
-
-    def persistent_id(self, thing: Any) -> Any:
-        return "tensor" if not self._tensors and isinstance(thing, Tensor) else None
-
-    def reducer_override(self, thing: Any) -> Any:
-        if not isinstance(thing, type | types.FunctionType):
-            return NotImplemented
-        name = thing.__module__, thing.__qualname__
-        if found(*name) is thing:
-            return NotImplemented
-        if self.held.setdefault(name, thing) is not thing:
-            raise pickle.PicklingError(f"the network holds two things of the name {name[1]}")
-        return _held_by_network, name
-
-
-def _held_by_network(place: str, name: str) -> Any:
-    """Stands in a pickle for what `unpacked` finds in the network."""
-
-
-def _pickling(pickler: Any, unpickler: Any) -> Any:
-    """A module for pickling, as torch wants it."""
-    return types.SimpleNamespace(__name__=__name__, Pickler=pickler, Unpickler=unpickler)
+def unpacked(payload: bytes, module: nn.Module, key: str = "") -> Progress:
+    """An epoch from its bytes, in a copy of a module of the same make."""
+    content, tensors = from_bytes(KIND, payload)
+    if content["key"] != key:
+        raise UnusableError("the entry is of another training")
+    reader = Reader(tensors)
+    history, optimizer = reader.read(content["history"]), reader.read(content["optimizer"])
+    if not (fits(history, list[dict[str, float]]) and fits(optimizer, dict[str, Any])):
+        raise UnusableError("the entry holds something else")
+    twin = set_state(deepcopied(module).cpu(), reader.state(content["module"]))
+    return Progress(history, float(content["initial_spread"]), twin, optimizer)
 
 
 def training_key(
@@ -255,11 +235,24 @@ def _computation(network: Network) -> dict[str, Any]:
         "compiled": network.compiled,
         "threads": torch.get_num_threads(),
         "default": (torch.get_default_dtype(), torch.get_default_device()),
-        "deterministic": torch.are_deterministic_algorithms_enabled(),
-        "products": torch.get_float32_matmul_precision(),
-        "convolutions": torch.backends.cudnn.allow_tf32,
+        "settings": {name: _setting(name) for name in SETTINGS},
+        "GPU": _name_of_gpu(network.device),
+        "environment": {name: os.environ.get(name) for name in CHOOSING_KERNELS},
         "hooks": _hooks_of_all_modules(),
     }
+
+
+def _setting(name: str) -> Any:
+    """A setting of torch; None if this torch lacks it, or refuses to tell it beside others."""
+    try:
+        setting = operator.attrgetter(name)(torch)
+        return setting() if callable(setting) else setting
+    except (AttributeError, RuntimeError):
+        return None
+
+
+def _name_of_gpu(device: torch.device) -> str | None:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else None
 
 
 def _hooks_of_all_modules() -> list[Any]:

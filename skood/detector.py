@@ -17,6 +17,7 @@ from sklearn.utils._param_validation import StrOptions, validate_parameter_const
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor, nn
 
+from . import __version__
 from .accuracy import warn_if_tied
 from .calibration import SIZE, conformal_p_values, place_class_thresholds, place_threshold
 from .engine.augmentation import AUGMENTATIONS
@@ -25,7 +26,7 @@ from .engine.distributed import joined_ranks
 from .engine.inference import forward_rows
 from .engine.rows import Rows, as_array
 from .engine.training import reproducible
-from .exceptions import SelectionWarning, ThresholdWarning
+from .exceptions import SavedFileWarning, SelectionWarning, ThresholdWarning
 from .fitting import (
     Fit,
     given_network,
@@ -40,6 +41,7 @@ from .notices import Doubts, held_back, quoted, warn_user
 from .path import fine_tuned
 from .penalties import PENALTIES, Penalty
 from .rows import rows_like_fit
+from .saving import loaded, saved
 from .scores.protocol import ScoreFunction
 from .validation import Number
 
@@ -764,6 +766,99 @@ class SparseEnergyOODDetector(OutlierMixin, BaseEstimator):
         check_is_fitted(self)
         return self._network.execution
 
+    def save(self, path: str | PathLike[str]) -> None:
+        """Write the fitted detector to a file that holds no code.
+
+        Weights and other tensors are kept in the safetensors format, everything else as JSON in its
+        metadata. `load` reads it.
+
+        Parameters
+        ----------
+        path : str or path
+            The file; one that is there is replaced. It appears whole or not at all.
+
+        Raises
+        ------
+        NotFittedError
+            If the detector is not fitted.
+        SavedFileError
+            If it holds what no such file keeps, such as quantized weights or a label that is a
+            date.
+        OSError
+            If the file cannot be written.
+
+        Warns
+        -----
+        SavedFileWarning
+            If the network has changed in more than its tensors and numbers since `fit` was given
+            it, so that it may score otherwise when it is loaded.
+        """
+        check_is_fitted(self)
+        saved(self, path)
+
+    @classmethod
+    def load(
+        cls,
+        path: str | PathLike[str],
+        module: nn.Module | None = None,
+        preprocess: Callable[[Tensor], Tensor] | None = None,
+        score_function: ScoreFunction | None = None,
+    ) -> Self:
+        """Read a detector from a file that `save` has written. Nothing in it is executed.
+
+        Networks of `skood.networks`, `NormalizeImages` and the scores of `skood.scores` come back
+        by themselves. All other code you pass, as `fit` had it; an error names what is missing or
+        does not fit.
+
+        Parameters
+        ----------
+        path : str or path
+            The file.
+        module : torch.nn.Module, default=None
+            A module of the architecture that `fit` was given. Its weights do not matter, and it
+            stays as it is.
+        preprocess : callable, default=None
+            The function that `fit` was given, if it is not from skood.
+        score_function : callable, default=None
+            The score that `fit` was given, if it is not from skood. Its statistics are in the file.
+
+        Returns
+        -------
+        SparseEnergyOODDetector
+            The detector. On the same machine its scores are the same to the last bit. A `penalty`
+            or `augment` of yours must be set again before it is fitted again, and so must `memory`.
+
+        Raises
+        ------
+        SavedFileError
+            If the file is none of `save`, is damaged, comes from a newer skood, or needs code that
+            is not passed or does not fit.
+        OSError
+            If the file cannot be read.
+
+        Warns
+        -----
+        DeviceWarning
+            If the device of the detector is not available here, so that it computes on the CPU.
+
+        Examples
+        --------
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> from sklearn.datasets import load_digits
+        >>> from skood import SparseEnergyOODDetector
+        >>> X, y = load_digits(return_X_y=True)
+        >>> detector = SparseEnergyOODDetector(pretrain_epochs=1, max_epochs=1, random_state=0)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     file = Path(folder) / "detector.safetensors"
+        ...     detector.fit(X, y).save(file)
+        ...     loaded = SparseEnergyOODDetector.load(file)
+        >>> bool((loaded.score_samples(X) == detector.score_samples(X)).all())
+        True
+        """
+        given = {"module": module, "preprocess": preprocess, "score_function": score_function}
+        return loaded(cls, path, given)
+
     def _rows(self, X: Any) -> Rows:
         """X as rows like those of `fit`."""
         return rows_like_fit(self, X, self.preprocess)
@@ -805,7 +900,19 @@ class SparseEnergyOODDetector(OutlierMixin, BaseEstimator):
         state = super().__getstate__()
         if isinstance(self.module, nn.Module):
             state = state | {"module": on_cpu(self.module)}
-        return state
+        return state | {"_skood_version": __version__}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        written = state.get("_skood_version")
+        if written != __version__:
+            by = f"skood {written}" if written else "an older skood"
+            warn_user(
+                f"This pickle was written by {by} and is read by skood {__version__}, where the "
+                "detector may score otherwise. Compare scores, or fit again. Files that its save "
+                "writes are read by other versions, or refused.",
+                SavedFileWarning,
+            )
+        super().__setstate__({k: x for k, x in state.items() if k != "_skood_version"})
 
     def __sklearn_is_fitted__(self) -> bool:
         # scikit-learn would look through all attributes, at every call.

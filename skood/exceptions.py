@@ -26,6 +26,8 @@ __all__ = [
     "PrecisionWarning",
     "RandomScoresWarning",
     "RoundedValuesWarning",
+    "SavedFileError",
+    "SavedFileWarning",
     "SelectionWarning",
     "SkoodWarning",
     "SlowScoringWarning",
@@ -50,6 +52,10 @@ class HeadNotFoundError(ValueError):
 
 class LostRankError(RuntimeError):
     """Another process of the torch.distributed group ended, or did not answer in time."""
+
+
+class SavedFileError(ValueError):
+    """A file is not one that can be loaded as a detector, or a detector cannot be kept in one."""
 
 
 class SkoodWarning(UserWarning):
@@ -126,6 +132,10 @@ class DeviceWarning(SkoodWarning):
 
 class MemoryEntryWarning(SkoodWarning):
     """``memory=`` keeps nothing, or what it kept cannot be used."""
+
+
+class SavedFileWarning(SkoodWarning):
+    """A detector that was kept may not score as it did."""
 
 
 class SelectionWarning(SkoodWarning):

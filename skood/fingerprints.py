@@ -247,7 +247,8 @@ class _Reader:
             raise TypeError("TorchScript hides its code")
         self.read(type(module))
         made = {"_graph"} if isinstance(module, torch.fx.GraphModule) else set()  # into code
-        state = {k: v for k, v in vars(module).items() if k not in made | {"_compiled_call_impl"}}
+        made |= {"_compiled_call_impl", "_is_torch_compile"}
+        state = {k: v for k, v in vars(module).items() if k not in made}
         hooks = {k: state.pop(k) for k in HOOKS if k in state}
         # The numbers of hooks go on from one module to the next; their order is what counts.
         told = {k: v for k, v in hooks.items() if "state_dict" not in k}

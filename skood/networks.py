@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import partial
 from numbers import Integral, Real
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -107,8 +107,8 @@ def default_network(
     shape = _checked_shape(input_shape)
     n_channels = 1 if len(shape) == 2 else shape[0]
     standardize = Standardize(
-        torch.zeros(n_channels) if mean is None else mean,
-        torch.ones(n_channels) if std is None else std,
+        np.zeros(n_channels) if mean is None else mean,
+        np.ones(n_channels) if std is None else std,
     )
     if len(standardize.mean) != n_channels:
         raise ValueError(
@@ -116,13 +116,13 @@ def default_network(
             f"or channel, got {len(standardize.mean)}."
         )
     if len(shape) == 1:
-        return nn.Sequential(
-            standardize, _WithLength(_perceptron(n_channels)), _Head(128, n_classes)
-        )
-    add_channel_axis = [nn.Unflatten(1, (1, shape[0]))] if len(shape) == 2 else []
-    return nn.Sequential(
-        standardize, *add_channel_axis, *_convolutions(n_channels), nn.Linear(64, n_classes)
-    )
+        layers = [_WithLength(_perceptron(n_channels)), _Head(128, n_classes)]
+    else:
+        add_channel_axis = [nn.Unflatten(1, (1, shape[0]))] if len(shape) == 2 else []
+        layers = [*add_channel_axis, *_convolutions(n_channels), nn.Linear(64, n_classes)]
+    network = nn.Sequential(standardize, *layers)
+    _note(network, "default_network", input_shape=list(map(int, shape)), n_classes=int(n_classes))
+    return network
 
 
 class Standardize(nn.Module):
@@ -310,6 +310,7 @@ class CifarResNet(nn.Module):
         self.layer3 = _stage(_ResidualBlock, n_blocks, 32, 64, stride=2)
         self.linear = nn.Linear(64, n_classes)
         self.apply(_initialize)
+        _note(self, "CifarResNet", depth=int(depth), n_classes=int(n_classes))
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits of a batch of images."""
@@ -387,6 +388,14 @@ class WideResNet(nn.Module):
         self.bn1 = nn.BatchNorm2d(widths[2])
         self.fc = nn.Linear(widths[2], n_classes)
         self.apply(_initialize)
+        _note(
+            self,
+            "WideResNet",
+            depth=int(depth),
+            widen_factor=int(widen_factor),
+            dropout=float(dropout),
+            n_classes=int(n_classes),
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits of a batch of images."""
@@ -458,12 +467,27 @@ class CifarDenseNet(nn.Module):
         self.bn1 = nn.BatchNorm2d(width)
         self.fc = nn.Linear(width, n_classes)
         self.apply(_initialize)
+        _note(self, "CifarDenseNet", depth=int(depth), growth=int(growth), n_classes=int(n_classes))
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits of a batch of images."""
         x = self.trans1(self.block1(self.conv1(x)))
         x = self.block3(self.trans2(self.block2(x)))
         return self.fc(_global_average(F.relu(self.bn1(x))))
+
+
+BUILDERS: dict[str, Callable[..., nn.Module]] = {
+    "default_network": default_network,
+    "CifarResNet": CifarResNet,
+    "WideResNet": WideResNet,
+    "CifarDenseNet": CifarDenseNet,
+}
+"""What makes the networks here, by the names that files of detectors use."""
+
+
+def _note(network: nn.Module, name: str, **arguments: Any) -> None:
+    """Note in a network what makes another one like it: a name in `BUILDERS`, and arguments."""
+    vars(network)["_made_by"] = name, arguments
 
 
 class _ResidualBlock(nn.Module):

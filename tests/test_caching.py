@@ -3,9 +3,9 @@ from __future__ import annotations
 import errno
 import functools
 import hashlib
-import importlib
 import io
 import os
+import pickle
 import shutil
 import sys
 import warnings
@@ -21,10 +21,11 @@ from torch import nn
 from skood import SparseEnergyOODDetector
 from skood.caching import UNFINISHED, TrainingMemory, training_key
 from skood.engine.objective import fine_tuning_terms
-from skood.engine.training import Recipe, Training, TrainingData
+from skood.engine.training import Progress, Recipe, Training, TrainingData
 from skood.exceptions import MemoryEntryWarning
 from skood.penalties import Relative, l1, l1_over_l2
 from skood.rows import as_rows
+from skood.storage import to_bytes
 
 X = np.random.RandomState(0).randn(40, 4)
 LABELS = np.random.RandomState(1).randint(3, size=30)
@@ -349,7 +350,7 @@ class KeptTraining:
             if self.epochs == killed_after:
                 raise KeyboardInterrupt
 
-        history = training_of(network, seed).run(store.load(network.module), after_epoch)
+        history = training_of(network, seed).run(store.load(network.public), after_epoch)
         return network.module, history
 
 
@@ -428,9 +429,9 @@ def flipped(content):
 @pytest.mark.parametrize("damage", [lambda _: b"", lambda _: b"no", flipped, lambda c: c[:-1]])
 def test_a_damaged_entry_is_computed_again(training, tmp_path, damage):
     first = training()
-    (entry,) = tmp_path.rglob("*.pt")
+    (entry,) = tmp_path.rglob("*.safetensors")
     entry.write_bytes(damage(entry.read_bytes()))
-    with pytest.warns(MemoryEntryWarning, match="so it is computed again: the entry is damaged"):
+    with pytest.warns(MemoryEntryWarning, match="so it is computed again: it is damaged"):
         again = training()
     assert_bitwise_but_seconds(again, first)
     assert training.epochs == 2 * RECIPE.epochs
@@ -441,9 +442,9 @@ def test_a_damaged_entry_is_computed_again(training, tmp_path, damage):
 def test_clearing_the_memory_clears_all(opened, tmp_path):
     memory = Memory(tmp_path, verbose=0)
     KeptTraining(opened, memory)()
-    assert list(tmp_path.rglob("*.pt"))
+    assert list(tmp_path.rglob("*.safetensors"))
     memory.clear(warn=False)
-    assert not list(tmp_path.rglob("*.pt"))
+    assert not list(tmp_path.rglob("*.safetensors"))
 
 
 def assert_bitwise_but_seconds(found, expected):
@@ -460,7 +461,7 @@ def test_whoever_is_killed_while_saving_leaves_the_epoch_before(training, tmp_pa
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("skood.caching.os.replace", kill)
+        patch.setattr("skood.storage.os.replace", kill)
         with pytest.raises(KeyboardInterrupt):
             training()
     assert len(list(tmp_path.rglob("skood/*"))) == 1
@@ -499,12 +500,12 @@ def fails(error):
 @pytest.mark.parametrize(
     ("place", "error"),
     [
-        ("skood.caching.os.replace", OSError(errno.ENOSPC, "No space left on device")),
-        ("skood.caching.os.replace", OSError(errno.ESTALE, "Stale file handle")),
-        ("skood.caching.tempfile.mkstemp", OSError(errno.EDQUOT, "Disk quota exceeded")),
+        ("skood.storage.os.replace", OSError(errno.ENOSPC, "No space left on device")),
+        ("skood.storage.os.replace", OSError(errno.ESTALE, "Stale file handle")),
+        ("skood.storage.os.fsync", OSError(errno.EDQUOT, "Disk quota exceeded")),
         ("skood.caching.Path.mkdir", PermissionError(errno.EACCES, "Permission denied")),
         ("skood.caching.Path.read_bytes", PermissionError(errno.EACCES, "Permission denied")),
-        ("skood.caching.torch.save", RuntimeError("cannot pickle this network")),
+        ("skood.caching.to_bytes", RuntimeError("cannot keep this network")),
     ],
 )
 def test_what_cannot_be_written_or_read_is_said_once_and_costs_nothing(
@@ -555,26 +556,42 @@ def test_where_the_key_cannot_be_told_nothing_is_kept_and_that_is_said(tmp_path)
     assert "penalty" in message
     assert len(message) < 400
     # Pre-training has no penalty of the user's.
-    assert len(list(tmp_path.rglob("*.pt"))) == 1
+    assert len(list(tmp_path.rglob("*.safetensors"))) == 1
     assert detector.offset_ == fit(None, penalty=unreadable)[0].offset_
 
 
-def entry_of(thing):
+class Ran(Exception):
+    """Raised by code that a file holds."""
+
+
+class Hostile:
+    def __reduce__(self):
+        return exec, ("raise Ran",)
+
+
+def pickled(thing):
     buffer = io.BytesIO()
     torch.save(thing, buffer)
     payload = buffer.getvalue()
     return hashlib.sha256(payload).digest() + payload
 
 
-class Gone:
-    def __reduce__(self):
-        return importlib.import_module, ("there_is_no_such_module",)
-
-
-@pytest.mark.parametrize("content", [b"", b"no", entry_of("text"), entry_of(Gone())])
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"no",
+        pickle.dumps(Hostile()),
+        pickled("text"),
+        pickled(Hostile()),
+        to_bytes("training", {"key": "another"}, {}),
+        to_bytes("training", {"key": 7 * ["deep"]}, {"a": torch.ones(2)}),
+        to_bytes("detector", {}, {}),
+    ],
+)
 def test_an_entry_that_cannot_be_used_is_computed_again(tmp_path, offset, content):
     fit(tmp_path)
-    for entry in tmp_path.rglob("*.pt"):
+    for entry in tmp_path.rglob("*.safetensors"):
         entry.write_bytes(content)
     detector, messages = fit(tmp_path)
     assert detector.offset_ == offset
@@ -582,33 +599,40 @@ def test_an_entry_that_cannot_be_used_is_computed_again(tmp_path, offset, conten
     assert fit(tmp_path)[1] == []
 
 
-def test_a_folder_that_goes_meanwhile_is_made_again(tmp_path, offset):
+def stored(memory):
+    """A store, and an epoch to keep there."""
+    module, store = classifier(), TrainingMemory(memory).store("key")
+    assert store.load(module) is None
+    return store, Progress([{"loss": 1.0}], 0.5, module, {"state": {}, "param_groups": []})
+
+
+def test_a_folder_that_goes_meanwhile_is_made_again(tmp_path):
     folder = tmp_path / "kept"
-    store = TrainingMemory(folder).store("key")
+    store, progress = stored(folder)
     for _ in range(2):
-        store.save(None)
-        assert len(list(folder.rglob("*.pt"))) == 1
+        store.save(progress)
+        assert len(list(folder.rglob("*.safetensors"))) == 1
         shutil.rmtree(folder)
 
 
 def test_what_a_killed_process_has_left_is_removed_after_a_day(tmp_path):
-    store = TrainingMemory(tmp_path).store("key")
-    store.save(None)
+    store, progress = stored(tmp_path)
+    store.save(progress)
     old, new = (store.path.with_name(f"{name}{UNFINISHED}") for name in ("old", "new"))
     for path in (old, new):
         path.write_text("")
     os.utime(old, (0, 0))
-    store.save(None)
+    store.save(progress)
     assert not old.exists()
     assert new.exists()
 
 
 def test_a_repeated_fit_is_loaded(tmp_path):
     first, _ = fit(tmp_path)
-    entries = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.pt")}
+    entries = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.safetensors")}
     assert len(entries) == 2
     again, _ = fit(tmp_path)
-    assert entries == {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.pt")}
+    assert entries == {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.safetensors")}
     assert again.history_ == first.history_
 
 
@@ -630,7 +654,7 @@ def local_network(n_hooks):
 def test_a_network_that_no_module_holds_is_kept_and_loaded(tmp_path):
     first, messages = fit(tmp_path, local_network(n_hooks=1))
     assert messages == []
-    (entry,) = (path for path in tmp_path.rglob("*.pt"))
+    (entry,) = (path for path in tmp_path.rglob("*.safetensors"))
     written = entry.stat().st_mtime_ns
     module = local_network(n_hooks=1)
     again, messages = fit(tmp_path, module)
@@ -641,8 +665,89 @@ def test_a_network_that_no_module_holds_is_kept_and_loaded(tmp_path):
     assert type(again.module_) is type(module)
 
 
-def test_functions_of_one_name_cannot_be_kept(tmp_path):
-    detector, messages = fit(tmp_path, local_network(n_hooks=2))
+def test_functions_of_one_name_are_told_apart(tmp_path):
+    first, messages = fit(tmp_path, local_network(n_hooks=2))
+    again, more = fit(tmp_path, local_network(n_hooks=2))
+    assert messages + more == []
+    assert again.history_ == first.history_  # to the second
+    assert again.offset_ == fit(None, local_network(n_hooks=2))[0].offset_
+
+
+def test_an_entry_under_the_name_of_another_is_of_no_use(tmp_path, offset):
+    fit(tmp_path)
+    one, other = tmp_path.rglob("*.safetensors")
+    here, there = one.read_bytes(), other.read_bytes()
+    one.write_bytes(there)
+    other.write_bytes(here)
+    detector, messages = fit(tmp_path)
+    assert detector.offset_ == offset
     (message,) = messages
-    assert "the network holds two things of the name" in message
-    assert detector.offset_ == fit(None, local_network(n_hooks=2))[0].offset_
+    assert "the entry is of another training" in message
+
+
+class Counting(nn.Sequential):
+    """Counts its training batches, and keeps the last in a tensor or in a list."""
+
+    def __init__(self, *layers, into_list=False):
+        super().__init__(*layers)
+        self.count, self.last, self.all = 0, None, []
+        self.into_list = into_list
+
+    def forward(self, x):
+        if self.training:
+            self.count += 1
+            self.last = x.detach().mean(dim=0)
+            if self.into_list:
+                self.all.append(self.count)
+        return super().forward(x * (1 + self.count / 1000))
+
+
+def test_numbers_and_tensors_that_a_network_remembers_are_kept(tmp_path):
+    first, messages = fit(tmp_path, Counting(*classifier()))
+    again, more = fit(tmp_path, Counting(*classifier()))
+    assert messages + more == []
+    assert again.history_ == first.history_
+    assert again.offset_ == first.offset_
+    assert again.module_.count == first.module_.count > 0
+    assert torch.equal(again.module_.last, first.module_.last)
+
+
+def test_a_training_that_changes_more_is_not_kept_and_that_is_said(tmp_path):
+    detector, messages = fit(tmp_path, Counting(*classifier(), into_list=True))
+    (message,) = messages
+    assert "training changes more of the network than tensors and numbers" in message
+    assert not list(tmp_path.rglob("*.safetensors"))
+    assert detector.offset_ == fit(None, Counting(*classifier(), into_list=True))[0].offset_
+
+
+# What rounds otherwise
+
+
+@pytest.fixture
+def settings():
+    """Gives the settings of torch back as they were."""
+    before = torch.get_float32_matmul_precision()
+    yield
+    torch.set_float32_matmul_precision(before)
+    torch.backends.mkldnn.matmul.fp32_precision = "none"
+    torch._C._set_mkldnn_enabled(True)
+    torch.backends.cuda.enable_flash_sdp(True)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda patch: torch.set_float32_matmul_precision("medium"),
+        lambda patch: setattr(torch.backends.mkldnn.matmul, "fp32_precision", "bf16"),
+        lambda patch: torch._C._set_mkldnn_enabled(False),
+        lambda patch: torch.backends.cuda.enable_flash_sdp(False),
+        lambda patch: patch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX2"),
+        lambda patch: patch.setenv("MKL_CBWR", "COMPATIBLE"),
+        lambda patch: patch.setenv("ONEDNN_MAX_CPU_ISA", "AVX2"),
+    ],
+    ids=["products", "oneDNN's products", "oneDNN", "attention", "instructions", "MKL", "ISA"],
+)
+def test_what_rounds_otherwise_changes_the_key(key, settings, monkeypatch, change):
+    before = key()
+    change(monkeypatch)
+    assert key() != before

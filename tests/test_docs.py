@@ -36,6 +36,8 @@ INTERNAL_MODULES = {
     "randomness",
     "rejection",
     "rows",
+    "saving",
+    "storage",
     "validation",
     "versions",
 }

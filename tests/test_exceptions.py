@@ -33,6 +33,8 @@ from skood.exceptions import (
     PrecisionWarning,
     RandomScoresWarning,
     RoundedValuesWarning,
+    SavedFileError,
+    SavedFileWarning,
     SelectionWarning,
     SkoodWarning,
     SlowScoringWarning,
@@ -86,9 +88,14 @@ def hide_the_head():
     detector_of(nn.Flatten()).fit(X, Y)
 
 
+def load_what_save_has_not_written():
+    SparseEnergyOODDetector.load(__file__)
+
+
 @pytest.mark.parametrize(
     ("fail", "error", "builtin"),
     [
+        (load_what_save_has_not_written, SavedFileError, ValueError),
         (diverge, DivergenceError, RuntimeError),
         (overflow, NonFiniteLogitsError, ValueError),
         (hide_the_head, HeadNotFoundError, ValueError),
@@ -209,6 +216,12 @@ def travel_to_a_machine_without_the_device():
     pickle.loads(pickle.dumps(detector))
 
 
+def read_a_pickle_of_another_version():
+    with mock.patch("skood.detector.__version__", "0.0.1"):
+        content = pickle.dumps(fitted())
+    pickle.loads(content)
+
+
 def keep_what_is_drawn_afresh():
     detector_of(random_state=None, memory="unused", calibration_size=None).fit(X)
 
@@ -266,6 +279,7 @@ WARNINGS = [
     (score_row_by_row, SlowScoringWarning),
     (travel_to_a_machine_without_the_device, DeviceWarning),
     (keep_what_is_drawn_afresh, MemoryEntryWarning),
+    (read_a_pickle_of_another_version, SavedFileWarning),
     (vote_with_one_that_rejects, LostRejectionWarning),
     (score_without_outliers, SelectionWarning),
     (search_with_two_labels_of_outliers, SelectionWarning),
@@ -310,6 +324,7 @@ def test_the_classes_are_the_builtins_that_they_were():
 
 def test_every_class_is_met_here():
     met = {DivergenceError, NonFiniteLogitsError, HeadNotFoundError, LostRankError, SkoodWarning}
+    met |= {SavedFileError}
     met |= {category for _, category in WARNINGS}
     assert {kind.__name__ for kind in met} == set(exceptions.__all__)
 

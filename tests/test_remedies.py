@@ -31,6 +31,7 @@ from remedies import (
     outputs,
     pictures,
     rows,
+    saved,
     scores,
     selection,
     silence,
@@ -60,6 +61,7 @@ ROOMS = {
     "pictures": pictures,
     "layers": layers,
     "silence": silence,
+    "saved": saved,
 }
 
 CASES = [
