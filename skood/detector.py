@@ -26,6 +26,8 @@ from .engine.inference import forward_rows
 from .engine.rows import Rows, as_array
 from .engine.training import reproducible
 from .exceptions import SelectionWarning, ThresholdWarning
+from .exporting.files import export
+from .exporting.module import DetectorModule, detector_module
 from .fitting import (
     Fit,
     given_network,
@@ -687,6 +689,78 @@ class SparseEnergyOODDetector(OutlierMixin, BaseEstimator):
             label = None
         score = make_ood_scorer("auroc", ood_label=None if y is None else label)
         return cast(float, score(self, X, y))
+
+    def as_module(self, *, preprocess: bool = True) -> DetectorModule:
+        """The detector as one `torch.nn.Module`, from raw rows to decisions and p-values.
+
+        It shares nothing with the detector that may change, and lies on its device.
+
+        Parameters
+        ----------
+        preprocess : bool, default=True
+            Whether the parameter ``preprocess`` is a part of it. If not, the module takes what
+            ``preprocess`` returns.
+
+        Returns
+        -------
+        DetectorModule
+            The module, in evaluation mode. It maps a batch to a dict of "logits", "score",
+            "decision" and "p_value".
+
+        Raises
+        ------
+        NotFittedError
+            If the detector is not fitted.
+        ExportError
+            If the network is TorchScript, the score needs a gradient, or ``preprocess`` loads rows
+            by references.
+        """
+        check_is_fitted(self)
+        return detector_module(self, preprocess)
+
+    def export(
+        self, path: str | PathLike[str], X: Any = None, *, preprocess: bool = True
+    ) -> dict[str, Any]:
+        """Write the detector as one graph to a file, which runs without skood.
+
+        The graph is that of `as_module`: from a raw batch of any number of rows, named "rows", to
+        "logits", "score", "decision" and "p_value". Before the file appears, it is run on rows on
+        both sides of the threshold, and compared with the detector.
+
+        Parameters
+        ----------
+        path : str or path
+            Name of the file. ".onnx" is a graph for ONNX runtimes, and needs ``pip install
+            "skood[export]"``; ".pt2" is one for `torch.export.load`. A file of that name is
+            replaced.
+        X : array-like or Tensor of shape (n, ...), or Dataset, default=None
+            Rows like those of `fit`, some of which are compared; none is kept in the file. The
+            graph takes their dtype. None draws random rows, in the dtype of `fit`. If one side of
+            the threshold is missing, rows are changed until they reach it.
+        preprocess : bool, default=True
+            Whether the parameter ``preprocess`` is a part of the graph. If not, the graph takes
+            what ``preprocess`` returns.
+
+        Returns
+        -------
+        dict
+            What was compared: the number of "rows", how many of them are "kept" and "rejected" by
+            a clear margin, and the "largest_difference" of a score.
+
+        Raises
+        ------
+        NotFittedError
+            If the detector is not fitted.
+        ExportError
+            If a part of the detector cannot be exported, or the file would differ from the
+            detector. Nothing is left behind then.
+        ImportError
+            If what ".onnx" needs is not installed.
+        ValueError, OSError
+            If the suffix is another, or the file cannot be written.
+        """
+        check_is_fitted(self)
+        return export(self, path, X, preprocess=preprocess)
 
     @property
     def module_(self) -> nn.Module:

@@ -120,7 +120,10 @@ class Knn(FittedScore):
     def __call__(self, features: Tensor, logits: Tensor) -> Tensor:
         """Minus the Euclidean distance to the k-th nearest row of the bank, shape (n,)."""
         queries = F.normalize(self._ready(features))
-        return -torch.cat([self._distances(piece) for piece in queries.split(QUERY_ROWS)])
+        # A graph that is compiled or exported takes any number of rows, in one piece.
+        whole = torch.compiler.is_compiling()
+        pieces = [queries] if whole else queries.split(QUERY_ROWS)
+        return -torch.cat([self._distances(piece) for piece in pieces])
 
     def _distances(self, queries: Tensor) -> Tensor:
         # Matrix products are fast, and lose half of the digits of small distances.

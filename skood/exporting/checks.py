@@ -1,0 +1,197 @@
+"""Whether a file says what its detector says, on rows on both sides of the threshold."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ..calibration import conformal_p_values
+from ..engine.loading import transformed
+from ..engine.rows import InMemory, as_array, spaced
+from ..exceptions import ExportError
+from ..fitting import scored
+from ..notices import first_line
+from ..rows import rows_like_fit
+from .module import without_preprocess
+
+__all__ = ["Reference", "check_outputs", "example_batch", "on_both_sides"]
+
+CHECKED_ROWS = 64
+"""Rows on which a file is compared with its detector."""
+
+ROUNDS = 40
+"""How often rows are changed in search of the other side of the threshold, at most."""
+
+PARENTS = 8
+
+SPREAD_TOLERANCE = 1e-3
+"""Share of the spread of calibration scores by which a score may differ."""
+
+ROUNDING = 64
+"""Units in the last place, of the network's dtype, by which a score or logit may differ."""
+
+Outputs = dict[str, NDArray[Any]]
+
+
+class Reference:
+    """What a detector says of batches that its graph takes."""
+
+    def __init__(self, detector: Any, preprocess: bool) -> None:
+        self.network = detector._network if preprocess else without_preprocess(detector)
+        self._score = detector.score_function_
+        self.threshold = float(detector.offset_)
+        self.calibration_scores = detector.calibration_scores_
+        self.tpr = detector.tpr_
+        dtype = self.network.precision.scoring or self.network.batcher.dtype
+        self.rounding = ROUNDING * torch.finfo(dtype).eps
+
+    def outputs(self, batch: Tensor) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Scores and logits of a batch."""
+        pieces = [
+            (as_array(scores), as_array(logits))
+            for _, scores, logits in scored(self.network, InMemory(batch), self._score)
+        ]
+        scores, logits = (np.concatenate(parts) for parts in zip(*pieces, strict=True))
+        return scores.astype(np.float64), logits
+
+    def tolerance(self, scores: NDArray[np.float64]) -> NDArray[np.float64]:
+        """By how much each score may differ."""
+        spread = np.std(self.calibration_scores)
+        return SPREAD_TOLERANCE * spread + self.rounding * np.abs(scores)
+
+    def sides(self, scores: NDArray[np.float64]) -> NDArray[np.int64]:
+        """1 for rows that are clearly kept, -1 for rows clearly rejected, 0 for others."""
+        margins = scores - self.threshold
+        return np.where(np.abs(margins) > 2 * self.tolerance(scores), np.sign(margins), 0)
+
+
+def example_batch(detector: Any, X: Any, preprocess: bool) -> Tensor:
+    """Some rows as the graph takes them: of X, or drawn at random on the scale of fit."""
+    if X is None:
+        return _drawn_rows(detector, preprocess)
+    rows = rows_like_fit(detector, X, detector.preprocess)
+    rows.watch = None
+    batch = rows.read(spaced(len(rows), CHECKED_ROWS)).cpu()
+    if preprocess or rows.preprocessed or detector.preprocess is None:
+        return batch
+    return transformed(batch, detector.preprocess, "preprocess").cpu()
+
+
+def _drawn_rows(detector: Any, preprocess: bool) -> Tensor:
+    """Random rows of the shape, dtype and range of those of fit."""
+    scale = detector._watch.scale
+    if scale is None or (not preprocess and detector.preprocess is not None):
+        raise ExportError(
+            "What the graph takes is not known: the dtype or the shape of its rows. Pass some rows "
+            "like those of fit: export(path, X)."
+        )
+    dtype = getattr(torch, scale.dtype)
+    shape = getattr(detector, "input_shape_", None) or (detector.n_features_in_,)
+    raw = detector.preprocess is not None
+    if not dtype.is_floating_point and (raw or dtype.itemsize == 1):
+        low, high = (
+            (0, 1) if dtype == torch.bool else (torch.iinfo(dtype).min, torch.iinfo(dtype).max)
+        )
+    elif raw:
+        low, high = 0.0, 1.0
+    else:
+        low, high = 0.0 if scale.below_zero is False else -scale.most, scale.most
+    random = np.random.RandomState(0)
+    ones = (1,) * len(shape)
+    centres, widths = random.uniform(low, high, (2, CHECKED_ROWS, *ones))
+    noise = random.uniform(-0.5, 0.5, (CHECKED_ROWS, *shape))
+    rows = (centres + np.abs(widths) * noise).clip(low, high)
+    return _as_dtype(rows, dtype)
+
+
+def _as_dtype(rows: NDArray[np.float64], dtype: torch.dtype) -> Tensor:
+    if not dtype.is_floating_point:
+        rows = rows.round()
+    return torch.from_numpy(rows).to(dtype)
+
+
+def on_both_sides(batch: Tensor, reference: Reference) -> Tensor:
+    """The rows, and changed ones, so that some are clearly kept and some clearly rejected.
+
+    Rows are changed as by differential evolution: by differences of others.
+    """
+    try:
+        scores, _ = reference.outputs(batch)
+    except Exception as error:
+        raise ExportError(
+            f"The detector cannot score the rows that the file would be checked on "
+            f"({first_line(error)[:150]}). Pass some rows like those of fit: export(path, X)."
+        ) from error
+    random = np.random.RandomState(0)
+    values = as_array(batch.double())
+    low, high = values.min(), values.max()
+    found, ends = [batch], reference.sides(scores)
+    for _ in range(ROUNDS):
+        if {-1, 1} <= set(ends.tolist()):
+            return torch.cat(found)
+        wanted = 1 if -1 in ends else -1
+        best = np.argsort(-wanted * scores)[:PARENTS]
+        picks = random.randint(len(values), size=(2, CHECKED_ROWS))
+        parents = values[best[random.randint(len(best), size=CHECKED_ROWS)]]
+        ones = (CHECKED_ROWS, *[1] * (values.ndim - 1))
+        steps = random.uniform(0, 1.5, ones) * (values[picks[0]] - values[picks[1]])
+        moved = random.uniform(size=parents.shape) < random.uniform(size=ones)
+        children = _as_dtype((parents + moved * steps).clip(low, high), batch.dtype)
+        of_children, _ = reference.outputs(children)
+        sides = reference.sides(of_children)
+        if wanted in sides:
+            found.append(children[torch.from_numpy(sides == wanted)])
+            return torch.cat(found)
+        values = np.concatenate([values, as_array(children.double())])
+        scores = np.concatenate([scores, of_children])
+        keep = np.argsort(-wanted * scores)[: 2 * CHECKED_ROWS]
+        values, scores = values[keep], scores[keep]
+    side = "kept" if wanted == 1 else "rejected"
+    raise ExportError(
+        f"No row was found that is clearly {side}, so the file cannot be checked on both sides of "
+        "the threshold. Pass some rows like those of fit, and some unlike them: export(path, X)."
+    )
+
+
+def check_outputs(
+    run: Callable[[Tensor], Outputs], batch: Tensor, reference: Reference
+) -> dict[str, Any]:
+    """Refuse a file whose outputs are not those of the detector; what was compared."""
+    scores, logits = reference.outputs(batch)
+    sides = reference.sides(scores)
+    largest = 0.0
+    for size in (len(batch), 1):
+        got = run(batch[:size])
+        difference = np.abs(got["score"] - scores[:size])
+        largest = max(largest, float(difference.max()))
+        if not (difference <= reference.tolerance(scores[:size])).all():
+            raise _other("a score", difference.max(), "of the detector")
+        gap = np.abs(got["logits"] - logits[:size]).max()
+        if not gap <= reference.rounding * np.abs(logits).max():
+            raise _other("a logit", gap, "of the detector")
+        expected = conformal_p_values(got["score"], reference.calibration_scores, reference.tpr)
+        if not (got["p_value"] == expected).all():
+            raise _other("a p-value", np.abs(got["p_value"] - expected).max(), "of its score")
+        decided = np.where(got["score"] - reference.threshold >= 0, 1, -1)
+        clear = sides[:size] != 0
+        if (got["decision"] != decided).any() or (decided != sides[:size])[clear].any():
+            raise _other("a decision", 2, "of the detector")
+    return {
+        "rows": len(batch),
+        "kept": int((sides > 0).sum()),
+        "rejected": int((sides < 0).sum()),
+        "largest_difference": largest,
+    }
+
+
+def _other(what: str, difference: float, whose: str) -> ExportError:
+    return ExportError(
+        f"The file was not written: {what} in it differs by {difference:.3g} from that {whose}. "
+        "The graph does not do what the network, preprocess or the score does: look for what "
+        "depends on values, on time or on random numbers."
+    )

@@ -1,0 +1,178 @@
+"""A detector as one `torch.nn.Module`, which is what gets exported."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import math
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from ..calibration import conformal_p_values
+from ..engine.batches import Batcher
+from ..engine.copying import deepcopied
+from ..engine.modes import set_mode
+from ..engine.network import HeadInput, Network, head_is_not_called
+from ..engine.outputs import as_float64
+from ..engine.scripted import scripted_parts
+from ..engine.surroundings import under_autocast
+from ..exceptions import ExportError
+from ..notices import quoted
+from ..scores.protocol import ScoreFunction
+
+__all__ = ["DetectorModule"]
+
+
+class DetectorModule(nn.Module):
+    """A fitted detector from raw rows to logits, score, decision and p-value.
+
+    `SparseEnergyOODDetector.as_module` makes it, in evaluation mode and without gradients of its
+    own. It has copies of the network, of the score and of ``preprocess`` if that is a module; plain
+    functions are the detector's. What is done to the detector later does not reach it.
+
+    Notes
+    -----
+    Called on a batch (n, ...) of raw rows, in the dtype of X in ``fit``, it returns a dict:
+
+    - "logits" (n, K), in the network's dtype (float32 if that has 16 bits);
+    - "score" (n,), float64, as ``score_samples``;
+    - "decision" (n,), int64, as ``predict``: +1 in-distribution, -1 out-of-distribution;
+    - "p_value" (n,), float64, as ``p_values``.
+
+    A row that the detector refuses, because it or its logits hold NaN or infinity, has the score
+    NaN and is rejected. Other checks of values, such as the range of pixels, are not in a graph.
+    Scores are computed in float64: do not cast the module.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import torch
+    >>> from skood import SparseEnergyOODDetector
+    >>> X = np.random.RandomState(0).randn(100, 4).astype(np.float32)
+    >>> detector = SparseEnergyOODDetector(pretrain_epochs=1, random_state=0).fit(X)
+    >>> module = detector.as_module()
+    >>> bool((module(torch.from_numpy(X))["decision"].numpy() == detector.predict(X)).all())
+    True
+    """
+
+    def __init__(self, network: Network, score: ScoreFunction, judge: _Judge) -> None:
+        super().__init__()
+        self.classifier = deepcopied(network.public).requires_grad_(False)
+        set_mode(self.classifier, training=False)
+        self.preprocess = _own(network.batcher.preprocess)
+        self.score = _own(score)
+        self.judge = judge
+        self._batcher = dataclasses.replace(network.batcher, preprocess=self.preprocess)
+        self._precision = network.precision.scoring
+        self._head = network.visible_head
+        self._entered = HeadInput()
+        self._entered.watch(self.classifier.get_submodule(self._head))
+        self.training = False
+
+    def forward(self, rows: Tensor) -> dict[str, Tensor]:
+        """Logits, scores, decisions and p-values of raw rows."""
+        return self.judged(*self.classified(self.prepared(rows)))
+
+    def prepared(self, rows: Tensor) -> Tensor:
+        """Raw rows as the network takes them."""
+        return self._batcher.prepared(rows)
+
+    def classified(self, batch: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Features, logits, and whether the detector takes a row: all its values are finite."""
+        entered, logits = under_autocast(
+            lambda: self._entered.with_logits(self.classifier, batch),
+            batch.device,
+            self._precision,
+        )
+        if entered is None:
+            raise head_is_not_called(self.classifier, self._head)
+        usable = logits.isfinite().all(dim=1)
+        if batch.is_floating_point():
+            usable = usable & batch.flatten(1).isfinite().all(dim=1)
+        return entered.flatten(1), logits, usable
+
+    def judged(self, features: Tensor, logits: Tensor, usable: Tensor) -> dict[str, Tensor]:
+        """What features and logits say of rows."""
+        wanted = as_float64(features) if getattr(self.score, "uses_features", True) else None
+        values = self.score(wanted, as_float64(logits))
+        scores = torch.where(usable, as_float64(values), torch.nan)
+        decisions, p_values = self.judge(scores)
+        plain = logits.float() if logits.dtype.itemsize < 4 else logits
+        return {"logits": plain, "score": scores, "decision": decisions, "p_value": p_values}
+
+
+class _Judge(nn.Module):
+    """From scores to decisions and p-values."""
+
+    def __init__(
+        self, threshold: float, calibration_scores: NDArray[np.float64], tpr: float
+    ) -> None:
+        super().__init__()
+        n_rows = len(calibration_scores)
+        width = math.isqrt(n_rows - 1) + 1
+        lines = np.full(-(-n_rows // width) * width, np.inf)
+        lines[:n_rows] = np.sort(calibration_scores)
+        # One p-value for each number of calibration scores that a score reaches.
+        reached = np.arange(n_rows + 1)
+        p_values = conformal_p_values(reached - 0.5, reached[:-1], tpr)
+        self.threshold = nn.Buffer(torch.tensor(threshold, dtype=torch.float64))
+        self.lines = nn.Buffer(torch.from_numpy(lines.reshape(-1, width)))
+        self.p_values = nn.Buffer(torch.from_numpy(p_values))
+
+    def forward(self, scores: Tensor) -> tuple[Tensor, Tensor]:
+        # Sorted scores in lines, as in a book: first which line, then where in it. ONNX has no
+        # binary search, and to compare with all of them takes memory for rows times scores.
+        values = scores[:, None]
+        line = ((self.lines[:, 0] <= values).sum(dim=1) - 1).clamp_min(0)
+        reached = line * self.lines.shape[1] + (self.lines[line] <= values).sum(dim=1)
+        kept = scores - self.threshold >= 0
+        return torch.where(kept, 1, -1), self.p_values[reached]
+
+
+def detector_module(detector: Any, preprocess: bool) -> DetectorModule:
+    """A fitted detector as a module, with its ``preprocess`` or without."""
+    network, score = detector._network, detector.score_function_
+    if scripts := scripted_parts(network.module):
+        name = next(iter(scripts)) or "all of it"
+        raise ExportError(
+            f"A part of the network, {name!r}, is TorchScript, whose features and operations no "
+            "graph can take. Fit a detector on the nn.Module from which it was made."
+        )
+    if getattr(score, "uses_gradient", False):
+        raise ExportError(
+            f"score_function={quoted(score)} needs the gradient of the network, which is not in a "
+            'graph. Fit a detector with another score, such as "energy".'
+        )
+    if preprocess and detector._kind.form != "numbers":
+        raise ExportError(
+            "preprocess loads rows by references (paths, row numbers or objects), which no graph "
+            "can take. Pass preprocess=False: the graph then takes what preprocess returns."
+        )
+    if not preprocess:
+        network = without_preprocess(detector)
+    judge = _Judge(detector.offset_, detector.calibration_scores_, detector.tpr_)
+    return DetectorModule(network, score, judge)
+
+
+def without_preprocess(detector: Any) -> Network:
+    """The detector's network, on batches as its ``preprocess`` returns them."""
+    if detector.preprocess is None:
+        return detector._network
+    network = detector._network.uncompiled_copy()
+    network.batcher = dataclasses.replace(network.batcher, preprocess=_as_it_is)
+    return network
+
+
+def _as_it_is(batch: Tensor) -> Tensor:
+    return batch
+
+
+def _own(thing: Any) -> Any:
+    """A copy of what has a state; functions are shared."""
+    if isinstance(thing, nn.Module):
+        return deepcopied(thing)
+    return copy.deepcopy(thing)
