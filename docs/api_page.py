@@ -14,6 +14,7 @@ PUBLIC_MODULES = [
     "skood.metrics",
     "skood.model_selection",
     "skood.networks",
+    "skood.exporting",
     "skood.plotting",
     "skood.exceptions",
 ]

@@ -260,10 +260,11 @@ class HeadInput(threading.local):
     def __call__(
         self, head: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
     ) -> None:
+        """Keep what entered the head."""
         self.value = next(iter([*args, *kwargs.values()]), None)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # What belongs to a thread cannot be copied or pickled, and copies of a hook need none of it.
+        # What belongs to a thread can be neither copied nor pickled; copies begin with none.
         return HeadInput, ()
 
 

@@ -1,7 +1,8 @@
-"""Detectors as graphs: one module or one file, from raw rows to decisions and p-values."""
+"""What `SparseEnergyOODDetector.as_module` and `SparseEnergyOODDetector.export` make of a detector.
 
-from . import files, module
-from .files import *  # noqa: F403
-from .module import *  # noqa: F403
+Both have the same outputs: from raw rows to logits, score, decision and p-value.
+"""
 
-__all__ = [*files.__all__, *module.__all__]
+from .module import DetectorModule
+
+__all__ = ["DetectorModule"]

@@ -13,6 +13,7 @@ from torch import Tensor
 from ..calibration import conformal_p_values
 from ..engine.loading import transformed
 from ..engine.rows import InMemory, as_array, spaced
+from ..engine.watch import Scale
 from ..exceptions import ExportError
 from ..fitting import scored
 from ..notices import first_line
@@ -32,8 +33,11 @@ PARENTS = 8
 SPREAD_TOLERANCE = 1e-3
 """Share of the spread of calibration scores by which a score may differ."""
 
-ROUNDING = 64
-"""Units in the last place, of the network's dtype, by which a score or logit may differ."""
+ROUNDING = 1e-5
+"""Share of itself by which a score may differ, and of the largest by which a logit may."""
+
+UNITS = 4
+"""Units in the last place, of a network in 16 bits, to which that is raised."""
 
 Outputs = dict[str, NDArray[Any]]
 
@@ -48,7 +52,7 @@ class Reference:
         self.calibration_scores = detector.calibration_scores_
         self.tpr = detector.tpr_
         dtype = self.network.precision.scoring or self.network.batcher.dtype
-        self.rounding = ROUNDING * torch.finfo(dtype).eps
+        self.rounding = max(ROUNDING, UNITS * torch.finfo(dtype).eps)
 
     def outputs(self, batch: Tensor) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Scores and logits of a batch."""
@@ -92,21 +96,24 @@ def _drawn_rows(detector: Any, preprocess: bool) -> Tensor:
         )
     dtype = getattr(torch, scale.dtype)
     shape = getattr(detector, "input_shape_", None) or (detector.n_features_in_,)
-    raw = detector.preprocess is not None
-    if not dtype.is_floating_point and (raw or dtype.itemsize == 1):
-        low, high = (
-            (0, 1) if dtype == torch.bool else (torch.iinfo(dtype).min, torch.iinfo(dtype).max)
-        )
-    elif raw:
-        low, high = 0.0, 1.0
-    else:
-        low, high = 0.0 if scale.below_zero is False else -scale.most, scale.most
+    low, high = _range_of_rows(dtype, scale, detector.preprocess is not None)
     random = np.random.RandomState(0)
     ones = (1,) * len(shape)
     centres, widths = random.uniform(low, high, (2, CHECKED_ROWS, *ones))
     noise = random.uniform(-0.5, 0.5, (CHECKED_ROWS, *shape))
     rows = (centres + np.abs(widths) * noise).clip(low, high)
     return _as_dtype(rows, dtype)
+
+
+def _range_of_rows(dtype: torch.dtype, scale: Scale, preprocessed: bool) -> tuple[float, float]:
+    """Between which values rows of fit were; `scale` is that after preprocess."""
+    if dtype == torch.bool:
+        return 0, 1
+    if not dtype.is_floating_point and (preprocessed or dtype.itemsize == 1):
+        return torch.iinfo(dtype).min, torch.iinfo(dtype).max
+    if preprocessed:
+        return 0, 1
+    return 0 if scale.below_zero is False else -scale.most, scale.most
 
 
 def _as_dtype(rows: NDArray[np.float64], dtype: torch.dtype) -> Tensor:
@@ -166,7 +173,13 @@ def check_outputs(
     sides = reference.sides(scores)
     largest = 0.0
     for size in (len(batch), 1):
-        got = run(batch[:size])
+        try:
+            got = run(batch[:size])
+        except Exception as error:
+            raise ExportError(
+                f"The file was not written: its graph cannot run on {size} rows "
+                f"({first_line(error)[:150]})."
+            ) from error
         difference = np.abs(got["score"] - scores[:size])
         largest = max(largest, float(difference.max()))
         if not (difference <= reference.tolerance(scores[:size])).all():

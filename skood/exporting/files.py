@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
@@ -28,7 +30,8 @@ __all__ = ["export"]
 
 OUTPUTS = ("logits", "score", "decision", "p_value")
 
-INPUT = "rows"
+INPUT, BATCH = "rows", "batch"
+"""Names of what a graph takes, and of its first axis."""
 
 METADATA = "skood"
 """Name under which a file has what made it, as JSON."""
@@ -61,8 +64,7 @@ def export(
     about = json.dumps(_about(detector, batch, preprocess))
     with TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder:
         unfinished = Path(folder) / path.name
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of torch to its own developers
+        with _torch_quiet():
             chosen.write(program, unfinished, about)
         report = check_outputs(chosen.opened(unfinished), batch, reference)
         os.replace(unfinished, path)
@@ -108,7 +110,7 @@ def _about(detector: Any, batch: Tensor, preprocess: bool) -> dict[str, Any]:
         "n_calibration_rows": len(detector.calibration_scores_),
         "classes": detector.classes_.tolist(),
         "input_dtype": str(batch.dtype).removeprefix("torch."),
-        "input_shape": ["batch", *batch.shape[1:]],
+        "input_shape": [BATCH, *batch.shape[1:]],
         "preprocess": "inside" if inside else "none" if preprocess else "outside",
     }
 
@@ -123,11 +125,10 @@ def _program_of(module: DetectorModule, batch: Tensor, reference: Reference) -> 
 
 def _traced(module: nn.Module, inputs: tuple[Any, ...], reference: Reference) -> ExportedProgram:
     """The graph of a module; the first axis of all tensors is the batch."""
-    size = Dim("batch")
+    size = Dim(BATCH)
 
     def trace() -> list[ExportedProgram]:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of torch to its own developers
+        with _torch_quiet():
             shapes = tree_map(lambda _: {0: size}, inputs)
             return [torch.export.export(module, inputs, dynamic_shapes=shapes, strict=False)]
 
@@ -139,6 +140,20 @@ def _traced(module: nn.Module, inputs: tuple[Any, ...], reference: Reference) ->
             for node in part.graph.nodes:
                 node.meta.pop("stack_trace", None)
     return program
+
+
+@contextmanager
+def _torch_quiet() -> Iterator[None]:
+    """Without what torch and onnxscript tell their own developers."""
+    logger = logging.getLogger("onnxscript")
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(before)
 
 
 class _Stage(nn.Module):
@@ -204,9 +219,10 @@ def _write_onnx(program: ExportedProgram, path: Path, about: str) -> None:
             program,
             dynamo=True,
             verbose=False,
+            dynamic_shapes=({0: BATCH},),
             input_names=[INPUT],
             output_names=list(OUTPUTS),
-            custom_translation_table={torch.ops.aten._cdist_forward.default: _cdist},
+            custom_translation_table=TRANSLATIONS,
         )
     except Exception as error:
         raise ExportError(
@@ -226,9 +242,11 @@ def _opened_onnx(path: Path) -> Callable[[Tensor], Outputs]:
     try:
         session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     except Exception as error:
+        reason = str(error).rpartition(str(path))[2].lstrip(" :")
         raise ExportError(
-            f"onnxruntime cannot run the graph ({first_line(error)[:150]}). A network in 16 bits "
-            'needs float32: fit it with module.float(). A file ".pt2" takes any operation of torch.'
+            f"onnxruntime cannot run the graph ({reason[:150]}). If the network computes in 16 "
+            'bits, fit module.float() with precision="float32". A file ".pt2" takes any operation '
+            "of torch."
         ) from error
 
     def outputs(batch: Tensor) -> Outputs:
@@ -241,16 +259,33 @@ def _cdist(x1: Any, x2: Any, p: float, compute_mode: int | None = None) -> Any:
     """Euclidean distances between the rows of two matrices, in operations of ONNX."""
     from onnxscript import opset18 as op
 
+    # Products lose half of the digits of small distances, of which float64 has enough.
     if p != 2:
         raise NotImplementedError(f"torch.cdist with p={p:g}")
+    columns: Any = op.Constant(value_ints=[1])
     squares = op.Add(
-        op.ReduceSumSquare(x1, op.Constant(value_ints=[1]), keepdims=1),
-        op.Transpose(op.ReduceSumSquare(x2, op.Constant(value_ints=[1]), keepdims=1), perm=[1, 0]),
+        op.ReduceSumSquare(x1, columns, keepdims=1),
+        op.Transpose(op.ReduceSumSquare(x2, columns, keepdims=1), perm=[1, 0]),
     )
     products = op.MatMul(x1, op.Transpose(x2, perm=[1, 0]))
     difference = op.Sub(squares, op.Add(products, products))
     return op.Sqrt(op.Relu(difference))
 
+
+def _log_sigmoid(x: Any) -> Any:
+    """Logarithm of the sigmoid, also where that is rounded to 0."""
+    from onnxscript import opset18 as op
+
+    one: Any = op.CastLike(op.Constant(value_float=1.0), x)
+    rest = op.Log(op.Add(one, op.Exp(op.Neg(op.Abs(x)))))
+    return op.Neg(op.Add(op.Relu(op.Neg(x)), rest))
+
+
+TRANSLATIONS: dict[Callable[..., Any], Callable[..., Any]] = {
+    torch.ops.aten._cdist_forward.default: _cdist,
+    torch.ops.aten.log_sigmoid.default: _log_sigmoid,
+}
+"""Operations that torch.onnx does not know, or translates so that large numbers overflow."""
 
 FORMATS = {
     ".onnx": Format(("onnx", "onnxscript", "onnxruntime"), _write_onnx, _opened_onnx),

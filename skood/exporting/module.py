@@ -13,13 +13,12 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ..calibration import conformal_p_values
-from ..engine.batches import Batcher
 from ..engine.copying import deepcopied
+from ..engine.hardware import autocast
 from ..engine.modes import set_mode
 from ..engine.network import HeadInput, Network, head_is_not_called
 from ..engine.outputs import as_float64
 from ..engine.scripted import scripted_parts
-from ..engine.surroundings import under_autocast
 from ..exceptions import ExportError
 from ..notices import quoted
 from ..scores.protocol import ScoreFunction
@@ -83,11 +82,8 @@ class DetectorModule(nn.Module):
 
     def classified(self, batch: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Features, logits, and whether the detector takes a row: all its values are finite."""
-        entered, logits = under_autocast(
-            lambda: self._entered.with_logits(self.classifier, batch),
-            batch.device,
-            self._precision,
-        )
+        with autocast(batch.device, self._precision):
+            entered, logits = self._entered.with_logits(self.classifier, batch)
         if entered is None:
             raise head_is_not_called(self.classifier, self._head)
         usable = logits.isfinite().all(dim=1)
