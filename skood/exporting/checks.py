@@ -89,12 +89,12 @@ def example_batch(detector: Any, X: Any, preprocess: bool) -> Tensor:
 def _drawn_rows(detector: Any, preprocess: bool) -> Tensor:
     """Random rows of the shape, dtype and range of those of fit."""
     scale = detector._watch.scale
-    if scale is None or (not preprocess and detector.preprocess is not None):
+    dtype = None if scale is None else getattr(torch, scale.dtype, None)
+    if dtype is None or (not preprocess and detector.preprocess is not None):
         raise ExportError(
             "What the graph takes is not known: the dtype or the shape of its rows. Pass some rows "
             "like those of fit: export(path, X)."
         )
-    dtype = getattr(torch, scale.dtype)
     shape = getattr(detector, "input_shape_", None) or (detector.n_features_in_,)
     low, high = _range_of_rows(dtype, scale, detector.preprocess is not None)
     random = np.random.RandomState(0)
@@ -123,45 +123,42 @@ def _as_dtype(rows: NDArray[np.float64], dtype: torch.dtype) -> Tensor:
 
 
 def on_both_sides(batch: Tensor, reference: Reference) -> Tensor:
-    """The rows, and changed ones, so that some are clearly kept and some clearly rejected.
-
-    Rows are changed as by differential evolution: by differences of others.
-    """
+    """The rows, and changed ones if on one side of the threshold none clearly lies."""
     try:
         scores, _ = reference.outputs(batch)
     except Exception as error:
         raise ExportError(
-            f"The detector cannot score the rows that the file would be checked on "
+            "The detector cannot score the rows that the file would be checked on "
             f"({first_line(error)[:150]}). Pass some rows like those of fit: export(path, X)."
         ) from error
+    missing = {1, -1} - set(reference.sides(scores).tolist())
+    changed = [_rows_on(side, batch, scores, reference) for side in missing]
+    return torch.cat([batch, *changed])
+
+
+def _rows_on(side: int, batch: Tensor, scores: NDArray[np.float64], reference: Reference) -> Tensor:
+    """Rows on one side of the threshold, found by differential evolution from other rows."""
     random = np.random.RandomState(0)
     values = as_array(batch.double())
-    low, high = values.min(), values.max()
-    found, ends = [batch], reference.sides(scores)
+    size, low, high = (CHECKED_ROWS, *[1] * (values.ndim - 1)), values.min(), values.max()
     for _ in range(ROUNDS):
-        if {-1, 1} <= set(ends.tolist()):
-            return torch.cat(found)
-        wanted = 1 if -1 in ends else -1
-        best = np.argsort(-wanted * scores)[:PARENTS]
-        picks = random.randint(len(values), size=(2, CHECKED_ROWS))
-        parents = values[best[random.randint(len(best), size=CHECKED_ROWS)]]
-        ones = (CHECKED_ROWS, *[1] * (values.ndim - 1))
-        steps = random.uniform(0, 1.5, ones) * (values[picks[0]] - values[picks[1]])
-        moved = random.uniform(size=parents.shape) < random.uniform(size=ones)
-        children = _as_dtype((parents + moved * steps).clip(low, high), batch.dtype)
-        of_children, _ = reference.outputs(children)
-        sides = reference.sides(of_children)
-        if wanted in sides:
-            found.append(children[torch.from_numpy(sides == wanted)])
-            return torch.cat(found)
-        values = np.concatenate([values, as_array(children.double())])
-        scores = np.concatenate([scores, of_children])
-        keep = np.argsort(-wanted * scores)[: 2 * CHECKED_ROWS]
-        values, scores = values[keep], scores[keep]
-    side = "kept" if wanted == 1 else "rejected"
+        best = np.argsort(-side * scores)
+        parents = values[best[random.randint(min(PARENTS, len(best)), size=CHECKED_ROWS)]]
+        ones, others = values[random.randint(len(values), size=(2, CHECKED_ROWS))]
+        moved = random.uniform(size=parents.shape) < random.uniform(size=size)
+        children = parents + moved * random.uniform(0, 1.5, size) * (ones - others)
+        rows = _as_dtype(children.clip(low, high), batch.dtype)
+        of_rows, _ = reference.outputs(rows)
+        reached = reference.sides(of_rows) == side
+        if reached.any():
+            return rows[torch.from_numpy(reached)]
+        values = np.concatenate([values[best[:CHECKED_ROWS]], as_array(rows.double())])
+        scores = np.concatenate([scores[best[:CHECKED_ROWS]], of_rows])
+    missing = "kept" if side > 0 else "rejected"
     raise ExportError(
-        f"No row was found that is clearly {side}, so the file cannot be checked on both sides of "
-        "the threshold. Pass some rows like those of fit, and some unlike them: export(path, X)."
+        f"No row was found that is clearly {missing}, so the file cannot be checked on both sides "
+        "of the threshold. Pass some rows like those of fit, and some "
+        "unlike them: export(path, X)."
     )
 
 

@@ -169,16 +169,16 @@ class _Stage(nn.Module):
 
 
 STAGES = {
-    "prepared": (
+    "_prepared": (
         "preprocess",
         "Let it use torch operations on the whole batch alone, or pass preprocess=False: the graph "
         "then takes what preprocess returns",
     ),
-    "classified": (
+    "_classified": (
         "the network",
         "Its forward must not look at values, and must take any number of rows",
     ),
-    "judged": (
+    "_judged": (
         "the score",
         "Let it use torch operations on the whole batch alone, or fit with another score",
     ),
@@ -276,9 +276,7 @@ def _log_sigmoid(x: Any) -> Any:
     """Logarithm of the sigmoid, also where that is rounded to 0."""
     from onnxscript import opset18 as op
 
-    one: Any = op.CastLike(op.Constant(value_float=1.0), x)
-    rest = op.Log(op.Add(one, op.Exp(op.Neg(op.Abs(x)))))
-    return op.Neg(op.Add(op.Relu(op.Neg(x)), rest))
+    return op.Sub(op.Log(op.Sigmoid(op.Abs(x))), op.Relu(op.Neg(x)))
 
 
 TRANSLATIONS: dict[Callable[..., Any], Callable[..., Any]] = {

@@ -33,6 +33,15 @@ class DetectorModule(nn.Module):
     own. It has copies of the network, of the score and of ``preprocess`` if that is a module; plain
     functions are the detector's. What is done to the detector later does not reach it.
 
+    Parameters
+    ----------
+    network : Network
+        The network of a detector.
+    score : callable
+        Its score.
+    judge : torch.nn.Module
+        Turns scores into decisions and p-values.
+
     Notes
     -----
     Called on a batch (n, ...) of raw rows, in the dtype of X in ``fit``, it returns a dict:
@@ -74,13 +83,13 @@ class DetectorModule(nn.Module):
 
     def forward(self, rows: Tensor) -> dict[str, Tensor]:
         """Logits, scores, decisions and p-values of raw rows."""
-        return self.judged(*self.classified(self.prepared(rows)))
+        return self._judged(*self._classified(self._prepared(rows)))
 
-    def prepared(self, rows: Tensor) -> Tensor:
+    def _prepared(self, rows: Tensor) -> Tensor:
         """Raw rows as the network takes them."""
         return self._batcher.prepared(rows)
 
-    def classified(self, batch: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _classified(self, batch: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Features, logits, and whether the detector takes a row: all its values are finite."""
         with autocast(batch.device, self._precision):
             entered, logits = self._entered.with_logits(self.classifier, batch)
@@ -91,7 +100,7 @@ class DetectorModule(nn.Module):
             usable = usable & batch.flatten(1).isfinite().all(dim=1)
         return entered.flatten(1), logits, usable
 
-    def judged(self, features: Tensor, logits: Tensor, usable: Tensor) -> dict[str, Tensor]:
+    def _judged(self, features: Tensor, logits: Tensor, usable: Tensor) -> dict[str, Tensor]:
         """What features and logits say of rows."""
         wanted = as_float64(features) if getattr(self.score, "uses_features", True) else None
         values = self.score(wanted, as_float64(logits))
