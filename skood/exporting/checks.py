@@ -71,7 +71,8 @@ class Reference:
     def sides(self, scores: NDArray[np.float64]) -> NDArray[np.int64]:
         """1 for rows that are clearly kept, -1 for rows clearly rejected, 0 for others."""
         margins = scores - self.threshold
-        return np.where(np.abs(margins) > 2 * self.tolerance(scores), np.sign(margins), 0)
+        clear = np.abs(margins) > 2 * self.tolerance(scores)
+        return clear * np.sign(margins).astype(np.int64)
 
 
 def example_batch(detector: Any, X: Any, preprocess: bool) -> Tensor:

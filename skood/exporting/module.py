@@ -51,8 +51,8 @@ class DetectorModule(nn.Module):
     - "decision" (n,), int64, as ``predict``: +1 in-distribution, -1 out-of-distribution;
     - "p_value" (n,), float64, as ``p_values``.
 
-    A row that the detector refuses, because it or its logits hold NaN or infinity, has the score
-    NaN and is rejected. Other checks of values, such as the range of pixels, are not in a graph.
+    A row that the detector refuses, because it, its logits or its score is NaN or infinite, has the
+    score NaN and is rejected. Other checks of values, such as the range of pixels, are not in a graph.
     Scores are computed in float64: do not cast the module.
 
     Examples
@@ -103,8 +103,8 @@ class DetectorModule(nn.Module):
     def _judged(self, features: Tensor, logits: Tensor, usable: Tensor) -> dict[str, Tensor]:
         """What features and logits say of rows."""
         wanted = as_float64(features) if getattr(self.score, "uses_features", True) else None
-        values = self.score(wanted, as_float64(logits))
-        scores = torch.where(usable, as_float64(values), torch.nan)
+        values = as_float64(self.score(wanted, as_float64(logits)))
+        scores = torch.where(usable & values.isfinite(), values, torch.nan)
         decisions, p_values = self.judge(scores)
         plain = logits.float() if logits.dtype.itemsize < 4 else logits
         return {"logits": plain, "score": scores, "decision": decisions, "p_value": p_values}
@@ -119,7 +119,7 @@ class _Judge(nn.Module):
         super().__init__()
         n_rows = len(calibration_scores)
         width = math.isqrt(n_rows - 1) + 1
-        lines = np.full(-(-n_rows // width) * width, np.inf)
+        lines = np.full(-(-n_rows // width) * width, np.nan)  # which no score reaches
         lines[:n_rows] = np.sort(calibration_scores)
         # One p-value for each number of calibration scores that a score reaches.
         reached = np.arange(n_rows + 1)
