@@ -14,7 +14,6 @@ PUBLIC_MODULES = [
     "skood.metrics",
     "skood.model_selection",
     "skood.networks",
-    "skood.exporting",
     "skood.plotting",
     "skood.exceptions",
 ]

@@ -27,7 +27,7 @@ from .engine.rows import Rows, as_array
 from .engine.training import reproducible
 from .exceptions import SelectionWarning, ThresholdWarning
 from .exporting.files import export
-from .exporting.module import DetectorModule, detector_module
+from .exporting.module import detector_module
 from .fitting import (
     Fit,
     given_network,
@@ -690,10 +690,12 @@ class SparseEnergyOODDetector(OutlierMixin, BaseEstimator):
         score = make_ood_scorer("auroc", ood_label=None if y is None else label)
         return cast(float, score(self, X, y))
 
-    def as_module(self, *, preprocess: bool = True) -> DetectorModule:
-        """The detector as one `torch.nn.Module`, from raw rows to decisions and p-values.
+    def as_module(self, *, preprocess: bool = True) -> nn.Module:
+        """The detector as one module, from raw rows to logits, scores, decisions and p-values.
 
-        It shares nothing with the detector that may change, and lies on its device.
+        It has copies of the network, the score and the threshold, and of ``preprocess`` if that has
+        a state, so what is done to the detector later does not reach it. Plain functions are the
+        detector's own.
 
         Parameters
         ----------
@@ -703,9 +705,10 @@ class SparseEnergyOODDetector(OutlierMixin, BaseEstimator):
 
         Returns
         -------
-        DetectorModule
-            The module, in evaluation mode. It maps a batch to a dict of "logits", "score",
-            "decision" and "p_value".
+        torch.nn.Module
+            The module, in evaluation mode, on the detector's device. A batch (n, ...) of rows
+            becomes a dict of tensors: "logits" (n, K), "score" (n,) as from `score_samples`,
+            "decision" (n,) as from `predict`, and "p_value" (n,) as from `p_values`.
 
         Raises
         ------
@@ -714,6 +717,13 @@ class SparseEnergyOODDetector(OutlierMixin, BaseEstimator):
         ExportError
             If the network is TorchScript, the score needs a gradient, or ``preprocess`` loads rows
             by references.
+
+        Notes
+        -----
+        Logits have the network's dtype (float32 if that has 16 bits), decisions are int64. Scores
+        and p-values are computed in float64: do not cast the module. Where the detector refuses a
+        row, because it, its logits or its score is NaN or infinite, the score is NaN and the row
+        is rejected. Gradients reach the rows, but no weight asks for one.
         """
         check_is_fitted(self)
         return detector_module(self, preprocess)
@@ -731,7 +741,7 @@ class SparseEnergyOODDetector(OutlierMixin, BaseEstimator):
         ----------
         path : str or path
             Name of the file. ".onnx" is a graph for ONNX runtimes, and needs ``pip install
-            "skood[export]"``; ".pt2" is one for `torch.export.load`. A file of that name is
+            "skood[export]"``; ".pt2" is one for ``torch.export.load``. A file of that name is
             replaced.
         X : array-like or Tensor of shape (n, ...), or Dataset, default=None
             Rows like those of `fit`, some of which are compared; none is kept in the file. The

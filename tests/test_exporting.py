@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import json
 import pickle
 import subprocess
@@ -392,7 +393,7 @@ def test_a_graph_that_says_something_else_is_not_written(made, tmp_path):
         return logits.logsumexp(dim=1) + shift
 
     (tmp_path / "detector.pt2").write_bytes(b"before")
-    with pytest.raises(ExportError, match="a score in it differs by 0.1 "):
+    with pytest.raises(ExportError, match=r"a score in it differs by 0\.1 "):
         made(differs).export(tmp_path / "detector.pt2")
     assert [path.name for path in tmp_path.iterdir()] == ["detector.pt2"]
     assert (tmp_path / "detector.pt2").read_bytes() == b"before"
@@ -423,7 +424,7 @@ def test_rows_are_sought_on_both_sides(made):
 def test_where_no_row_is_on_the_other_side_some_are_asked_for(made, tmp_path):
     detector = made()
     detector.offset_ = 1e9
-    with pytest.raises(ExportError, match="clearly kept.*export"):
+    with pytest.raises(ExportError, match=r"clearly kept.*export\(path, X\)"):
         detector.export(tmp_path / "detector.pt2")
 
 
@@ -441,6 +442,54 @@ def test_names_of_no_file_are_refused_first(made, path, error, tmp_path):
     with pytest.raises(error):
         made().export(tmp_path / path)
     assert [path.name for path in tmp_path.iterdir()] == ["folder.pt2"]
+
+
+def test_rows_that_cannot_be_drawn_are_asked_for(made, tmp_path):
+    def narrow(rows):
+        if not torch.compiler.is_compiling() and (rows.abs() < 3).sum() < rows.numel() / 2:
+            raise ValueError("values beyond 3")
+        return rows
+
+    wide = X * 4
+    detector = made("energy", network(), wide, preprocess=lambda rows: narrow(rows / 4))
+    detector._watch.scale = dataclasses.replace(detector._watch.scale, dtype="int32")
+    with pytest.raises(ExportError, match=r"values beyond 3.*export\(path, X\)"):
+        detector.export(tmp_path / "detector.pt2")
+    assert len(checks.on_both_sides(torch.from_numpy(wide), checks.Reference(detector, True)))
+
+
+def test_a_graph_that_does_not_run_is_refused(made):
+    def run(batch):
+        raise RuntimeError("no kernel")
+
+    with pytest.raises(ExportError, match="cannot run on 106 rows \\(no kernel"):
+        checks.check_outputs(run, torch.from_numpy(FRESH), checks.Reference(made(), True))
+
+
+@pytest.mark.slow
+def test_what_onnx_cannot_do_is_a_file_of_torch(made, tmp_path):
+    pytest.importorskip("onnxruntime")
+    detector = made(lambda _, logits: torch.special.i0e(logits).amax(dim=1))
+    with pytest.raises(ExportError, match="i0e.*pt2"):
+        detector.export(tmp_path / "detector.onnx", X)
+    detector.export(tmp_path / "detector.pt2", X)
+
+
+@pytest.mark.slow
+def test_what_onnxruntime_cannot_run_runs_in_float32(made, tmp_path):
+    pytest.importorskip("onnxruntime")
+    detector = made("energy", network().bfloat16())
+    with pytest.raises(ExportError, match="precision="):
+        detector.export(tmp_path / "detector.onnx", X)
+    detector.export(tmp_path / "detector.pt2", X)
+    again = made("energy", network().bfloat16().float(), precision="float32")
+    again.export(tmp_path / "detector.onnx", X)
+
+
+def test_rows_of_another_shape_are_named(made):
+    for rows in (torch.zeros(3, 5), torch.zeros(6), FRESH):
+        with pytest.raises(ValueError, match=r"expected a tensor of shape \(n, 6\)"):
+            made().as_module()(rows)
 
 
 def test_what_onnx_needs_is_named(made, tmp_path, monkeypatch):

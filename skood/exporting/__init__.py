@@ -1,8 +1,1 @@
-"""What `SparseEnergyOODDetector.as_module` and `SparseEnergyOODDetector.export` make of a detector.
-
-Both have the same outputs: from raw rows to logits, score, decision and p-value.
-"""
-
-from .module import DetectorModule
-
-__all__ = ["DetectorModule"]
+"""A detector as one module or one file: raw rows to logits, scores, decisions and p-values."""

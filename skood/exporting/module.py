@@ -23,51 +23,22 @@ from ..exceptions import ExportError
 from ..notices import quoted
 from ..scores.protocol import ScoreFunction
 
-__all__ = ["DetectorModule"]
+__all__ = ["DetectorModule", "detector_module", "without_preprocess"]
 
 
 class DetectorModule(nn.Module):
-    """A fitted detector from raw rows to logits, score, decision and p-value.
+    """A fitted detector from raw rows to logits, scores, decisions and p-values.
 
-    `SparseEnergyOODDetector.as_module` makes it, in evaluation mode and without gradients of its
-    own. It has copies of the network, of the score and of ``preprocess`` if that is a module; plain
-    functions are the detector's. What is done to the detector later does not reach it.
-
-    Parameters
-    ----------
-    network : Network
-        The network of a detector.
-    score : callable
-        Its score.
-    judge : torch.nn.Module
-        Turns scores into decisions and p-values.
-
-    Notes
-    -----
-    Called on a batch (n, ...) of raw rows, in the dtype of X in ``fit``, it returns a dict:
-
-    - "logits" (n, K), in the network's dtype (float32 if that has 16 bits);
-    - "score" (n,), float64, as ``score_samples``;
-    - "decision" (n,), int64, as ``predict``: +1 in-distribution, -1 out-of-distribution;
-    - "p_value" (n,), float64, as ``p_values``.
-
-    A row that the detector refuses, because it, its logits or its score is NaN or infinite, has the
-    score NaN and is rejected. Other checks of values, such as the range of pixels, are not in a graph.
-    Scores are computed in float64: do not cast the module.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> import torch
-    >>> from skood import SparseEnergyOODDetector
-    >>> X = np.random.RandomState(0).randn(100, 4).astype(np.float32)
-    >>> detector = SparseEnergyOODDetector(pretrain_epochs=1, random_state=0).fit(X)
-    >>> module = detector.as_module()
-    >>> bool((module(torch.from_numpy(X))["decision"].numpy() == detector.predict(X)).all())
-    True
+    It has copies of the network, of the score and of ``preprocess`` if these have a state.
     """
 
-    def __init__(self, network: Network, score: ScoreFunction, judge: _Judge) -> None:
+    def __init__(
+        self,
+        network: Network,
+        score: ScoreFunction,
+        judge: _Judge,
+        shape: tuple[int, ...] | None,
+    ) -> None:
         super().__init__()
         self.classifier = deepcopied(network.public).requires_grad_(False)
         set_mode(self.classifier, training=False)
@@ -79,6 +50,7 @@ class DetectorModule(nn.Module):
         self._head = network.visible_head
         self._entered = HeadInput()
         self._entered.watch(self.classifier.get_submodule(self._head))
+        self._shape = shape
         self.training = False
 
     def forward(self, rows: Tensor) -> dict[str, Tensor]:
@@ -87,6 +59,10 @@ class DetectorModule(nn.Module):
 
     def _prepared(self, rows: Tensor) -> Tensor:
         """Raw rows as the network takes them."""
+        if not isinstance(rows, Tensor) or self._shape not in (None, tuple(rows.shape[1:])):
+            got = tuple(rows.shape) if isinstance(rows, Tensor) else type(rows).__name__
+            shape = ", ".join(map(str, self._shape or ("...",)))
+            raise ValueError(f"rows is {got}; expected a tensor of shape (n, {shape}).")
         return self._batcher.prepared(rows)
 
     def _classified(self, batch: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -157,10 +133,11 @@ def detector_module(detector: Any, preprocess: bool) -> DetectorModule:
             "preprocess loads rows by references (paths, row numbers or objects), which no graph "
             "can take. Pass preprocess=False: the graph then takes what preprocess returns."
         )
-    if not preprocess:
-        network = without_preprocess(detector)
+    shape = getattr(detector, "input_shape_", None) or (detector.n_features_in_,)
+    if not preprocess and detector.preprocess is not None:
+        network, shape = without_preprocess(detector), None
     judge = _Judge(detector.offset_, detector.calibration_scores_, detector.tpr_)
-    return DetectorModule(network, score, judge)
+    return DetectorModule(network, score, judge, shape)
 
 
 def without_preprocess(detector: Any) -> Network:
