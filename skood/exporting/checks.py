@@ -18,7 +18,7 @@ from ..exceptions import ExportError
 from ..fitting import scored
 from ..notices import first_line
 from ..rows import rows_like_fit
-from .module import without_preprocess
+from .module import shape_of_rows, without_preprocess
 
 __all__ = ["Reference", "check_outputs", "example_batch", "on_both_sides"]
 
@@ -72,7 +72,7 @@ class Reference:
         """1 for rows that are clearly kept, -1 for rows clearly rejected, 0 for others."""
         margins = scores - self.threshold
         clear = np.abs(margins) > 2 * self.tolerance(scores)
-        return clear * np.sign(margins).astype(np.int64)
+        return np.where(clear, np.sign(margins), 0).astype(np.int64)
 
 
 def example_batch(detector: Any, X: Any, preprocess: bool) -> Tensor:
@@ -96,7 +96,7 @@ def _drawn_rows(detector: Any, preprocess: bool) -> Tensor:
             "What the graph takes is not known: the dtype or the shape of its rows. Pass some rows "
             "like those of fit: export(path, X)."
         )
-    shape = getattr(detector, "input_shape_", None) or (detector.n_features_in_,)
+    shape = shape_of_rows(detector)
     low, high = _range_of_rows(dtype, scale, detector.preprocess is not None)
     random = np.random.RandomState(0)
     ones = (1,) * len(shape)

@@ -23,7 +23,7 @@ from ..exceptions import ExportError
 from ..notices import quoted
 from ..scores.protocol import ScoreFunction
 
-__all__ = ["DetectorModule", "detector_module", "without_preprocess"]
+__all__ = ["DetectorModule", "detector_module", "shape_of_rows", "without_preprocess"]
 
 
 class DetectorModule(nn.Module):
@@ -133,11 +133,19 @@ def detector_module(detector: Any, preprocess: bool) -> DetectorModule:
             "preprocess loads rows by references (paths, row numbers or objects), which no graph "
             "can take. Pass preprocess=False: the graph then takes what preprocess returns."
         )
-    shape = getattr(detector, "input_shape_", None) or (detector.n_features_in_,)
+    shape: tuple[int, ...] | None = shape_of_rows(detector)
     if not preprocess and detector.preprocess is not None:
         network, shape = without_preprocess(detector), None
     judge = _Judge(detector.offset_, detector.calibration_scores_, detector.tpr_)
     return DetectorModule(network, score, judge, shape)
+
+
+def shape_of_rows(detector: Any) -> tuple[int, ...]:
+    """The shape of a row of fit."""
+    if hasattr(detector, "input_shape_"):
+        shape: tuple[int, ...] = detector.input_shape_
+        return shape
+    return (detector.n_features_in_,)
 
 
 def without_preprocess(detector: Any) -> Network:
