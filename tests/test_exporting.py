@@ -486,6 +486,17 @@ def test_what_onnxruntime_cannot_run_runs_in_float32(made, tmp_path):
     again.export(tmp_path / "detector.onnx", X)
 
 
+def test_a_file_that_would_need_another_beside_it_is_refused(made, tmp_path, monkeypatch):
+    def write(program, path, about):
+        path.write_bytes(b"")
+        path.with_suffix(".data").write_bytes(b"")
+
+    monkeypatch.setitem(files.FORMATS, ".onnx", files.Format((), write, None))
+    with pytest.raises(ExportError, match=r"A file \"\.pt2\" holds any"):
+        made().export(tmp_path / "detector.onnx", X)
+    assert not list(tmp_path.iterdir())
+
+
 def test_rows_of_another_shape_are_named(made):
     for rows in (torch.zeros(3, 5), torch.zeros(6), FRESH):
         with pytest.raises(ValueError, match=r"expected a tensor of shape \(n, 6\)"):

@@ -234,6 +234,7 @@ ELSEWHERE = {
     "is not there: make it first": FILES,
     "pass the name of a file": FILES,
     "{} needs {}, which is not installed": FILES,
+    "The graph takes more than a file": FILES,
     "onnxruntime cannot run the graph": FILES,
     "torch.onnx cannot translate the graph": FILES,
     "The file was not written": FILES,

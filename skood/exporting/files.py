@@ -66,6 +66,10 @@ def export(
         unfinished = Path(folder) / path.name
         with _torch_quiet():
             chosen.write(program, unfinished, about)
+        if len(os.listdir(folder)) > 1:  # onnx writes what is too large for it beside it
+            raise ExportError(
+                f'The graph takes more than a file "{path.suffix}" holds. A file ".pt2" holds any.'
+            )
         report = check_outputs(chosen.opened(unfinished), batch, reference)
         os.replace(unfinished, path)
     return report
