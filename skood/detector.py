@@ -718,6 +718,11 @@ class SparseEnergyOODDetector(OutlierMixin, BaseEstimator):
             If the network is TorchScript, the score needs a gradient, or ``preprocess`` loads rows
             by references.
 
+        Warns
+        -----
+        ThresholdWarning
+            If the threshold of `fit` is doubtful, at its first use; `calibrate` clears that.
+
         Notes
         -----
         Logits have the network's dtype (float32 if that has 16 bits), decisions are int64. Scores
@@ -768,6 +773,11 @@ class SparseEnergyOODDetector(OutlierMixin, BaseEstimator):
             If what ".onnx" needs is not installed.
         ValueError, OSError
             If the suffix is another, or the file cannot be written.
+
+        Warns
+        -----
+        ThresholdWarning
+            If the threshold of `fit` is doubtful, at its first use; `calibrate` clears that.
         """
         check_is_fitted(self)
         return export(self, path, X, preprocess=preprocess)

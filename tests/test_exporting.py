@@ -20,7 +20,7 @@ from torch import nn
 from skood import SparseEnergyOODDetector
 from skood.calibration import conformal_p_values
 from skood.engine.rows import spaced
-from skood.exceptions import ExportError
+from skood.exceptions import ExportError, ThresholdWarning
 from skood.exporting import checks, files
 from skood.exporting.module import _Judge
 from skood.networks import CifarDenseNet, CifarResNet, NormalizeImages, WideResNet
@@ -175,6 +175,14 @@ def test_a_module_shares_nothing_that_changes(made):
     assert theirs.isdisjoint(map(id, module.parameters()))
 
 
+def test_a_doubtful_threshold_is_told():
+    detector = SparseEnergyOODDetector(
+        network(), max_epochs=0, random_state=0, calibration_size=None
+    ).fit(X)
+    with pytest.warns(ThresholdWarning, match="placed on the training rows"):
+        detector.as_module()
+
+
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))])
 def test_copies_of_a_module_stand_alone(made, copied):
     detector = made("two_views")
@@ -182,9 +190,10 @@ def test_copies_of_a_module_stand_alone(made, copied):
     assert_says_the_same(twin(torch.from_numpy(FRESH)), detector, FRESH)
 
 
-def test_gradients_reach_the_rows(made):
+@pytest.mark.parametrize("preprocess", [None, lambda rows: rows / 2])
+def test_gradients_reach_the_rows(made, preprocess):
     rows = torch.from_numpy(FRESH).requires_grad_()
-    module = made().as_module()
+    module = made("energy", network(), preprocess=preprocess).as_module()
     module(rows)["score"].sum().backward()
     assert rows.grad.abs().sum() > 0
     assert not any(tensor.requires_grad for tensor in module.parameters())

@@ -132,7 +132,8 @@ class Batcher:
         else:
             # A copy: what the network or preprocess does to it must not reach X, and memory that
             # torch allocates is aligned alike, on which the last bits of a product depend.
-            batch = self.prepared(batch.to(self.device, self._dtype_of_rows, copy=not own))
+            raw = batch.to(self.device, self._dtype_of_rows, copy=not own)
+            batch = self.prepared(raw).detach()  # no gradient reaches what preprocess holds
         if checked:
             check_finite(batch, rows, index)
         return self.laid_out(batch)

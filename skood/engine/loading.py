@@ -75,8 +75,7 @@ def transformed(batch: Any, transform: Loader, name: str) -> Tensor:
             "number of rows must stay the same. It is called on whole batches, not on single "
             "rows."
         )
-    # Gradients stop here: what the function holds is the user's.
-    return result.detach()
+    return result
 
 
 class _Fetched(Dataset[T]):

@@ -84,7 +84,7 @@ def example_batch(detector: Any, X: Any, preprocess: bool) -> Tensor:
     batch = rows.read(spaced(len(rows), CHECKED_ROWS)).cpu()
     if preprocess or rows.preprocessed or detector.preprocess is None:
         return batch
-    return transformed(batch, detector.preprocess, "preprocess").cpu()
+    return transformed(batch, detector.preprocess, "preprocess").detach().cpu()
 
 
 def _drawn_rows(detector: Any, preprocess: bool) -> Tensor:

@@ -8,6 +8,7 @@ import os
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
@@ -89,7 +90,7 @@ def _format_of(path: Path) -> Format:
         raise IsADirectoryError(f"{str(path)!r} is a folder; pass the name of a file.")
     for name in chosen.needs:
         try:
-            __import__(name)
+            import_module(name)
         except ImportError as error:
             raise ImportError(
                 f"{path.suffix} needs {name}, which is not installed: run "
@@ -103,12 +104,12 @@ def _about(detector: Any, batch: Tensor, preprocess: bool) -> dict[str, Any]:
     from .. import __version__  # which is not there yet while skood is imported
 
     score = detector.score_function_
-    named = score if isinstance(score, BaseEstimator) else getattr(score, "__name__", type(score))
+    name = getattr(score, "__name__", type(score).__name__)
     inside = preprocess and detector.preprocess is not None
     return {
         "skood_version": __version__,
         "torch_version": torch.__version__,
-        "score": " ".join(str(named).split()),
+        "score": " ".join(repr(score).split()) if isinstance(score, BaseEstimator) else name,
         "threshold": detector.offset_,
         "tpr": detector.tpr_,
         "n_calibration_rows": len(detector.calibration_scores_),

@@ -136,6 +136,7 @@ def detector_module(detector: Any, preprocess: bool) -> DetectorModule:
     shape: tuple[int, ...] | None = shape_of_rows(detector)
     if not preprocess and detector.preprocess is not None:
         network, shape = without_preprocess(detector), None
+    detector._doubts.warn()
     judge = _Judge(detector.offset_, detector.calibration_scores_, detector.tpr_)
     return DetectorModule(network, score, judge, shape)
 
