@@ -242,13 +242,14 @@ class Network:
 
 
 class HeadInput(threading.local):
-    """A hook on the head that keeps what entered it in the last forward of this thread."""
+    """What entered the head in the last forward of this thread, kept by a hook."""
 
     value: Any = None
 
     def watch(self, head: nn.Module) -> RemovableHandle:
-        """Become a hook of the head."""
-        return head.register_forward_hook(self, with_kwargs=True)
+        """Hook the head."""
+        # By a method: the compiler takes no object that is called.
+        return head.register_forward_hook(self.keep, with_kwargs=True)
 
     def with_logits(self, module: nn.Module, batch: Tensor) -> tuple[Any, Tensor]:
         """What enters the head in a forward of a module, and logits (n, K)."""
@@ -257,7 +258,7 @@ class HeadInput(threading.local):
         entered, self.value = self.value, None
         return entered, logits
 
-    def __call__(
+    def keep(
         self, head: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
     ) -> None:
         """Keep what entered the head."""
