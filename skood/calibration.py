@@ -246,7 +246,7 @@ def place_class_thresholds(
     classes = _valid_classes(classes, "classes", scores.size, n_classes)
     tpr = float(tpr)
     thresholds = np.full(n_classes, _threshold(scores, tpr), dtype=np.float64)
-    has_own = _has_threshold(classes, n_classes, tpr)
+    has_own = has_threshold(classes, n_classes, tpr)
     for one in np.flatnonzero(has_own):
         thresholds[one] = _threshold(scores[classes == one], tpr)
     if not has_own.all():
@@ -389,7 +389,7 @@ def conformal_p_values(
     own = _valid_classes(calibration_classes, "calibration_classes", calibration.size)
     of_tested = _valid_classes(classes, "classes", tested.size)
     n_classes = 1 + max(int(own.max()), int(of_tested.max()))
-    for one in np.flatnonzero(_has_threshold(own, n_classes, tpr)):
+    for one in np.flatnonzero(has_threshold(own, n_classes, tpr)):
         rows = of_tested == one
         p_values[rows] = _p_values(tested[rows], calibration[own == one], tpr)
     return p_values
@@ -466,7 +466,7 @@ def calibration_split(
     return np.setdiff1d(everything, free[:n_calibration]), np.sort(free[:n_calibration])
 
 
-def _has_threshold(classes: NDArray[np.intp], n_classes: int, tpr: float) -> NDArray[np.bool_]:
+def has_threshold(classes: NDArray[np.intp], n_classes: int, tpr: float) -> NDArray[np.bool_]:
     """Which classes have calibration rows enough for a threshold of their own."""
     counts = np.bincount(classes, minlength=n_classes)
     return counts >= minimum_rows(1, tpr)

@@ -27,6 +27,8 @@ from .engine.inference import forward_rows
 from .engine.rows import Rows, as_array
 from .engine.training import reproducible
 from .exceptions import SavedFileWarning, SelectionWarning, ThresholdWarning
+from .exporting.files import export
+from .exporting.module import detector_module
 from .fitting import (
     Fit,
     given_network,
@@ -735,6 +737,98 @@ class SparseEnergyOODDetector(OutlierMixin, BaseEstimator):
             label = None
         score = make_ood_scorer("auroc", ood_label=None if y is None else label)
         return cast(float, score(self, X, y))
+
+    def as_module(self, *, preprocess: bool = True) -> nn.Module:
+        """The detector as one module, from raw rows to logits, scores, decisions and p-values.
+
+        It has copies of the network, the score and the threshold, and of ``preprocess`` if that has
+        a state, so what is done to the detector later does not reach it. Plain functions are the
+        detector's own.
+
+        Parameters
+        ----------
+        preprocess : bool, default=True
+            Whether the parameter ``preprocess`` is a part of it. If not, the module takes what
+            ``preprocess`` returns.
+
+        Returns
+        -------
+        torch.nn.Module
+            The module, in evaluation mode, on the detector's device. A batch (n, ...) of rows
+            becomes a dict of tensors: "logits" (n, K), "score" (n,) as from `score_samples`,
+            "decision" (n,) as from `predict`, and "p_value" (n,) as from `p_values`.
+
+        Raises
+        ------
+        NotFittedError
+            If the detector is not fitted.
+        ExportError
+            If the network is TorchScript, the score needs a gradient, or ``preprocess`` loads rows
+            by references.
+
+        Warns
+        -----
+        ThresholdWarning
+            If the threshold of `fit` is doubtful, at its first use; `calibrate` clears that.
+
+        Notes
+        -----
+        Logits have the network's dtype (float32 if that has 16 bits), decisions are int64. Scores
+        and p-values are computed in float64: do not cast the module. Where the detector refuses a
+        row, because it, its logits or its score is NaN or infinite, the score is NaN and the row
+        is rejected. Gradients reach the rows, but no weight asks for one.
+        """
+        check_is_fitted(self)
+        return detector_module(self, preprocess)
+
+    def export(
+        self, path: str | PathLike[str], X: Any = None, *, preprocess: bool = True
+    ) -> dict[str, Any]:
+        """Write the detector as one graph to a file, which runs without skood.
+
+        The graph is that of `as_module`: from a raw batch of any number of rows, named "rows", to
+        "logits", "score", "decision" and "p_value". Before the file appears, it is run on rows on
+        both sides of the threshold, and compared with the detector.
+
+        Parameters
+        ----------
+        path : str or path
+            Name of the file. ".onnx" is a graph for ONNX runtimes, and needs ``pip install
+            "skood[export]"``; ".pt2" is one for ``torch.export.load``. A file of that name is
+            replaced.
+        X : array-like or Tensor of shape (n, ...), or Dataset, default=None
+            Rows like those of `fit`, some of which are compared; none is kept in the file. The
+            graph takes their dtype. None draws random rows, in the dtype of `fit`. If one side of
+            the threshold is missing, rows are changed until they reach it.
+        preprocess : bool, default=True
+            Whether the parameter ``preprocess`` is a part of the graph. If not, the graph takes
+            what ``preprocess`` returns.
+
+        Returns
+        -------
+        dict
+            What was compared: the number of "rows", how many of them are "kept" and "rejected" by
+            a clear margin, and the "largest_difference" of a score.
+
+        Raises
+        ------
+        NotFittedError
+            If the detector is not fitted.
+        ExportError
+            If a part of the detector cannot be exported, or the file would differ from the
+            detector. Nothing is left behind then.
+        ImportError
+            If what ".onnx" needs is not installed.
+        ValueError, OSError
+            If the suffix is another, or the file cannot be written.
+
+        Warns
+        -----
+        ThresholdWarning
+            If the threshold of `fit` is doubtful, at its first use; `calibrate` clears that.
+        """
+        check_is_fitted(self)
+        return export(self, path, X, preprocess=preprocess)
 
     @property
     def module_(self) -> nn.Module:

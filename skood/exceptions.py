@@ -13,6 +13,7 @@ __all__ = [
     "AnotherScaleWarning",
     "DeviceWarning",
     "DivergenceError",
+    "ExportError",
     "FewCalibrationRowsWarning",
     "FewTrainingRowsWarning",
     "HeadNotFoundError",
@@ -48,6 +49,10 @@ class NonFiniteLogitsError(ValueError):
 
 class HeadNotFoundError(ValueError):
     """The network has no last layer that turns features into logits, or hides it."""
+
+
+class ExportError(ValueError):
+    """A detector, or a part of it, cannot be exported, or the file would say something else."""
 
 
 class LostRankError(RuntimeError):

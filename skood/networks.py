@@ -645,7 +645,8 @@ def _white(images: Tensor) -> int:
             f"images have dtype {str(images.dtype).removeprefix('torch.')}; expected uint8 within "
             "0..255 or floats within 0..1. Cast pixels of 0..255 to uint8."
         )
-    if ((images < 0) | (images > 1)).any():
+    # A graph that is compiled or exported has no values yet.
+    if not torch.compiler.is_compiling() and ((images < 0) | (images > 1)).any():
         raise ValueError(
             f"images of dtype {str(images.dtype).removeprefix('torch.')} have values from "
             f"{images.min().item():g} to {images.max().item():g}; expected 0..1. Scale them, for "

@@ -20,6 +20,7 @@ from skood.exceptions import (
     AnotherScaleWarning,
     DeviceWarning,
     DivergenceError,
+    ExportError,
     FewCalibrationRowsWarning,
     FewTrainingRowsWarning,
     HeadNotFoundError,
@@ -99,6 +100,7 @@ def load_what_save_has_not_written():
         (diverge, DivergenceError, RuntimeError),
         (overflow, NonFiniteLogitsError, ValueError),
         (hide_the_head, HeadNotFoundError, ValueError),
+        (lambda: fitted(score_function="odin").as_module(), ExportError, ValueError),
     ],
 )
 def test_an_error_has_its_class_and_is_the_builtin_it_was(fail, error, builtin):
@@ -324,7 +326,7 @@ def test_the_classes_are_the_builtins_that_they_were():
 
 def test_every_class_is_met_here():
     met = {DivergenceError, NonFiniteLogitsError, HeadNotFoundError, LostRankError, SkoodWarning}
-    met |= {SavedFileError}
+    met |= {ExportError, SavedFileError}
     met |= {category for _, category in WARNINGS}
     assert {kind.__name__ for kind in met} == set(exceptions.__all__)
 

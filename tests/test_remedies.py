@@ -24,6 +24,7 @@ import torch
 from remedies import (
     common,
     copies,
+    exporting,
     forwards,
     heads,
     labels,
@@ -62,6 +63,7 @@ ROOMS = {
     "layers": layers,
     "silence": silence,
     "saved": saved,
+    "exporting": exporting,
 }
 
 CASES = [
@@ -189,6 +191,7 @@ def test_what_needs_pandas_says_how_to_install_it_and_what_needs_none(monkeypatc
 
 # Every message is met
 
+FILES = "rows on both sides, and files: tests/test_exporting.py"
 FORM = "the form that is expected: tests/test_public_functions.py"
 
 ELSEWHERE = {
@@ -230,6 +233,15 @@ ELSEWHERE = {
     "X changed while it was read": "nothing to do with a single thread",
     "It is named {} here": "a hint: tests/test_metrics.py",
     "The estimator around RejectingClassifier": "tests/test_rejection.py",
+    "is not there: make it first": FILES,
+    "pass the name of a file": FILES,
+    "{} needs {}, which is not installed": FILES,
+    "The graph takes more than a file": FILES,
+    "onnxruntime cannot run the graph": FILES,
+    "torch.onnx cannot translate the graph": FILES,
+    "The file was not written": FILES,
+    "The detector cannot score the rows that the file": FILES,
+    "No row was found that is clearly": FILES,
     "rows that are lists or arrays. Pass a list": "rows of several lengths: tests/test_rows.py",
     "Pass references like those of fit": "rows of several lengths: tests/test_rows.py",
     "If rows have several lengths": "rows of several lengths: tests/test_rows.py",

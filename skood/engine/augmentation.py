@@ -77,7 +77,7 @@ def _transformed(
     generator: torch.Generator,
     share: Share | None = None,
 ) -> Tensor:
-    return transformed(batch, augment, "augment")
+    return transformed(batch, augment, "augment").detach()
 
 
 def _whole(batch: Tensor) -> Share:

@@ -68,6 +68,12 @@ class Batcher:
         for index, batch in self._ahead(read) if ahead else read:
             yield self._ready(rows, index, batch, own=ahead, checked=checked)
 
+    def prepared(self, batch: Tensor) -> Tensor:
+        """Raw rows as the network takes them, where they are: preprocessed, centred and cast."""
+        if self.preprocess is None:
+            return self._cast(batch)
+        return self._cast(transformed(batch, self.preprocess, "preprocess").to(batch.device))
+
     def laid_out(self, batch: Tensor) -> Tensor:
         """A batch in the layout that the network takes."""
         last = self.channels_last and batch.ndim == 4
@@ -109,21 +115,25 @@ class Batcher:
         """Dtype of rows before preprocess and centring; None leaves theirs."""
         return self.dtype if self.preprocess is None and self.center is None else None
 
+    def _cast(self, batch: Tensor) -> Tensor:
+        """A preprocessed batch, centred, in the dtype that the network takes."""
+        if self.center is not None:
+            batch = _centered(batch, self.center.to(batch.device))
+        if batch.is_floating_point() or self.preprocess is None:
+            return batch.to(self.dtype)
+        return batch
+
     def _ready(
         self, rows: Rows, index: Index, batch: Tensor, *, own: bool, checked: bool = True
     ) -> Tensor:
         """In the dtype and layout that the network takes, on its device."""
-        if not rows.preprocessed:
+        if rows.preprocessed:
+            batch = self._cast(batch.to(self.device))
+        else:
             # A copy: what the network or preprocess does to it must not reach X, and memory that
             # torch allocates is aligned alike, on which the last bits of a product depend.
-            batch = batch.to(self.device, self._dtype_of_rows, copy=not own)
-            if self.preprocess is not None:
-                batch = transformed(batch, self.preprocess, "preprocess")
-        batch = batch.to(self.device)
-        if self.center is not None:
-            batch = _centered(batch, self.center.to(self.device))
-        if batch.is_floating_point() or self.preprocess is None:
-            batch = batch.to(self.dtype)
+            raw = batch.to(self.device, self._dtype_of_rows, copy=not own)
+            batch = self.prepared(raw).detach()  # no gradient reaches what preprocess holds
         if checked:
             check_finite(batch, rows, index)
         return self.laid_out(batch)

@@ -69,14 +69,13 @@ def transformed(batch: Any, transform: Loader, name: str) -> Tensor:
             f"{name} returned a {type(result).__name__} for a batch of shape "
             f"{tuple(batch.shape)}; it must return a torch tensor with the same number of rows."
         )
-    if result.ndim == 0 or len(result) != len(batch):
+    if result.ndim == 0 or result.shape[0] != batch.shape[0]:
         raise ValueError(
             f"{name} turned a batch of shape {tuple(batch.shape)} into {tuple(result.shape)}; the "
             "number of rows must stay the same. It is called on whole batches, not on single "
             "rows."
         )
-    # Gradients stop here: what the function holds is the user's.
-    return result.detach()
+    return result
 
 
 class _Fetched(Dataset[T]):

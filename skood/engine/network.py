@@ -94,15 +94,10 @@ class Network:
         self._public = module
         self.module, _ = view_of(module)
         self._parts = tuple(parts_with_a_mode(self.module).values())
-        seen = self._seen = _Seen()
-
-        def keep(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-            seen.by_head = next(iter([*args, *kwargs.values()]), None)
-
+        self._seen = HeadInput()
         self._hook: RemovableHandle | None = None
         if self.head is not None:
-            head = self.module.get_submodule(self.head)
-            self._hook = head.register_forward_hook(keep, with_kwargs=True)
+            self._hook = self._seen.watch(self.module.get_submodule(self.head))
         self._forward = compiled(self._run, self.device) if self.compiled else self._run
 
     @property
@@ -212,10 +207,7 @@ class Network:
 
     def _run(self, batch: Tensor) -> tuple[Any, Tensor]:
         """What enters the head, and logits (n, K)."""
-        self._seen.by_head = None
-        logits = run(self.module, batch)
-        entered, self._seen.by_head = self._seen.by_head, None
-        return entered, logits
+        return self._seen.with_logits(self.module, batch)
 
     def _checked(self, entered: Any, logits: Tensor) -> tuple[Tensor, Tensor]:
         if entered is None:
@@ -249,10 +241,32 @@ class Network:
         Network.__init__(self, **(state | moved))
 
 
-class _Seen(threading.local):
-    """What entered the head in the last forward of this thread."""
+class HeadInput(threading.local):
+    """What entered the head in the last forward of this thread, kept by a hook."""
 
-    by_head: Any = None
+    value: Any = None
+
+    def watch(self, head: nn.Module) -> RemovableHandle:
+        """Hook the head."""
+        # By a method: the compiler takes no object that is called.
+        return head.register_forward_hook(self.keep, with_kwargs=True)
+
+    def with_logits(self, module: nn.Module, batch: Tensor) -> tuple[Any, Tensor]:
+        """What enters the head in a forward of a module, and logits (n, K)."""
+        self.value = None
+        logits = run(module, batch)
+        entered, self.value = self.value, None
+        return entered, logits
+
+    def keep(
+        self, head: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
+    ) -> None:
+        """Keep what entered the head."""
+        self.value = next(iter([*args, *kwargs.values()]), None)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # What belongs to a thread can be neither copied nor pickled; copies begin with none.
+        return HeadInput, ()
 
 
 def features_and_logits(module: nn.Module, head: str, batch: Tensor) -> tuple[Tensor, Tensor]:

@@ -32,7 +32,7 @@ LONGEST_COMPANY = 50
 
 def run(module: nn.Module, batch: Tensor) -> Tensor:
     """Logits (n, K) of a batch, one row for each of its rows."""
-    return logits_of(module(batch), len(batch))
+    return logits_of(module(batch), batch.shape[0])  # len() would fix it in an exported graph
 
 
 def logits_of(output: Any, n_rows: int | None = None) -> Tensor:
@@ -102,7 +102,12 @@ def as_float64(values: Tensor) -> Tensor:
 
 
 def all_finite(values: Tensor) -> bool:
-    """Whether no value is NaN or infinite."""
+    """Whether no value is NaN or infinite; taken to be so of a graph that is compiled or exported.
+
+    Such a graph has no values yet.
+    """
+    if torch.compiler.is_compiling():
+        return True
     # A sum tells in one pass, except where it overflows.
     return math.isfinite(values.sum()) or bool(torch.isfinite(values).all())
 

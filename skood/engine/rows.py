@@ -298,7 +298,7 @@ class Loaded(Rows):
                 f"{loaded.shape}, into a tensor with as many rows{_for_example(loaded[0])}."
             )
         try:
-            return transformed(loaded, self._preprocess, "preprocess")
+            return transformed(loaded, self._preprocess, "preprocess").detach()
         except Exception as error:
             if self.without_numbers:
                 error.add_note(

@@ -257,7 +257,8 @@ class Scale(FittedScore):
 
 
 def _check_not_negative(features: Tensor) -> None:
-    if len(features) > 0 and features.min() < 0:
+    # A graph that is compiled or exported has no values yet.
+    if not torch.compiler.is_compiling() and len(features) > 0 and features.min() < 0:
         raise ValueError(
             'score_function="scale" needs features of at least 0, such as after a ReLU; these go '
             f"down to {float(features.min()):.3g}. Pass another score."

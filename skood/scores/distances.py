@@ -122,7 +122,9 @@ class Knn(FittedScore):
         """Minus the Euclidean distance to the k-th nearest row of the bank, shape (n,)."""
         queries = F.normalize(self._ready(features))
         squares = self.bank_.square().sum(dim=1)
-        pieces = aligned(queries).split(QUERY_ROWS)
+        # A graph that is compiled or exported takes any number of rows, in one piece.
+        whole = torch.compiler.is_compiling()
+        pieces = [queries] if whole else aligned(queries).split(QUERY_ROWS)
         nearest = torch.cat([self._nearest(piece, squares) for piece in pieces])
         return -(nearest + queries.square().sum(dim=1)).clamp_min(0).sqrt()
 

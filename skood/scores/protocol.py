@@ -384,7 +384,7 @@ def check_as_many(features: Tensor, logits: Tensor) -> None:
     logits : Tensor of shape (n, K)
         Logits.
     """
-    if len(logits) != len(features):
+    if logits.shape[0] != features.shape[0]:  # len() would fix it in an exported graph
         raise ValueError(
             f"logits has {len(logits)} rows and features {len(features)}; expected as many."
         )
