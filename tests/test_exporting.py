@@ -257,7 +257,7 @@ def test_thresholds_of_classes_are_inside(made, tmp_path, read, tpr):
     assert_array_equal(said["p_value"], expected)
     assert_allclose(expected, detector.p_values(rows), atol=0.02)
     detector.export(tmp_path / "detector.pt2")
-    assert_says_the_same(read(tmp_path / "detector.pt2")(rows), detector, rows)
+    assert_says_the_same(read("detector.pt2", rows), detector, rows)
 
 
 def test_rows_that_the_detector_refuses_are_rejected(made):
