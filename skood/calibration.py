@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from scipy.stats import false_discovery_control
 from sklearn.utils._param_validation import StrOptions, validate_parameter_constraints
 
 from .exceptions import FewCalibrationRowsWarning
@@ -25,6 +26,7 @@ __all__ = [
     "calibration_split",
     "conformal_p_values",
     "minimum_rows",
+    "outliers_at_fdr",
     "place_threshold",
 ]
 
@@ -41,6 +43,7 @@ CONSTRAINTS = {
     "n_rows": [Number(Integral, 0, MOST_ROWS, closed="both")],
     "rank": [Number(Integral, 1, MOST_ROWS, closed="both")],
     "tpr": [Number(Real, 0, 1, closed="neither")],
+    "fdr": [Number(Real, 0, 1, closed="neither")],
     "size": SIZE,
     "random_state": [np.random.RandomState],
 }
@@ -227,6 +230,50 @@ def conformal_p_values(scores: ArrayLike, calibration_scores: ArrayLike, tpr: fl
     p_values = counts / (calibration.size + 1)
     rejected = counts <= _rank(calibration.size, tpr)
     return np.where(rejected, np.minimum(p_values, 1 - tpr), p_values)
+
+
+def outliers_at_fdr(p_values: ArrayLike, fdr: float) -> NDArray[np.bool_]:
+    """Rows to call outliers, so that at most a share `fdr` of these is in-distribution on average.
+
+    Parameters
+    ----------
+    p_values : array-like of shape (n,)
+        Conformal p-values of the rows.
+    fdr : float
+        False discovery rate, between 0 and 1, both excluded.
+
+    Returns
+    -------
+    ndarray of shape (n,), bool
+        True for outliers.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If p-values are not numbers between 0 and 1, empty, not 1-D, masked or NaN, or `fdr` is not
+        between 0 and 1.
+
+    References
+    ----------
+    Benjamini & Hochberg, "Controlling the false discovery rate", J. R. Statist. Soc. B 57(1), 1995.
+    Bates et al., "Testing for outliers with conformal p-values", Ann. Statist. 51(1), 2023,
+    theorem 2.
+
+    Examples
+    --------
+    >>> from skood.calibration import outliers_at_fdr
+    >>> outliers_at_fdr([0.01, 0.02, 0.5, 0.9], fdr=0.1)
+    array([ True,  True, False, False])
+    """
+    _check("outliers_at_fdr", fdr=fdr)
+    tested = valid_scores(p_values, "p_values").astype(np.float64)
+    if tested.min() < 0 or tested.max() > 1:
+        raise ValueError(
+            f"p_values range from {tested.min():.4g} to {tested.max():.4g}; expected numbers "
+            "from 0 to 1, as conformal_p_values gives them."
+        )
+    # A p-value at the limit is a product that was rounded.
+    return false_discovery_control(tested) <= float(fdr) * (1 + 4 * np.finfo(float).eps)
 
 
 def calibration_split(

@@ -26,6 +26,7 @@ __all__ = [
     "PrecisionWarning",
     "RandomScoresWarning",
     "RoundedValuesWarning",
+    "SeenRowsWarning",
     "SelectionWarning",
     "SkoodWarning",
     "SlowScoringWarning",
@@ -94,6 +95,10 @@ class AnotherScaleWarning(SkoodWarning):
 
 class RoundedValuesWarning(SkoodWarning):
     """Values of X are rounded in the cast to the network's dtype, and differ less than that."""
+
+
+class SeenRowsWarning(SkoodWarning):
+    """Rows that are compared with the calibration rows are probably these rows themselves."""
 
 
 class PenaltyWithoutEffectWarning(SkoodWarning):
