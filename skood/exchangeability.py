@@ -272,5 +272,9 @@ def proportion_interval(
     n_rejected: int, n_rows: int, coverage: float = 0.95
 ) -> tuple[float, float]:
     """Interval of Clopper and Pearson for the share that is rejected of all such rows."""
-    interval = stats.binomtest(n_rejected, n_rows).proportion_ci(coverage, method="exact")
-    return float(interval.low), float(interval.high)
+    tail = (1 - COVERAGE) / 2
+    low = stats.beta.ppf(tail, n_rejected, n_rows - n_rejected + 1) if n_rejected else 0.0
+    high = 1.0
+    if n_rejected < n_rows:
+        high = stats.beta.ppf(1 - tail, n_rejected + 1, n_rows - n_rejected)
+    return float(low), float(high)

@@ -350,6 +350,11 @@ class DriftMonitor:
         return len(self._alarm) > 0
 
     @property
+    def rows_a_point(self) -> int:
+        """Rows between two points of the history; it grows with the stream."""
+        return self._stride
+
+    @property
     def history(self) -> FloatArray:
         """Points in time: rows seen, log10 of the martingale, share rejected, window p-value."""
         return self._points.copy()
@@ -461,7 +466,7 @@ class DriftMonitor:
                 monitor._begin(seed)
                 monitor._restore(state)
                 return monitor
-        except (KeyError, TypeError, ValueError, OverflowError) as error:
+        except (AttributeError, LookupError, TypeError, ValueError, OverflowError) as error:
             raise ValueError(
                 f"state={quoted(state)} is no state of a DriftMonitor of this version of skood; "
                 "expected what get_state() gave."

@@ -29,6 +29,7 @@ INTERNAL_MODULES = {
     "fingerprints",
     "detector",
     "engine",
+    "exchangeability",
     "fitting",
     "labels",
     "notices",

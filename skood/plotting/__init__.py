@@ -4,9 +4,10 @@ Drawing needs matplotlib; without it, an ImportError says what to install.
 """
 
 # ruff: noqa: F403 (the names that each module lists in __all__)
-from . import distributions, features, roc, selection, table
+from . import distributions, features, monitoring, roc, selection, table
 from .distributions import *
 from .features import *
+from .monitoring import *
 from .roc import *
 from .selection import *
 from .table import *
@@ -14,6 +15,7 @@ from .table import *
 __all__ = [
     *distributions.__all__,
     *features.__all__,
+    *monitoring.__all__,
     *roc.__all__,
     *selection.__all__,
     *table.__all__,
