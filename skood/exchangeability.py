@@ -77,7 +77,9 @@ class OnlinePValues:
         n_gaps = len(calibration) + 1
         cuts = np.linspace(0, n_gaps, min(BINS, n_gaps) + 1).round().astype(int)
         edges = order[cuts[1:-1] - 1]
-        self._edges, self._lots = calibration[edges], lots[edges]
+        self._scores, places = np.unique(calibration[edges], return_inverse=True)
+        # Whole parts tell the scores apart, and fractions put equal ones in their order.
+        self._edges = places + lots[edges]
         self._seed = seed
         self.weights = np.diff(cuts).astype(np.float64)
         self.n_rows = 0
@@ -98,11 +100,10 @@ class OnlinePValues:
         return p_values
 
     def _bins(self, scores: FloatArray, lots: FloatArray) -> NDArray[np.intp]:
-        bins = np.searchsorted(self._edges, scores, side="left")
-        after = np.searchsorted(self._edges, scores, side="right")
-        for row in np.flatnonzero(bins < after):
-            bins[row] += np.searchsorted(self._lots[bins[row] : after[row]], lots[row])
-        return bins
+        places = np.searchsorted(self._scores, scores)
+        last = len(self._scores) - 1
+        tied = self._scores[np.minimum(places, last)] == scores
+        return np.searchsorted(self._edges, places + np.where(tied, lots, 0))
 
 
 def _line(slope: float) -> Callable[[FloatArray], FloatArray]:
