@@ -76,10 +76,7 @@ def test_p_values_are_uniform_and_do_not_depend_on_earlier_ones(kind, m):
     rng = np.random.default_rng(m)
     draw = DRAWS[kind]
     pairs = np.array(
-        [
-            OnlinePValues(draw(rng, m), seed).update(draw(rng, 60))[[20, 59]]
-            for seed in range(600)
-        ]
+        [OnlinePValues(draw(rng, m), seed).update(draw(rng, 60))[[20, 59]] for seed in range(600)]
     )
     for p_values in (*pairs.T, pairs.sum(axis=1) % 1):
         assert stats.kstest(p_values, "uniform").pvalue > 1e-3

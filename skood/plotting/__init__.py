@@ -4,18 +4,18 @@ Drawing needs matplotlib; without it, an ImportError says what to install.
 """
 
 # ruff: noqa: F403 (the names that each module lists in __all__)
-from . import distributions, features, monitoring, roc, selection, table
+from . import distributions, drift, features, roc, selection, table
 from .distributions import *
+from .drift import *
 from .features import *
-from .monitoring import *
 from .roc import *
 from .selection import *
 from .table import *
 
 __all__ = [
     *distributions.__all__,
+    *drift.__all__,
     *features.__all__,
-    *monitoring.__all__,
     *roc.__all__,
     *selection.__all__,
     *table.__all__,

@@ -160,7 +160,7 @@ class DriftDisplay:
                 "p-value."
             )
         rows, capital, share, p_values = self.history.T
-        lines = (10.0 ** np.minimum(capital, 300), share, np.maximum(p_values, LOWEST))
+        lines = (10.0 ** np.minimum(capital, 100), share, np.maximum(p_values, LOWEST))
         labels = ("martingale", "share rejected", "p-value")
         for panel, values, label, colour in zip(axes, lines, labels, COLOURS, strict=False):
             panel.plot(rows, values, color=colour)
