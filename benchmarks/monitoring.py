@@ -272,7 +272,7 @@ def drifts(
 def delay(first: NDArray[np.int64]) -> str:
     late = np.where(first == NEVER, np.inf, first - CLEAN_ROWS + 1.0)[first >= CLEAN_ROWS]
     shown = [
-        "never" if np.isinf(value) else f"{value:.0f}"
+        f"> {DRIFT_ROWS}" if np.isinf(value) else f"{value:.0f}"
         for value in (np.quantile(late, q, method="higher") for q in (0.5, 0.9))
     ]
     return f"{shown[0]} ({shown[1]})"

@@ -457,6 +457,7 @@ class DriftMonitor:
         ValueError
             If `state` is none, or is that of a detector with another calibration.
         """
+        _detector_of(detector)
         try:
             version, seed = state["version"], int(state["seed"])
             monitor = cls(detector, false_alarm=state["false_alarm"], window=state["window"])

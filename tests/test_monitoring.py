@@ -171,6 +171,8 @@ def test_what_holds_no_fitted_detector_is_refused(detector):
     for wrong in (IsolationForest().fit(LATER), make_pipeline(IsolationForest()), 3, None):
         with pytest.raises(TypeError, match="holds no detector"):
             DriftMonitor(wrong)
+        with pytest.raises(TypeError, match="holds no detector"):
+            DriftMonitor.from_state(wrong, DriftMonitor(detector).get_state())
     search = GridSearchCV(SparseEnergyOODDetector(), {"tpr": [0.9]})
     with pytest.raises(TypeError, match="fitted"):
         DriftMonitor(search)

@@ -38,4 +38,4 @@ def test_it_prints_false_alarms_and_delays_of_scores_that_were_kept(script, tmp_
 
 def test_a_delay_counts_from_the_change_and_leaves_out_earlier_alarms(script):
     first = np.array([3, 500, 509, 519, script.NEVER])
-    assert script.delay(first) == "20 (never)"
+    assert script.delay(first) == "20 (> 2000)"

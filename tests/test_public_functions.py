@@ -15,6 +15,7 @@ from sklearn.ensemble import IsolationForest
 import skood
 from skood.model_selection import AccuracyGuard, InDistributionKFold, make_ood_scorer
 from skood.monitoring import DriftMonitor
+from skood.plotting import DriftDisplay
 from skood.scores import Head, Outputs
 
 MODULES = [
@@ -248,7 +249,7 @@ CALLS = {
         ),
         ("from_monitor", {"monitor": None}),
         (
-            skood.plotting.DriftDisplay(history=np.ones((2, 4)), false_alarm=0.1).plot,
+            DriftDisplay(history=np.ones((2, 4)), false_alarm=0.1).plot,
             {"ax": None},
         ),
     ],
