@@ -13,6 +13,7 @@ PUBLIC_MODULES = [
     "skood.calibration",
     "skood.metrics",
     "skood.model_selection",
+    "skood.monitoring",
     "skood.networks",
     "skood.plotting",
     "skood.exceptions",

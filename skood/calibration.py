@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from scipy.stats import false_discovery_control
 from sklearn.utils._param_validation import StrOptions, validate_parameter_constraints
 
 from .exceptions import FewCalibrationRowsWarning
@@ -28,6 +29,7 @@ __all__ = [
     "calibration_split",
     "conformal_p_values",
     "minimum_rows",
+    "outliers_at_fdr",
     "place_class_thresholds",
     "place_threshold",
     "tpr_by_cost",
@@ -47,6 +49,7 @@ CONSTRAINTS = {
     "n_rows": [Number(Integral, 0, MOST_ROWS, closed="both")],
     "rank": [Number(Integral, 1, MOST_ROWS, closed="both")],
     "tpr": [Number(Real, 0, 1, closed="neither")],
+    "fdr": [Number(Real, 0, 1, closed="neither")],
     "size": SIZE,
     "n_classes": [Number(Integral, 1, MOST_CLASSES, closed="both")],
     "cost_of_rejecting": [Number(Real, 0, None, closed="neither")],
@@ -246,7 +249,7 @@ def place_class_thresholds(
     classes = _valid_classes(classes, "classes", scores.size, n_classes)
     tpr = float(tpr)
     thresholds = np.full(n_classes, _threshold(scores, tpr), dtype=np.float64)
-    has_own = has_threshold(classes, n_classes, tpr)
+    has_own = _has_threshold(classes, n_classes, tpr)
     for one in np.flatnonzero(has_own):
         thresholds[one] = _threshold(scores[classes == one], tpr)
     if not has_own.all():
@@ -389,7 +392,7 @@ def conformal_p_values(
     own = _valid_classes(calibration_classes, "calibration_classes", calibration.size)
     of_tested = _valid_classes(classes, "classes", tested.size)
     n_classes = 1 + max(int(own.max()), int(of_tested.max()))
-    for one in np.flatnonzero(has_threshold(own, n_classes, tpr)):
+    for one in np.flatnonzero(_has_threshold(own, n_classes, tpr)):
         rows = of_tested == one
         p_values[rows] = _p_values(tested[rows], calibration[own == one], tpr)
     return p_values
@@ -400,6 +403,50 @@ def _p_values(tested: NDArray[Any], calibration: NDArray[Any], tpr: float) -> Fl
     p_values = counts / (calibration.size + 1)
     rejected = counts <= _rank(calibration.size, tpr)
     return np.where(rejected, np.minimum(p_values, 1 - tpr), p_values)
+
+
+def outliers_at_fdr(p_values: ArrayLike, fdr: float) -> NDArray[np.bool_]:
+    """Rows to call outliers, so that at most a share `fdr` of these is in-distribution on average.
+
+    Parameters
+    ----------
+    p_values : array-like of shape (n,)
+        Conformal p-values of the rows.
+    fdr : float
+        False discovery rate, between 0 and 1, both excluded.
+
+    Returns
+    -------
+    ndarray of shape (n,), bool
+        True for outliers.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If p-values are not numbers between 0 and 1, empty, not 1-D, masked or NaN, or `fdr` is not
+        between 0 and 1.
+
+    References
+    ----------
+    Benjamini & Hochberg, "Controlling the false discovery rate", J. R. Statist. Soc. B 57(1), 1995.
+    Bates et al., "Testing for outliers with conformal p-values", Ann. Statist. 51(1), 2023,
+    theorem 2.
+
+    Examples
+    --------
+    >>> from skood.calibration import outliers_at_fdr
+    >>> outliers_at_fdr([0.01, 0.02, 0.5, 0.9], fdr=0.1)
+    array([ True,  True, False, False])
+    """
+    _check("outliers_at_fdr", fdr=fdr)
+    tested = valid_scores(p_values, "p_values").astype(np.float64)
+    if tested.min() < 0 or tested.max() > 1:
+        raise ValueError(
+            f"p_values range from {tested.min():.4g} to {tested.max():.4g}; expected numbers "
+            "from 0 to 1, as conformal_p_values gives them."
+        )
+    # A p-value at the limit is a product that was rounded.
+    return false_discovery_control(tested) <= float(fdr) * (1 + 4 * np.finfo(float).eps)
 
 
 def calibration_split(
@@ -466,7 +513,7 @@ def calibration_split(
     return np.setdiff1d(everything, free[:n_calibration]), np.sort(free[:n_calibration])
 
 
-def has_threshold(classes: NDArray[np.intp], n_classes: int, tpr: float) -> NDArray[np.bool_]:
+def _has_threshold(classes: NDArray[np.intp], n_classes: int, tpr: float) -> NDArray[np.bool_]:
     """Which classes have calibration rows enough for a threshold of their own."""
     counts = np.bincount(classes, minlength=n_classes)
     return counts >= minimum_rows(1, tpr)

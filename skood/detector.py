@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from numbers import Integral, Real
 from os import PathLike
-from typing import Any, ClassVar, Self, cast
+from typing import TYPE_CHECKING, Any, ClassVar, Self, cast
 
 import numpy as np
 import torch
@@ -19,14 +19,27 @@ from torch import Tensor, nn
 
 from . import __version__
 from .accuracy import warn_if_tied
-from .calibration import SIZE, conformal_p_values, place_class_thresholds, place_threshold
+from .calibration import (
+    SIZE,
+    calibration_rank,
+    conformal_p_values,
+    minimum_rows,
+    outliers_at_fdr,
+    place_class_thresholds,
+    place_threshold,
+)
 from .engine.augmentation import AUGMENTATIONS
 from .engine.copying import copy_module, on_cpu
 from .engine.distributed import joined_ranks
 from .engine.inference import forward_rows
 from .engine.rows import Rows, as_array
 from .engine.training import reproducible
-from .exceptions import SavedFileWarning, SelectionWarning, ThresholdWarning
+from .exceptions import (
+    FewCalibrationRowsWarning,
+    SavedFileWarning,
+    SelectionWarning,
+    ThresholdWarning,
+)
 from .exporting.files import export
 from .exporting.module import detector_module
 from .fitting import (
@@ -46,6 +59,9 @@ from .rows import rows_like_fit
 from .saving import loaded, saved
 from .scores.protocol import ScoreFunction
 from .validation import Number
+
+if TYPE_CHECKING:
+    from .monitoring import BatchCheck
 
 ScoreArray = NDArray[np.float64]
 
@@ -607,6 +623,99 @@ class SparseEnergyOODDetector(OutlierMixin, BaseEstimator):
         return conformal_p_values(
             scores, self.calibration_scores_, self.tpr_, winners, self._calibration_classes
         )
+
+    def select_outliers(self, X: Any, fdr: float = 0.1) -> NDArray[np.bool_]:
+        """Outliers of a batch, of which at most a share `fdr` is in-distribution on average.
+
+        Benjamini and Hochberg's procedure on `p_values`. Where `predict` rejects a fixed share of
+        in-distribution rows, this rejects few of them in a batch without outliers.
+
+        Parameters
+        ----------
+        X : array-like or Tensor of shape (n, ...)
+            Rows like those of `fit`.
+        fdr : float, default=0.1
+            False discovery rate, between 0 and 1: mean share of in-distribution rows among those
+            selected.
+
+        Returns
+        -------
+        ndarray of shape (n,), bool
+            True for outliers.
+
+        Raises
+        ------
+        ValueError
+            If `fdr` is out of range, or X does not look like the rows of `fit`.
+
+        Warns
+        -----
+        FewCalibrationRowsWarning
+            If no row can ever be selected, because there are fewer than ``1 / fdr - 1`` calibration
+            rows.
+        ThresholdWarning
+            If the threshold of `fit` is doubtful, at its first use; `calibrate` clears that.
+
+        Notes
+        -----
+        The guarantee is that of Bates et al.: it holds if the in-distribution rows of the batch and
+        the calibration rows are independent draws of one distribution, on average over both. With m
+        calibration rows no p-value is below 1 / (m + 1), so at least n / (fdr (m + 1)) of n rows
+        must score lower than all calibration rows before any is selected.
+
+        References
+        ----------
+        Bates et al., "Testing for outliers with conformal p-values", Ann. Statist. 51(1), 2023,
+        theorem 2.
+        """
+        p_values = self.p_values(X)
+        selected = outliers_at_fdr(p_values, fdr)
+        n_calibration = len(self.calibration_scores_)
+        if calibration_rank(n_calibration, 1 - fdr) == 0:
+            warn_user(
+                f"{n_calibration} calibration rows are too few to select any outliers at "
+                f"fdr={fdr:.4g}: that needs at least {minimum_rows(1, 1 - fdr)}. Pass more rows to "
+                "calibrate(X), or a higher fdr.",
+                FewCalibrationRowsWarning,
+            )
+        return selected
+
+    def check_batch(self, X: Any, false_alarm: float = 0.01) -> BatchCheck:
+        """Whether the rows of a batch, taken together, are like the calibration rows.
+
+        It compares all scores, not only the share of rows that are rejected, so it sees changes
+        that move few rows across the threshold.
+
+        Parameters
+        ----------
+        X : array-like or Tensor of shape (n, ...)
+            Rows like those of `fit`, in any order.
+        false_alarm : float, default=0.01
+            Chance that rows like the calibration rows are called unlike them, between 0 and 1. To
+            look at a stream again and again, use `skood.monitoring.DriftMonitor`.
+
+        Returns
+        -------
+        skood.monitoring.BatchCheck
+            The share rejected with intervals, p-values, and a verdict in words.
+
+        Raises
+        ------
+        ValueError
+            If `false_alarm` is out of range, or X does not look like the rows of `fit`.
+
+        Warns
+        -----
+        SeenRowsWarning
+            If most rows score exactly as calibration rows do.
+        ThresholdWarning
+            If the threshold of `fit` is doubtful, at its first use; `calibrate` clears that.
+        """
+        # Imported here, as a detector needs nothing of it otherwise.
+        from .monitoring import _check_batch
+
+        check_is_fitted(self)
+        return _check_batch(self, X, false_alarm)
 
     def predict_class(self, X: Any, reject_label: Any = None) -> NDArray[Any]:
         """Class of each row, or a label of rejection if the row is out-of-distribution.

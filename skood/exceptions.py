@@ -29,6 +29,7 @@ __all__ = [
     "RoundedValuesWarning",
     "SavedFileError",
     "SavedFileWarning",
+    "SeenRowsWarning",
     "SelectionWarning",
     "SkoodWarning",
     "SlowScoringWarning",
@@ -105,6 +106,10 @@ class AnotherScaleWarning(SkoodWarning):
 
 class RoundedValuesWarning(SkoodWarning):
     """Values of X are rounded in the cast to the network's dtype, and differ less than that."""
+
+
+class SeenRowsWarning(SkoodWarning):
+    """Rows that are compared with the calibration rows are probably these rows themselves."""
 
 
 class PenaltyWithoutEffectWarning(SkoodWarning):

@@ -12,6 +12,7 @@ from skood.calibration import (
     calibration_split,
     conformal_p_values,
     minimum_rows,
+    outliers_at_fdr,
     place_class_thresholds,
     place_threshold,
     tpr_by_cost,
@@ -357,3 +358,29 @@ def test_refuses_what_are_no_classes(arguments, message):
     right = {"calibration_scores": np.arange(3.0), "classes": [0, 1, 1], "n_classes": 2, "tpr": 0.5}
     with pytest.raises(ValueError, match=message):
         place_class_thresholds(**(right | arguments))
+
+
+# Outliers of a batch
+
+
+def test_outliers_are_those_up_to_the_last_p_value_below_its_line():
+    # Lines at 0.05, 0.1, 0.15, 0.2: the second p-value is above its own, the third is not.
+    selected = outliers_at_fdr([0.9, 0.05, 0.15, 0.11], 0.2)
+    assert selected.tolist() == [False, True, True, True]
+    assert not outliers_at_fdr([0.9, 0.06, 0.151, 0.11], 0.2).any()
+
+
+@pytest.mark.parametrize("m", [9, 19, 29, 39, 99, 299])
+@pytest.mark.parametrize("n", [1, 3, 7, 10, 100])
+def test_p_values_on_the_line_are_selected_in_spite_of_rounding(m, n):
+    for k in range(1, n + 1):
+        fdr = n / (k * (m + 1))
+        if fdr < 1:
+            p_values = np.r_[np.full(k, 1 / (m + 1)), np.ones(n - k)]
+            assert outliers_at_fdr(p_values, fdr).sum() == k
+
+
+@pytest.mark.parametrize("p_values", [[-0.1, 0.5], [0.5, 1.1], [np.nan], [], [[0.5]]])
+def test_what_are_no_p_values_is_refused(p_values):
+    with pytest.raises(ValueError, match="p_values"):
+        outliers_at_fdr(p_values, 0.1)

@@ -30,6 +30,7 @@ INTERNAL_MODULES = {
     "detector",
     "engine",
     "exporting",
+    "exchangeability",
     "fitting",
     "labels",
     "notices",

@@ -36,6 +36,7 @@ from skood.exceptions import (
     RoundedValuesWarning,
     SavedFileError,
     SavedFileWarning,
+    SeenRowsWarning,
     SelectionWarning,
     SkoodWarning,
     SlowScoringWarning,
@@ -244,6 +245,10 @@ def search_with_two_labels_of_outliers():
     scorer(fitted(), X, np.where(Y == 0, -1, Y))
 
 
+def check_the_calibration_rows():
+    fitted().calibrate(X).check_batch(X)
+
+
 def draw_without_effect():
     def score(features, logits):
         return logits.logsumexp(dim=1) + 0 * torch.rand(len(logits))
@@ -285,6 +290,7 @@ WARNINGS = [
     (vote_with_one_that_rejects, LostRejectionWarning),
     (score_without_outliers, SelectionWarning),
     (search_with_two_labels_of_outliers, SelectionWarning),
+    (check_the_calibration_rows, SeenRowsWarning),
 ]
 
 

@@ -14,6 +14,8 @@ from sklearn.ensemble import IsolationForest
 
 import skood
 from skood.model_selection import AccuracyGuard, InDistributionKFold, make_ood_scorer
+from skood.monitoring import DriftMonitor
+from skood.plotting import DriftDisplay
 from skood.scores import Head, Outputs
 
 MODULES = [
@@ -22,6 +24,7 @@ MODULES = [
     "skood.calibration",
     "skood.metrics",
     "skood.model_selection",
+    "skood.monitoring",
     "skood.networks",
     "skood.plotting",
 ]
@@ -32,6 +35,9 @@ LABELS = np.arange(60) % 3
 FEATURES = torch.from_numpy(RANDOM.random_sample((40, 4)))
 HEAD = Head(torch.eye(3, 4).double(), torch.zeros(3).double())
 OUTPUTS = [Outputs(FEATURES, HEAD(FEATURES), torch.arange(40) % 3)]
+DETECTOR = skood.SparseEnergyOODDetector(
+    torch.nn.Linear(3, 3), max_epochs=0, calibration_size=20, tpr=0.9, random_state=0
+).fit(TABLE)
 FOREST = IsolationForest(n_estimators=2, random_state=0).fit(TABLE)
 SCORES = {"score_id": [3.0, 2.0, 1.0], "score_ood": [1.5, 0.0]}
 # Rows, which the estimator judges.
@@ -152,6 +158,16 @@ CALLS = {
             {"labels": LABELS, "size": 0.5, "tpr": 0.9, "random_state": RANDOM},
         )
     ],
+    "outliers_at_fdr": [(None, {"p_values": [0.01, 0.5], "fdr": 0.1})],
+    "BatchCheck": [],
+    "DriftReport": [],
+    "DriftMonitor": [
+        (
+            None,
+            {"detector": DETECTOR, "false_alarm": 0.1, "window": 50, "random_state": 0},
+        ),
+        ("from_state", {"detector": DETECTOR, "state": DriftMonitor(DETECTOR).get_state()}),
+    ],
     "fpr_at_tpr": [(None, SCORES | {"tpr": 0.95, "positive": "id", "method": "at_least"})],
     **{
         name: [(None, SCORES | {"positive": "id"})] for name in ("auroc", "aupr", "detection_error")
@@ -236,6 +252,23 @@ CALLS = {
         (None, {"cv_results": CV_RESULTS, "metric": "auroc", "tolerance": 0.01, "chosen": 0}),
         ("from_cv_results", {"cv_results": CV_RESULTS, "ax": None}),
         ("from_estimator", {"search": None}),
+    ],
+    "DriftDisplay": [
+        (
+            None,
+            {
+                "history": [[50, -0.2, 0.04, 0.6]],
+                "false_alarm": 0.01,
+                "expected": [0.0, 0.1],
+                "alarm_row": 3,
+                "change_row": 2,
+            },
+        ),
+        ("from_monitor", {"monitor": None}),
+        (
+            DriftDisplay(history=np.ones((2, 4)), false_alarm=0.1).plot,
+            {"ax": None},
+        ),
     ],
     "DetectionTableDisplay": [
         (

@@ -37,6 +37,7 @@ from remedies import (
     selection,
     silence,
     training,
+    watching,
 )
 from remedies.common import Told, answer_to, works
 from sklearn.frozen import FrozenEstimator
@@ -45,6 +46,7 @@ import skood
 from skood import RejectingClassifier
 from skood.metrics import detection_report
 from skood.model_selection import AccuracyGuard, InDistributionKFold, make_ood_scorer
+from skood.monitoring import DriftMonitor
 from skood.networks import default_network
 from skood.plotting import ScoreDistributionDisplay
 from skood.randomness import random_generator
@@ -64,6 +66,7 @@ ROOMS = {
     "silence": silence,
     "saved": saved,
     "exporting": exporting,
+    "watching": watching,
 }
 
 CASES = [
@@ -161,6 +164,8 @@ def labelled(labels):
         lambda: default_network((1000,), 2, mean=np.zeros(1000), std=-np.ones(1000)),
         lambda: default_network(LONG, 2),
         lambda: random_generator(Long()),
+        lambda: DriftMonitor(Long()),
+        lambda: DriftMonitor.from_state(common.fitted(), MANY),
     ],
 )
 def test_what_is_long_is_cut(mistake):
@@ -213,6 +218,7 @@ ELSEWHERE = {
     "x is {}; expected a tensor of rows": FORM,
     "pass an object to be called": FORM,
     "expected axes of matplotlib": FORM,
+    "{} has shape {}; expected ({}).": FORM,
     "expected a dict from names to estimators": FORM,
     "expected a list of names": FORM,
     "logits has {} rows and features": FORM,

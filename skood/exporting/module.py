@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from ..calibration import conformal_p_values, has_threshold
+from ..calibration import _has_threshold, conformal_p_values
 from ..engine.copying import deepcopied
 from ..engine.hardware import autocast
 from ..engine.modes import set_mode
@@ -127,7 +127,7 @@ class _ClassJudge(nn.Module):
         super().__init__()
         compared = [
             np.sort(calibration_scores[classes == one] if is_own else calibration_scores)
-            for one, is_own in enumerate(has_threshold(classes, len(thresholds), tpr))
+            for one, is_own in enumerate(_has_threshold(classes, len(thresholds), tpr))
         ]
         width = max(map(len, compared))
         lines = np.full((len(thresholds), width), np.nan)  # which no score reaches

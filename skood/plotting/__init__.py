@@ -4,9 +4,10 @@ Drawing needs matplotlib; without it, an ImportError says what to install.
 """
 
 # ruff: noqa: F403 (the names that each module lists in __all__)
-from . import confusion, distributions, features, roc, selection, table
+from . import confusion, distributions, drift, features, roc, selection, table
 from .confusion import *
 from .distributions import *
+from .drift import *
 from .features import *
 from .roc import *
 from .selection import *
@@ -15,6 +16,7 @@ from .table import *
 __all__ = [
     *confusion.__all__,
     *distributions.__all__,
+    *drift.__all__,
     *features.__all__,
     *roc.__all__,
     *selection.__all__,
