@@ -219,6 +219,7 @@ def training_key(
     recipe: Recipe,
     augment: Any,
     seed: int,
+    before: Network | None = None,
 ) -> str:
     """Digest, in hexadecimal, of all that decides the outcome of a training.
 
@@ -227,6 +228,7 @@ def training_key(
     parts = {
         "module": network.public,
         "head": network.head,
+        "before": None if before is None else before.public,
         "penalty": list(terms),
         "augment": augment,
         "recipe": recipe,
