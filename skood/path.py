@@ -24,7 +24,7 @@ from .engine.network import Network
 from .engine.outputs import as_float64
 from .engine.rows import Rows, as_array, spaced
 from .engine.training import TrainingData
-from .exceptions import DivergenceError, HeadNotFoundError, SkoodWarning
+from .exceptions import DivergenceError, SkoodWarning
 from .fitting import (
     Fit,
     HeldOut,
@@ -60,6 +60,9 @@ KIND = "auroc_"
 
 DIGITS = 3
 """Digits of a weight that is chosen."""
+
+REFUSALS = (TypeError, ValueError)
+"""What a score raises that cannot be had of a network."""
 
 Record = dict[str, Any]
 Scores = NDArray[np.float64]
@@ -117,7 +120,7 @@ class Path:
         return outcome_of(run, best, path, kept_history)
 
     def _rungs(self) -> Iterator[tuple[list[Record], list[Record]]]:
-        """What each rung comes to, and its epochs, up to the first that is no longer accurate.
+        """What each rung comes to, and its epochs, up to the first that no longer classifies well.
 
         The lowest is the network untouched.
         """
@@ -145,7 +148,10 @@ class Path:
             for record in trained:
                 record["epoch"] += number * recipe.epochs
                 record["sparsity_weight"] = weight
-            found = judge(network, weight, start)
+            try:
+                found = judge(network, weight, start)
+            except REFUSALS:  # of what the network has become: the one given was judged
+                return
             yield found, trained
             if not is_accurate(found[0]):
                 return
@@ -228,7 +234,7 @@ class Judge:
                 else:
                     values = {of: as_array(apply_score(score, *z)) for of, z in outputs.items()}
                 yield name, values
-            except (TypeError, ValueError, HeadNotFoundError) as error:
+            except REFUSALS as error:
                 refused.append(error)
         if len(refused) == len(self.run.scores):
             raise refused[0]

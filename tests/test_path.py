@@ -383,6 +383,20 @@ def test_a_rung_that_diverges_ends_the_path(table, monkeypatch):
     assert np.isfinite(detector.score_samples(X)).all()
 
 
+def test_a_rung_that_the_score_refuses_ends_the_path(table):
+    before = fit(table, max_epochs=0).path_[0]["mean_l1"]
+
+    def size(features, logits):
+        sizes = features.abs().sum(dim=1)
+        if len(sizes) >= 39 and sizes.mean() < 0.8 * before:
+            raise ValueError("The features are too small.")
+        return sizes
+
+    detector = fit(table, score_function=size, learning_rate=0.03)
+    assert 1 < len(detector.path_) < 6
+    assert detector.path_[-1]["accuracy_after"] >= detector.path_[0]["accuracy_after"] - 0.01
+
+
 def test_the_choice_is_told_in_a_line(table, capsys):
     detector = fit(table, verbose=1, max_epochs=1, score_function="auto")
     told = [line for line in capsys.readouterr().out.splitlines() if "detects best" in line]
