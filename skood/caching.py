@@ -199,6 +199,7 @@ def training_key(
     recipe: Recipe,
     augment: Any,
     seed: int,
+    before: Network | None = None,
 ) -> str:
     """Digest, in hexadecimal, of all that decides the outcome of a training.
 
@@ -207,6 +208,7 @@ def training_key(
     parts = {
         "module": network.public,
         "head": network.head,
+        "before": None if before is None else before.public,
         "penalty": list(terms),
         "augment": augment,
         "recipe": recipe,

@@ -183,6 +183,7 @@ class Fit:
         ranks.agree(facts)
         self.seeds = ranks.from_first(seeds)
         self._rounded = False
+        self._tried: set[bool] = set()
 
     def reproducible(self) -> AbstractContextManager[None]:
         """Inside, torch draws from the seed of the network, and gradients are on."""
@@ -203,10 +204,13 @@ class Fit:
             detector.tpr,
             np.random.RandomState(self.seeds.split),
         )
-        training, apart = self._apart_for_scores(targets, training)
         training, judging = self._apart_to_judge(targets, training)
+        training, apart = self._apart_for_scores(targets, training)
         self.scale = HeldOut(self.rows.pick(self._inliers[apart]), targets[apart])
         self.judging = HeldOut(self.rows.pick(self._inliers[judging]), targets[judging])
+        self.outliers_to_judge = self._outliers_to_judge() if self._chosen else {}
+        if detector.calibration_size is None:
+            held_out = training
         if network is None:
             network = self._default_network(self.rows.pick(self._inliers[training]))
         rows = self.rows
@@ -263,7 +267,7 @@ class Fit:
             return outliers, outliers[:0]
         return outliers[1::2], outliers[::2]
 
-    def outliers_to_judge(self) -> dict[str, Rows]:
+    def _outliers_to_judge(self) -> dict[str, Rows]:
         """Known outliers, or surrogates of each kind, to judge what may be chosen."""
         if len(self._judging_outliers) > 0:
             return {"outliers": self.rows.pick(self._judging_outliers)}
@@ -359,13 +363,17 @@ class Fit:
         *,
         recipe: Recipe | None = None,
         seed: int | None = None,
+        before: Network | None = None,
     ) -> list[dict[str, Any]]:
-        """Fine-tune for sparse features; the recipe and the seed are the detector's if None."""
+        """Fine-tune for sparse features; the recipe and the seed are the detector's if None.
+
+        `before` is what distillation keeps to, if that is not the network as it is.
+        """
         weights = self.detector.get_params(deep=False) | {"sparsity_weight": weight}
         terms = fine_tuning_terms(penalty, weights)
         recipe = self.recipe() if recipe is None else recipe
         seed = self.seeds.fine_tuning if seed is None else seed
-        return self._train("fine-tune", network, data, terms, recipe, seed)
+        return self._train("fine-tune", network, data, terms, recipe, seed, before)
 
     def judge_values(self, network: Network, data: TrainingData) -> None:
         """Warn if the user's network goes on with what it computed before it was trained."""
@@ -586,18 +594,18 @@ class Fit:
         terms: list[Term],
         recipe: Recipe,
         seed: int,
+        before: Network | None = None,
     ) -> list[dict[str, Any]]:
         if recipe.epochs == 0:
             return []
         detector, first = self.detector, self.ranks.first
         if detector.module is not None:
-            penalized = any(t.parameter == "sparsity_weight" and t.weight > 0 for t in terms)
-            given = cast(nn.Module, detector.module)
-            check_trainable(network, data.rows, given=given, penalized=penalized)
-        training = Training(network, data, terms, recipe, seed, get_augment(detector.augment))
+            self._check_trainable(network, data.rows, terms)
+        augment = get_augment(detector.augment)
+        training = Training(network, data, terms, recipe, seed, augment, before)
         store, resume = None, None
         if self._memory is not None and first:
-            key = self._memory.key(network, data, terms, recipe, detector.augment, seed)
+            key = self._memory.key(network, data, terms, recipe, detector.augment, seed, before)
             if key is not None:
                 store = self._memory.store(key)
                 resume = store.load(network.public)
@@ -623,6 +631,14 @@ class Fit:
 
             history = training.run(resume, after_epoch)
         return [{"phase": phase, **record} for record in history]
+
+    def _check_trainable(self, network: Network, rows: Rows, terms: list[Term]) -> None:
+        """Refuse to train the user's network in vain, with and without a penalty, each once."""
+        penalized = any(t.parameter == "sparsity_weight" and t.weight > 0 for t in terms)
+        if penalized not in self._tried:
+            given = cast(nn.Module, self.detector.module)
+            check_trainable(network, rows, given=given, penalized=penalized)
+            self._tried.add(penalized)
 
     def _facts(self, y: ArrayLike | None, seeds: Seeds) -> dict[str, str]:
         """What must be the same on all ranks, in a few characters each."""

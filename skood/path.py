@@ -1,8 +1,8 @@
 """The regularisation path: sparsity weights one after another, each judged on rows held out.
 
 As LassoCV does, it goes along the weights of a penalty with warm starts. Each rung of the ladder
-trains a share of the epochs, from where the rung below ended. Then the network given is trained
-with the weight that detected best, as by a fit with that weight.
+trains a share of the epochs, from where the rung below ended. The network of the rung that detects
+best is kept, which may be the network given.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from .engine.network import Network
 from .engine.outputs import as_float64
 from .engine.rows import Rows, as_array, spaced
 from .engine.training import TrainingData
-from .exceptions import DivergenceError, HeadNotFoundError, SkoodWarning
+from .exceptions import DivergenceError, SkoodWarning
 from .fitting import (
     Fit,
     HeldOut,
@@ -61,6 +61,9 @@ KIND = "auroc_"
 DIGITS = 3
 """Digits of a weight that is chosen."""
 
+REFUSALS = (TypeError, ValueError)
+"""What a score raises that cannot be had of a network."""
+
 Record = dict[str, Any]
 Scores = NDArray[np.float64]
 Both = tuple[Tensor | None, Tensor]
@@ -91,7 +94,8 @@ def fine_tuned(run: Fit, network: Network, data: TrainingData) -> Outcome:
     if judge is None:
         return Outcome(history, weight, get_score(run.detector.score_function), [])
     records = judge(network, weight, start)
-    return outcome_of(run, best_of(records), records, history)
+    best = max(records, key=lambda record: record["auroc"])  # whatever the weight asked for costs
+    return outcome_of(run, best, records, history)
 
 
 class Path:
@@ -116,7 +120,7 @@ class Path:
         return outcome_of(run, best, path, kept_history)
 
     def _rungs(self) -> Iterator[tuple[list[Record], list[Record]]]:
-        """What each rung comes to, and its epochs, up to the first that is no longer accurate.
+        """What each rung comes to, and its epochs, up to the first that no longer classifies well.
 
         The lowest is the network untouched.
         """
@@ -129,11 +133,14 @@ class Path:
         epochs = run.detector.max_epochs * SHARE_OF_A_RUNG
         recipe = dataclasses.replace(run.recipe(), epochs=max(1, round(epochs)))
         share = min(1.0, epochs / recipe.epochs)
+        given = network.uncompiled_copy()
         for number, weight in enumerate(self._weights(penalty)):
             start = time.perf_counter()
             seed, some = self._drawn(number, share)
             try:
-                trained = run.fine_tune(network, some, penalty, weight, recipe=recipe, seed=seed)
+                trained = run.fine_tune(
+                    network, some, penalty, weight, recipe=recipe, seed=seed, before=given
+                )
             except DivergenceError:
                 if number == 0:  # of the cross-entropy alone, whatever weight is chosen
                     raise
@@ -141,7 +148,10 @@ class Path:
             for record in trained:
                 record["epoch"] += number * recipe.epochs
                 record["sparsity_weight"] = weight
-            found = judge(network, weight, start)
+            try:
+                found = judge(network, weight, start)
+            except REFUSALS:  # of what the network has become: the one given was judged
+                return
             yield found, trained
             if not is_accurate(found[0]):
                 return
@@ -175,7 +185,7 @@ class Judge:
     def __init__(self, run: Fit, network: Network, data: TrainingData) -> None:
         self.run = run
         self.data = data
-        self.outliers = run.outliers_to_judge()
+        self.outliers = run.outliers_to_judge
         picks = spaced(len(data.rows), max(len(data.rows) // 5, ROWS_OF_A_FIT))
         self.few = HeldOut(data.rows.pick(picks), data.labels[picks])
         self.accuracy_before = self._accuracy(winners_of(network, run.judging.rows))
@@ -216,17 +226,15 @@ class Judge:
         for name, asked in self.run.scores.items():
             score = get_score(asked)
             try:
-                if uses_gradient(score):
-                    yield (
-                        name,
-                        {of: outputs_of(network, some, score)[0] for of, some in rows.items()},
-                    )
-                    continue
                 with held_back(SkoodWarning):  # of rows too few, which it will be fitted to anew
                     outputs_to_fit = pieces.training if hasattr(score, "fit") else []
                     fit_score(score, outputs_to_fit, pieces.head, lambda: pieces.held_out)
-                yield name, {of: as_array(apply_score(score, *two)) for of, two in outputs.items()}
-            except (TypeError, ValueError, HeadNotFoundError) as error:
+                if uses_gradient(score):
+                    values = {of: outputs_of(network, some, score)[0] for of, some in rows.items()}
+                else:
+                    values = {of: as_array(apply_score(score, *z)) for of, z in outputs.items()}
+                yield name, values
+            except REFUSALS as error:
                 refused.append(error)
         if len(refused) == len(self.run.scores):
             raise refused[0]

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 import warnings
 
 import numpy as np
@@ -10,10 +11,16 @@ from sklearn.base import clone
 from torch import nn
 
 from skood import SparseEnergyOODDetector
+from skood.engine.objective import Distillation
 from skood.engine.training import Training
-from skood.exceptions import DivergenceError
+from skood.exceptions import (
+    AccuracyDropWarning,
+    DivergenceError,
+    PenaltyWithoutEffectWarning,
+    SelectionWarning,
+)
 from skood.model_selection import AccuracyGuard, surrogate_outliers
-from skood.scores import list_scores
+from skood.scores import Odin, list_scores
 
 COLUMNS = [
     "sparsity_weight",
@@ -144,6 +151,18 @@ def test_judges_are_apart_from_training_and_threshold(table, monkeypatch):
     assert min(map(len, rows)) >= 39
 
 
+def test_without_rows_for_the_threshold_the_judges_are_still_apart(table, monkeypatch):
+    from skood import fitting
+
+    runs = []
+    monkeypatch.setattr(fitting.Fit, "judge_values", lambda run, *_: runs.append(run))
+    detector = fit(table, sparsity_weight=0.3, score_function="auto", calibration_size=None)
+    judging, scale = (set(held.rows.index) for held in (runs[0].judging, runs[0].scale))
+    assert len(judging) == 60
+    assert not judging & scale
+    assert len(scale) == len(detector.calibration_scores_) == 540
+
+
 def test_surrogates_judge_each_kind_of_images(digits):
     X, y = digits.X[:400].reshape(-1, 8, 8), digits.y[:400]
     module = nn.Sequential(nn.Flatten(), digits.module)
@@ -174,7 +193,7 @@ def test_known_outliers_that_are_trained_on_do_not_judge(table, monkeypatch):
         fit(known, ood_label=7, outlier_weight=weight, score_function="auto", sparsity_weight=1.0)
         run = runs.pop()
         assert len(run._trained_outliers) == trained
-        assert len(run.outliers_to_judge()["outliers"]) == 9 - trained
+        assert len(run.outliers_to_judge["outliers"]) == 9 - trained
         assert not set(run._trained_outliers) & set(run._judging_outliers)
 
 
@@ -198,6 +217,75 @@ def test_the_score_alone_can_be_chosen(table):
     assert detector.sparsity_weight_ == 0.3
     assert {record["sparsity_weight"] for record in detector.path_} == {0.3}
     assert len(detector.history_) == 3
+
+
+def test_a_weight_that_costs_accuracy_takes_the_best_score(table):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", SelectionWarning)  # there is nothing to select
+        X, y, module = table
+        with pytest.warns(AccuracyDropWarning):
+            detector = SparseEnergyOODDetector(
+                module,
+                sparsity_weight=30.0,
+                score_function="auto",
+                learning_rate=0.02,
+                max_epochs=3,
+                random_state=0,
+            ).fit(X, y)
+    (chosen,) = [record for record in detector.path_ if record["chosen"]]
+    assert chosen["auroc"] == max(record["auroc"] for record in detector.path_)
+
+
+def test_distillation_keeps_to_the_network_given(table, monkeypatch):
+    X, _, module = table
+    expected = module(torch.as_tensor(X[:9]))
+    taught = []
+
+    def start(term, network, original=Distillation.start):
+        original(term, network)
+        taught.append(term._teacher.logits(torch.as_tensor(X[:9])))
+
+    monkeypatch.setattr(Distillation, "start", start)
+    fit(table, distillation_weight=1.0, learning_rate=0.01)
+    assert len(taught) > 2
+    for logits in taught:
+        assert torch.allclose(logits, expected, atol=1e-5)
+
+
+def test_features_that_cannot_be_trained_are_said_once(table):
+    X, y, module = table
+    frozen = copy.deepcopy(module).requires_grad_(False)
+    frozen[-1].requires_grad_(True)
+    detector = SparseEnergyOODDetector(frozen, sparsity_weight="auto", random_state=0)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        detector.fit(X, y)
+    assert [w.category for w in caught].count(PenaltyWithoutEffectWarning) == 1
+
+
+def test_rows_without_surrogates_are_refused_before_training(table, monkeypatch):
+    X, y, _ = table
+    monkeypatch.setattr(Training, "run", lambda *_: pytest.fail("has trained"))
+    with pytest.raises(ValueError, match="judges by outliers that it makes of X, and cannot"):
+        fit((X[:, :1], y, None))
+
+
+def test_a_score_of_the_gradient_is_fitted_to_be_judged(table):
+    class Scaled(Odin):
+        """ODIN in units of the largest logit."""
+
+        def fit(self, outputs, head):
+            self.unit_ = max(float(some.logits.max()) for some in outputs)
+            return self
+
+        def __call__(self, features, logits):
+            return super().__call__(features, logits) / self.unit_
+
+    detector = fit(table, score_function=Scaled(), max_epochs=0)
+    assert (
+        detector.path_[0]["auroc"]
+        == fit(table, score_function="odin", max_epochs=0).path_[0]["auroc"]
+    )
 
 
 def test_a_score_of_the_gradient_is_taken_if_asked_for(table):
@@ -293,6 +381,20 @@ def test_a_rung_that_diverges_ends_the_path(table, monkeypatch):
     assert weights == [None, 0.0, 0.1]
     assert detector.sparsity_weight_ in weights
     assert np.isfinite(detector.score_samples(X)).all()
+
+
+def test_a_rung_that_the_score_refuses_ends_the_path(table):
+    before = fit(table, max_epochs=0).path_[0]["mean_l1"]
+
+    def size(features, logits):
+        sizes = features.abs().sum(dim=1)
+        if len(sizes) >= 39 and sizes.mean() < 0.8 * before:
+            raise ValueError("The features are too small.")
+        return sizes
+
+    detector = fit(table, score_function=size, learning_rate=0.03)
+    assert 1 < len(detector.path_) < 6
+    assert detector.path_[-1]["accuracy_after"] >= detector.path_[0]["accuracy_after"] - 0.01
 
 
 def test_the_choice_is_told_in_a_line(table, capsys):

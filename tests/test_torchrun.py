@@ -141,6 +141,7 @@ CASES = {
         *data(),
         sparsity_weight="auto",
         score_function="auto",
+        distillation_weight=0.5,
         learning_rate=0.02,
     ),
 }

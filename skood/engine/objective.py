@@ -61,7 +61,7 @@ class Term:
         self.weight = float(weight)
 
     def start(self, network: Network) -> None:
-        """Look at the network before its first step."""
+        """Look at the network before fine-tuning."""
 
     def __call__(self, batch: Pass) -> Tensor:
         """One value a row."""

@@ -111,7 +111,8 @@ class Progress:
 class Training:
     """One training of a network, in place; the network is left in evaluation mode.
 
-    The seed decides the order of rows, the augmentation and the dropout.
+    The seed decides the order of rows, the augmentation and the dropout. Terms look at the network
+    `before`, which is the network itself if None.
     """
 
     def __init__(
@@ -122,8 +123,10 @@ class Training:
         recipe: Recipe,
         seed: int,
         augment: Augment | None = None,
+        before: Network | None = None,
     ) -> None:
         self.network = network
+        self.before = network if before is None else before
         self.data = data
         self.terms = terms
         self.recipe = recipe
@@ -146,7 +149,7 @@ class Training:
 
         A network in 16 bits is trained in float32, which `Progress` keeps, and rounded at the end.
         """
-        with in_float32(self.network):
+        with in_float32(self.network), in_float32(self.before):
             return self._run(resume, after_epoch)
 
     def _run(
@@ -154,7 +157,7 @@ class Training:
     ) -> list[Record]:
         network, recipe, ranks = self.network, self.recipe, self.data.ranks
         for term in self.terms:
-            term.start(network)
+            term.start(self.before)
         if resume is not None:
             resume.module.to(network.device)
             network.adopt(resume.module)

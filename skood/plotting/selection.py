@@ -197,7 +197,8 @@ class SelectionDisplay:
         chosen = next((record for record in detector.path_ if record["chosen"]), None)
         same = [r for r in detector.path_ if r["score_function"] == (chosen or r)["score_function"]]
         rungs = [record for record in same if record["sparsity_weight"] is not None]
-        if chosen is None or len(rungs) < 2:
+        before = next((record for record in same if record["sparsity_weight"] is None), None)
+        if before is None or not rungs:
             raise ValueError(
                 f"This {type(detector).__name__} has tried no path of weights, as sparsity_weight="
                 f"{detector.sparsity_weight!r} and max_epochs={detector.max_epochs!r}. Fit it with "
@@ -216,9 +217,7 @@ class SelectionDisplay:
             tolerance=AccuracyGuard().tolerance,
             chosen=rungs.index(chosen) if chosen in rungs else None,
         )
-        before = next((record for record in same if record["sparsity_weight"] is None), None)
-        if before is not None:
-            display.untouched = {name: of(before)[0] for name, of in PANELS_OF_A_PATH.items()}
+        display.untouched = {name: of(before)[0] for name, of in PANELS_OF_A_PATH.items()}
         return display
 
     @classmethod

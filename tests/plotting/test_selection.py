@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 from itertools import pairwise
+from types import SimpleNamespace
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 from pictures import X_ID, X_OOD, legend
 from sklearn.base import BaseEstimator, OutlierMixin
 from sklearn.exceptions import NotFittedError
@@ -501,3 +503,20 @@ def test_refuses_results_without_scores():
     means = {k: v for k, v in cv_results.items() if "std" not in k}
     with pytest.raises(ValueError, match="lacks mean_test_neg_fpr_at_tpr or std_test_neg_fpr_at_"):
         SelectionDisplay.from_cv_results(means)
+
+
+def test_a_path_that_ended_at_once_is_drawn():
+    untouched = {
+        "sparsity_weight": None,
+        "accuracy_before": 0.9,
+        "accuracy_after": 0.9,
+        "mean_l1": 5.0,
+        "score_function": "energy",
+        "auroc": 0.8,
+        "auroc_columns": 0.8,
+        "chosen": True,
+    }
+    rung = untouched | {"sparsity_weight": 0.0, "accuracy_after": 0.5, "chosen": False}
+    display = SelectionDisplay.from_estimator(SimpleNamespace(path_=[untouched, rung]))
+    assert display.weights.tolist() == [0]
+    assert "chosen: untouched" in [text.get_text() for text in display.figure_.findobj(Text)]
