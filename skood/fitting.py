@@ -105,6 +105,9 @@ OUTLIERS_OF_A_JUDGE = 2
 AUTO = "auto"
 """What a parameter is that `fit` chooses."""
 
+DEFAULT = "energy"
+"""The score to which a tie falls."""
+
 CHOSEN = ("sparsity_weight", "score_function")
 """Parameters that `fit` can choose."""
 
@@ -683,7 +686,8 @@ def scores_of(detector: Detector) -> dict[str, str | ScoreFunction]:
     if not is_auto(asked):
         get_score(asked)
         return {asked if isinstance(asked, str) else quoted(asked): asked}
-    return {name: name for name in list_scores() if not uses_gradient(get_score(name))}
+    names = sorted(list_scores(), key=lambda name: name != DEFAULT)
+    return {name: name for name in names if not uses_gradient(get_score(name))}
 
 
 def uses_gradient(score: ScoreFunction) -> bool:

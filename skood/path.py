@@ -289,7 +289,7 @@ def best_of(records: list[Record]) -> Record:
 def outcome_of(run: Fit, best: Record, path: list[Record], history: list[Record]) -> Outcome:
     """What comes of the record that is chosen, which is told if the user wants to be."""
     best["chosen"] = True
-    if run.detector.verbose and run.ranks.first:
+    if len(path) > 1 and run.detector.verbose and run.ranks.first:
         print(f"{type(run.detector).__name__}: {told(best, path)}")
     score = get_score(run.scores[best["score_function"]])
     return Outcome(history, best["sparsity_weight"], score, path)

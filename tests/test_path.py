@@ -411,3 +411,13 @@ def test_clones_are_as_the_parameters_say(table):
     detector = clone(fit(table, max_epochs=0))
     assert detector.sparsity_weight == "auto"
     assert not hasattr(detector, "path_")
+
+
+def test_a_tie_falls_to_the_energy(table):
+    X, y, module = table
+    between = np.full((60, 5), 2, dtype=np.float32)  # which many scores tell perfectly
+    known = np.concatenate([X, between]), np.concatenate([y, np.full(60, 7)]), module
+    detector = fit(known, ood_label=7, score_function="auto", max_epochs=0)
+    perfect = [r["score_function"] for r in detector.path_ if r["auroc"] == 1]
+    assert len(perfect) > 1
+    assert repr(detector.score_function_) == "Energy()"
