@@ -856,6 +856,31 @@ def test_surrogates_end_to_end(script, files, capsys, monkeypatch):
     assert capsys.readouterr() == (first.out, "")
 
 
+@pytest.mark.slow
+def test_auto_end_to_end(script, files, capsys, monkeypatch):
+    auto = script("auto")
+    options = {"rows": None, "weights": None, "surrogate_rows": None, "train_rows": "150"}
+    given = [*surrogate_arguments(**options, seeds="0", test_rows="40", ood_rows="20"), "--search"]
+    auto.main(given)
+    first = capsys.readouterr().out
+    with Path("kept/resnet8_id_0.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    rungs = [row for row in rows if row["method"] == "rung"]
+    assert {"untouched", "0.0"} <= {row["weight"] for row in rungs}
+    assert {"energy", "two_views", "vim"} <= {row["score"] for row in rungs}
+    assert {row["method"] for row in rows} == {"rung", "auto", "plain", "search"}
+    # Of a fit with both choices, the report takes what the detector itself would have taken.
+    chosen = auto.choice(rungs, "auto")["chosen"]
+    assert float(chosen["judged_auroc"]) == max(
+        float(r["judged_auroc"]) for r in rungs if float(r["judged_change"]) >= -0.01
+    )
+    assert auto.choice(rungs, "auto")["kinds"] >= 0
+    # What is there is not done again.
+    monkeypatch.setattr(auto, "measured", None)
+    auto.main(given)
+    assert capsys.readouterr().out == first
+
+
 @pytest.fixture
 def judged_by_weight(script):
     surrogates = script("surrogates")
