@@ -314,7 +314,7 @@ def tpr_by_cost(
     >>> from skood.calibration import tpr_by_cost
     >>> score_id, score_ood = np.arange(100.0), np.arange(-70.0, 30.0)
     >>> round(tpr_by_cost(score_id, score_ood, cost_of_keeping=5), 2)
-    0.7
+    0.69
     >>> round(tpr_by_cost(score_id, score_ood, cost_of_keeping=5, ood_share=0.01), 2)
     0.99
     """

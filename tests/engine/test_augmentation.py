@@ -111,3 +111,9 @@ def test_a_callable_must_keep_the_rows():
         get_augment(lambda batch: batch[:1])(torch.zeros(2, 3), seeded())
     with pytest.raises(TypeError, match="augment returned a list"):
         get_augment(lambda batch: [batch])(torch.zeros(2, 3), seeded())
+
+
+def test_no_gradient_reaches_what_an_augmentation_holds():
+    weight = torch.ones(4, requires_grad=True)
+    augment = get_augment(lambda batch: batch * weight)
+    assert not augment(torch.zeros(3, 4), seeded()).requires_grad

@@ -264,3 +264,12 @@ def test_rows_that_stay_on_the_device_give_the_same_batches(monkeypatch, contain
     assert there.read(slice(0, 1)).dtype == (torch.float32 if preprocess is None else seen)
     index = np.array([4, 0, 4])
     assert torch.equal(own(there, index), own(rows, index))
+
+
+def test_no_gradient_reaches_what_preprocess_holds():
+    weight = torch.ones(4, requires_grad=True)
+    made = batcher(preprocess=lambda x: x.float() * weight)
+    assert not made(as_rows(WHOLE), np.arange(3)).requires_grad
+    # What is exported lets gradients through, to the rows.
+    rows = torch.ones(2, 4, requires_grad=True)
+    assert made.prepared(rows).requires_grad

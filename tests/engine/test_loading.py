@@ -95,11 +95,6 @@ def test_a_transform_must_return_a_tensor():
         transformed(torch.zeros(3, 4), np.asarray, "augment")
 
 
-def test_what_a_transform_returns_is_detached():
-    weight = torch.ones(4, requires_grad=True)
-    assert not transformed(torch.zeros(3, 4), lambda x: x * weight, "augment").requires_grad
-
-
 # Items of data sets
 
 
