@@ -33,6 +33,18 @@ def test_passes_every_check_of_scikit_learn(estimator, check):
         pytest.fail(f"scikit-learn skipped a check: {skipped}")
 
 
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+@parametrize_with_checks(
+    [SparseEnergyOODDetector(sparsity_weight="auto", score_function="auto", max_epochs=1)]
+)
+def test_passes_every_check_with_what_fit_chooses(estimator, check):
+    try:
+        check(estimator)
+    except SkipTest as skipped:
+        pytest.fail(f"scikit-learn skipped a check: {skipped}")
+
+
 def test_clone_is_unfitted_and_shares_nothing(fitted):
     copy = clone(fitted)
     with pytest.raises(NotFittedError):

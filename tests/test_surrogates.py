@@ -382,3 +382,10 @@ def test_every_kind_keeps_dtype_shape_and_range(kind, dtype):
     assert outliers.min() >= X.min()
     assert outliers.max() <= X.max()
     assert (outliers != X).any(axis=(1, 2, 3)).all()
+
+
+def test_columns_of_few_values_are_permuted_if_that_makes_any_new_row():
+    X = np.array([[3, 0], [0, 1], [0, 2], [1, 1], [1, 2], [2, 1], [0, 3], [1, 0], [2, 0], [4, 4]])
+    outliers = surrogate_outliers(X, random_state=0)
+    assert np.array_equal(np.sort(outliers, axis=0), np.sort(X, axis=0))
+    assert not {*map(tuple, outliers.tolist())} <= {*map(tuple, X.tolist())}

@@ -40,7 +40,7 @@ TRIED_ROWS = 32
 """Rows on which each kind is tried."""
 
 LEAST_SHARE = 1 / 4
-"""Share of what a kind makes of them that must be outliers."""
+"""Share of the images that a kind makes of them that must be outliers."""
 
 NEAR = 0.05
 """Share of an image's contrast within which another one counts as the same."""
@@ -109,8 +109,8 @@ def surrogate_outliers(
     - "scale" moves each row away from the mean of X, to three times its distance.
 
     Some kinds do not change some rows: "silhouettes" of images of two colours are these images. If
-    a kind makes rows like those of X, or images of one colour, of more than three quarters of a
-    few rows, it is refused, and "auto" goes without it.
+    a kind makes images like those of X, or of one colour, of more than three quarters of a few
+    images, it is refused, and "auto" goes without it; for a table, if it makes no new row of them.
 
     On CIFAR-10, "patches", "blur" and "contrast" choose detectors that are good on real scenes and
     textures, "edges", "strokes" and "silhouettes" such as are good on faces and garments. "noise",
@@ -257,7 +257,9 @@ def _usable(X: Rows, makers: dict[str, Maker], kinds: tuple[str, ...]) -> tuple[
         made = makers[kind](rows, others, np.random.RandomState(0))
         return float(np.mean(_are_outliers(made.astype(float), rows.astype(float))))
 
-    return tuple(kind for kind in kinds if share(kind) >= LEAST_SHARE)
+    # Columns of few values often make a row that there is, which tells less and misleads nobody.
+    least = 1 / TRIED_ROWS if X.ndim == 2 else LEAST_SHARE
+    return tuple(kind for kind in kinds if share(kind) >= least)
 
 
 def _are_outliers(made: Rows, rows: Rows) -> NDArray[np.bool_]:
