@@ -365,10 +365,20 @@ def of_width(features: Tensor, width: int | None) -> Tensor:
 
 
 def aligned(rows: Tensor) -> Tensor:
-    """Rows (n, d) of float64, each of which begins at a multiple of 16 bytes.
+    """Rows, each of which begins at a multiple of 16 bytes.
 
     In products of them with the rows of a matrix, libraries may round others otherwise, so that a
     row would get other values at another place among its company.
+
+    Parameters
+    ----------
+    rows : Tensor of shape (n, d), float64
+        Rows.
+
+    Returns
+    -------
+    Tensor of shape (n, d), float64
+        The same rows, copied if need be.
     """
     width = rows.shape[1]
     return F.pad(rows, (0, width % 2))[:, :width] if rows.stride(0) % 2 else rows
