@@ -338,6 +338,7 @@ def test_cells_hold_what_a_detector_says(paper, files, module, capsys):
                 assert_holds(row, surrogate_auroc=expected.score(x[drawn[held_out]]))
 
 
+@pytest.mark.slow
 def test_resumes_where_it_was_interrupted(paper, files, epochs_trained, monkeypatch, capsys):
     line = arguments(epochs="2", seeds=["0", "1"])
     run, stops_at = Training._epoch, 4  # the second epoch of the second network
@@ -365,6 +366,7 @@ def test_resumes_where_it_was_interrupted(paper, files, epochs_trained, monkeypa
     assert results() == first
 
 
+@pytest.mark.slow
 def test_only_what_is_new_is_computed(paper, files, monkeypatch, capsys):
     def cell(scorer, score, name):
         return {"scores": np.arange(len(scorer.images(name)), dtype=float)}
@@ -745,6 +747,7 @@ def test_refuses_bad_options(paper, files, capsys, changed):
 # Memory
 
 
+@pytest.mark.slow
 def test_memory_of_scoring_is_a_small_part_of_the_rows(memory, tmp_path, monkeypatch, capsys):
     assert memory.METHODS == ("score_samples", "predict", "decision_function")
     monkeypatch.setattr(memory, "METHODS", ("predict",))  # which calls the others

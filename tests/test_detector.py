@@ -604,6 +604,7 @@ def test_labels_given_take_the_place_of_those_of_a_data_set(digits):
     assert detector.classes_.tolist() == list(range(10))
 
 
+@pytest.mark.slow
 def test_a_search_over_references(digits):
     search = GridSearchCV(
         SparseEnergyOODDetector(

@@ -181,6 +181,7 @@ def test_the_hash_of_a_detector_changes_with_its_threshold_and_not_with_its_use(
     assert joblib.hash(detector) != expected
 
 
+@pytest.mark.slow
 def test_candidates_leave_nothing_behind(digits):
     def living():
         gc.collect()

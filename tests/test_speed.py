@@ -341,6 +341,7 @@ def test_what_is_missing_is_left_out_with_how_to_install_it(speed, in_process):
     assert "skorch==1.4.0" in speed.INSTALL["skorch"]
 
 
+@pytest.mark.slow
 def test_processes_work_and_fail_on_their_own(speed, small):
     task = replace(small, test_rows=4, calls=1)
     with (
@@ -442,6 +443,7 @@ def test_what_is_done_is_written_after_each_group(speed, in_process, tmp_path, m
     assert "## first\n\n| a | b |\n| --- | ---: |\n| 1 | 2 |\n\n- a note" in output
 
 
+@pytest.mark.slow
 def test_groups_of_images(speed, in_process, tmp_path, monkeypatch):
     path = tmp_path / "speed.json"
     monkeypatch.setattr(speed.Contestant, "missing", property(lambda c: [*c.libraries][:1]))
@@ -477,6 +479,7 @@ def small_task(speed):
     return base_task
 
 
+@pytest.mark.slow
 def test_a_group_on_the_device(speed, in_process, tmp_path, monkeypatch):
     pytest.importorskip("torchvision")
     path = tmp_path / "speed.json"
@@ -509,6 +512,7 @@ def test_the_limit_is_arithmetic_over_the_speed_of_the_hardware(speed):
     assert speed.limit("work", arithmetic, ours, 300, 100) == []
 
 
+@pytest.mark.slow
 def test_a_group_of_tips(speed, in_process, tmp_path, monkeypatch):
     path = tmp_path / "speed.json"
     monkeypatch.setattr(speed, "base_task", small_task(speed))
@@ -585,6 +589,7 @@ def test_a_group_that_fails_ends_in_an_error_after_the_rest(speed, monkeypatch, 
     assert [table["title"] for table in json.loads(path.read_text())["tables"]] == ["whole"]
 
 
+@pytest.mark.slow
 def test_a_group_of_imports(speed, monkeypatch, tmp_path):
     monkeypatch.setattr(speed, "IMPORTS", 1)
     path = tmp_path / "speed.json"

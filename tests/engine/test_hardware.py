@@ -141,6 +141,7 @@ def test_rows_of_a_forward_fit_a_cache_or_fill_a_gpu(widest, device, expected):
     assert rows_at_once(widest, torch.device(device)) == expected
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="about glibc")
 def test_freed_memory_is_kept_for_the_next_batch():
     # In a process of its own: others have freed large blocks before.

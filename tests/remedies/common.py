@@ -150,6 +150,8 @@ def search(
     """A small search, done."""
     grid = {} if isinstance(estimator, IsolationForest) else {"tpr": [0.9]}
     options = {"error_score": "raise"} | options
+    if isinstance(cv, skood.model_selection.InDistributionKFold):
+        cv.random_state = 0  # as a message names it, it draws other folds at every run
     return GridSearchCV(estimator, grid, cv=cv, scoring=scoring, **options).fit(rows, y)
 
 
