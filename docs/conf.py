@@ -58,11 +58,14 @@ html_sidebars = {
         "bring_your_own_*",
         "changelog",
         "choosing_the_weight",
+        "exporting",
+        "in_production",
         "results/index",
         "scaling_out",
         "scores",
         "speed/index",
         "user_guide",
+        "watching",
     )
 }
 html_show_sourcelink = False
