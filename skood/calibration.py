@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 from bisect import bisect_left
 from numbers import Integral, Real
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -266,8 +266,9 @@ def place_class_thresholds(
 
 def tpr_by_cost(
     score_id: ArrayLike,
-    score_ood: ArrayLike,
+    score_ood: ArrayLike | None = None,
     *,
+    score_new: ArrayLike | None = None,
     cost_of_rejecting: float = 1.0,
     cost_of_keeping: float = 1.0,
     ood_share: float | None = None,
@@ -280,15 +281,18 @@ def tpr_by_cost(
     ----------
     score_id : array-like of shape (n_id,)
         Scores of ID rows that the detector was not trained on, higher is more in-distribution.
-    score_ood : array-like of shape (n_ood,)
+    score_ood : array-like of shape (n_ood,), default=None
         Scores of out-of-distribution (OOD) rows, such as are to come.
+    score_new : array-like of shape (n_new,), default=None
+        Scores of rows as they come, if nobody knows which are OOD: of them, `ood_share` is assumed
+        to be. Pass either these or `score_ood`.
     cost_of_rejecting : float, default=1.0
         What it costs to reject an ID row. Positive.
     cost_of_keeping : float, default=1.0
         What it costs to keep an OOD row. Positive.
     ood_share : float, default=None
         Share of OOD rows among those to come, between 0 and 1. None takes the share among the rows
-        passed.
+        passed; beside `score_new` it must be given.
 
     Returns
     -------
@@ -302,7 +306,12 @@ def tpr_by_cost(
     ------
     TypeError, ValueError
         If scores are not real numbers, empty, not 1-D, masked or NaN, or another argument is not
-        one of those above.
+        one of those above; or if not exactly one of `score_ood` and `score_new` is given.
+
+    Notes
+    -----
+    Of new rows, a share ``P(keep) = (1 - ood_share) P(keep | ID) + ood_share P(keep | OOD)`` is
+    kept. So `score_new` and `score_id` tell ``P(keep | OOD)``.
 
     References
     ----------
@@ -320,16 +329,24 @@ def tpr_by_cost(
     """
     costs = {"cost_of_rejecting": cost_of_rejecting, "cost_of_keeping": cost_of_keeping}
     _check("tpr_by_cost", **costs, ood_share=ood_share)
-    tested, outliers = comparable(
-        valid_scores(score_id, "score_id"), valid_scores(score_ood, "score_ood")
+    if (score_ood is None) == (score_new is None) or (score_new is not None and ood_share is None):
+        raise ValueError(
+            "tpr_by_cost needs outliers: pass score_ood, the scores of known ones; or score_new, "
+            "scores of rows as they come, with ood_share, the share of outliers assumed among them."
+        )
+    name, others = ("score_new", score_new) if score_ood is None else ("score_ood", score_ood)
+    tested, compared = comparable(
+        valid_scores(score_id, "score_id"), valid_scores(cast(ArrayLike, others), name)
     )
-    share = outliers.size / (tested.size + outliers.size) if ood_share is None else ood_share
+    share = compared.size / (tested.size + compared.size) if ood_share is None else ood_share
     tested = np.sort(tested)
-    n_rejected = np.arange(tested.size)  # by a threshold at each of the scores
-    kept = 1 - np.searchsorted(np.sort(outliers), tested, side="left") / outliers.size
-    cost = (1 - share) * cost_of_rejecting * n_rejected / tested.size
-    cost = cost + share * cost_of_keeping * kept
-    first = np.searchsorted(tested, tested, side="left") == n_rejected  # of equal scores
+    rejected = np.arange(tested.size) / tested.size  # by a threshold at each of the scores
+    kept = 1 - np.searchsorted(np.sort(compared), tested, side="left") / compared.size
+    if score_ood is None:
+        kept = ((kept - (1 - share) * (1 - rejected)) / share).clip(0, 1)
+    cost = (1 - share) * cost_of_rejecting * rejected + share * cost_of_keeping * kept
+    # Of equal scores, the first.
+    first = np.searchsorted(tested, tested, side="left") == np.arange(tested.size)
     least = int(np.flatnonzero(first)[np.argmin(cost[first])])
     return 1 - (least + 1) / (tested.size + 1)
 

@@ -384,3 +384,24 @@ def test_p_values_on_the_line_are_selected_in_spite_of_rounding(m, n):
 def test_what_are_no_p_values_is_refused(p_values):
     with pytest.raises(ValueError, match="p_values"):
         outliers_at_fdr(p_values, 0.1)
+
+
+def test_an_assumed_share_stands_in_for_known_outliers():
+    random = np.random.RandomState(4)
+    score_id, score_ood = random.standard_normal(4000), random.standard_normal(2000) - 2
+    score_new = np.concatenate([random.standard_normal(6000), score_ood])
+    known = tpr_by_cost(score_id, score_ood, cost_of_keeping=3, ood_share=0.25)
+    assumed = tpr_by_cost(score_id, score_new=score_new, cost_of_keeping=3, ood_share=0.25)
+    assert assumed == pytest.approx(known, abs=0.02)
+    # Where no outliers are, none are kept: the largest share costs least.
+    fresh = random.standard_normal(4000)
+    assert tpr_by_cost(score_id, score_new=fresh - 1e-3, ood_share=1e-6) > 0.99
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [{}, {"score_ood": [0.0], "score_new": [0.0], "ood_share": 0.1}, {"score_new": [0.0]}],
+)
+def test_a_threshold_by_cost_needs_outliers(arguments):
+    with pytest.raises(ValueError, match=r"needs outliers: pass score_ood.*or score_new"):
+        tpr_by_cost([1.0, 2.0], **arguments)

@@ -148,7 +148,10 @@ CALLS = {
             },
         )
     ],
-    "tpr_by_cost": [(None, SCORES)],
+    "tpr_by_cost": [
+        (None, SCORES | {"cost_of_keeping": 2.0}),
+        (None, {"score_id": [3.0, 2.0], "score_new": [1.0, 2.5], "ood_share": 0.5}),
+    ],
     "conformal_p_values": [
         (None, {"scores": [0.5], "calibration_scores": np.arange(39.0), "tpr": 0.95})
     ],

@@ -13,7 +13,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from skood import SparseEnergyOODDetector
-from skood.calibration import place_class_thresholds
+from skood.calibration import place_class_thresholds, tpr_by_cost
 from skood.metrics import auroc, detection_report
 from skood.randomness import random_generator
 from skood.scores import Head, Knn, Odin, Outputs, TwoViews, Vim, fit_score
@@ -246,6 +246,15 @@ SCORES = [
         says(
             "perturbation(logits, batch) that gives what to add to the batch",
             lambda: judged(score=Gradient(lambda batch: 0.1 * batch)),
+        ),
+    ),
+    case(
+        "tpr_by_cost needs outliers",
+        lambda: tpr_by_cost([1.0, 2.0]),
+        says("pass score_ood", lambda: tpr_by_cost([1.0, 2.0], [0.0])),
+        says(
+            "or score_new, scores of rows as they come, with ood_share",
+            lambda: tpr_by_cost([1.0, 2.0], score_new=[0.0, 1.5], ood_share=0.5),
         ),
     ),
     case(
