@@ -1074,6 +1074,18 @@ class SparseEnergyOODDetector(OutlierMixin, BaseEstimator):
             return self.score_samples(X), None
         return outputs_of(self._network, self._rows(X), self.score_function_)
 
+    def _class_proba_and_kept(self, X: Any) -> tuple[ScoreArray, NDArray[np.bool_]]:
+        """What `predict_class_proba` gives, and whether `predict` keeps a row, from one pass."""
+        check_is_fitted(self)
+        pieces = scored(self._network, self._rows(X), self.score_function_)
+        scores, logits = zip(*((some, logits) for _, some, logits in pieces), strict=True)
+        self._doubts.warn()
+        of_rows = torch.cat(logits)
+        margins = as_array(torch.cat(scores).double()) - self._thresholds(
+            as_array(of_rows.argmax(dim=1))
+        )
+        return as_array(torch.softmax(of_rows, dim=1)), margins >= 0
+
     def _thresholds(self, winners: NDArray[np.int64] | None) -> float | ScoreArray:
         """The threshold, or that of each row if each class has its own."""
         offsets = self.class_offsets_

@@ -269,9 +269,7 @@ def share_p_value(n_rejected: int, n_rows: int, offset: Any, calibration: FloatA
     return float(min(1, 2 * min(as_few, 1 - fewer)))
 
 
-def proportion_interval(
-    n_rejected: int, n_rows: int, coverage: float = 0.95
-) -> tuple[float, float]:
+def proportion_interval(n_rejected: int, n_rows: int) -> tuple[float, float]:
     """Interval of Clopper and Pearson for the share that is rejected of all such rows."""
     tail = (1 - COVERAGE) / 2
     low = stats.beta.ppf(tail, n_rejected, n_rows - n_rejected + 1) if n_rejected else 0.0

@@ -72,7 +72,7 @@ from .penalties import Penalty, fit_penalty, get_penalty
 from .randomness import random_generator
 from .rows import rows_like_fit, warn_if_unscaled
 from .scores import Head, Outputs, apply_score, fit_score, get_score, list_scores
-from .scores.protocol import ScoreFunction
+from .scores.protocol import ScoreFunction, uses_gradient
 
 __all__ = [
     "Fit",
@@ -490,13 +490,9 @@ class Fit:
                 # More rows may be what it needs.
                 held_out = HeldOut(data.rows, data.labels)
                 fitted = self.fitted_score(score, network, data, held_out)
-        self.check_score(fitted, network, few.rows)
-
-    def check_score(self, score: ScoreFunction, network: Network, rows: Rows) -> None:
-        """Refuse a fitted score that fails on a row, mixes rows or draws at random."""
-        for _ in scored(network, rows.pick(np.arange(1)), score):
+        for _ in scored(network, few.rows.pick(np.arange(1)), fitted):
             pass
-        check_score(network, rows, score)
+        check_score(network, few.rows, fitted)
 
     def fitted_score(
         self,
@@ -688,11 +684,6 @@ def scores_of(detector: Detector) -> dict[str, str | ScoreFunction]:
         return {asked if isinstance(asked, str) else quoted(asked): asked}
     names = sorted(list_scores(), key=lambda name: name != DEFAULT)
     return {name: name for name in names if not uses_gradient(get_score(name))}
-
-
-def uses_gradient(score: ScoreFunction) -> bool:
-    """Whether a score needs the gradient of the network."""
-    return bool(getattr(score, "uses_gradient", False))
 
 
 def _drawn_seeds(detector: Detector) -> Seeds:

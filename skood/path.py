@@ -32,14 +32,13 @@ from .fitting import (
     head_of,
     is_auto,
     outputs_of,
-    uses_gradient,
     winners_of,
 )
 from .metrics import auroc
 from .notices import held_back
 from .penalties import Penalty, l1
 from .scores import Head, Outputs, apply_score, fit_score, get_score
-from .scores.protocol import ScoreFunction
+from .scores.protocol import ScoreFunction, uses_gradient
 
 __all__ = ["Outcome", "fine_tuned"]
 

@@ -224,10 +224,10 @@ class RejectingClassifier(ClassifierMixin, MetaEstimatorMixin, BaseEstimator):
         )
         if not self._told_of_loss:
             self._warn_if_rejection_is_lost()
-        probabilities = self.detector_.predict_class_proba(X)
         if not rejection:
-            return probabilities
-        rejected = self.detector_.predict(X) == -1
+            return self.detector_.predict_class_proba(X)
+        probabilities, kept = self.detector_._class_proba_and_kept(X)
+        rejected = ~kept
         return np.column_stack([np.where(rejected[:, None], 0, probabilities), rejected])
 
     @property

@@ -21,7 +21,7 @@ from ..engine.outputs import as_float64
 from ..engine.scripted import scripted_parts
 from ..exceptions import ExportError
 from ..notices import quoted
-from ..scores.protocol import ScoreFunction
+from ..scores.protocol import ScoreFunction, uses_gradient
 
 __all__ = ["DetectorModule", "detector_module", "shape_of_rows", "without_preprocess"]
 
@@ -97,12 +97,9 @@ class _Judge(nn.Module):
         width = math.isqrt(n_rows - 1) + 1
         lines = np.full(-(-n_rows // width) * width, np.nan)  # which no score reaches
         lines[:n_rows] = np.sort(calibration_scores)
-        # One p-value for each number of calibration scores that a score reaches.
-        reached = np.arange(n_rows + 1)
-        p_values = conformal_p_values(reached - 0.5, reached[:-1], tpr)
         self.threshold = nn.Buffer(torch.tensor(threshold, dtype=torch.float64))
         self.lines = nn.Buffer(torch.from_numpy(lines.reshape(-1, width)))
-        self.p_values = nn.Buffer(torch.from_numpy(p_values))
+        self.p_values = nn.Buffer(torch.from_numpy(_p_values_by_rank(n_rows, tpr)))
 
     def forward(self, scores: Tensor, winners: Tensor) -> tuple[Tensor, Tensor]:
         # Sorted scores in lines, as in a book: first which line, then where in it. ONNX has no
@@ -133,9 +130,8 @@ class _ClassJudge(nn.Module):
         lines = np.full((len(thresholds), width), np.nan)  # which no score reaches
         p_values = np.full((len(thresholds), width + 1), np.nan)
         for one, scores in enumerate(compared):
-            reached = np.arange(len(scores) + 1)
             lines[one, : len(scores)] = scores
-            p_values[one, reached] = conformal_p_values(reached - 0.5, reached[:-1], tpr)
+            p_values[one, : len(scores) + 1] = _p_values_by_rank(len(scores), tpr)
         self.thresholds = nn.Buffer(torch.from_numpy(thresholds.copy()))
         self.lines = nn.Buffer(torch.from_numpy(lines))
         self.p_values = nn.Buffer(torch.from_numpy(p_values))
@@ -144,6 +140,12 @@ class _ClassJudge(nn.Module):
         reached = (self.lines[winners] <= scores[:, None]).sum(dim=1)
         kept = scores - self.thresholds[winners] >= 0
         return torch.where(kept, 1, -1), self.p_values[winners, reached]
+
+
+def _p_values_by_rank(n_rows: int, tpr: float) -> NDArray[np.float64]:
+    """One p-value for each number of calibration scores that a score reaches, from 0 on."""
+    reached = np.arange(n_rows + 1)
+    return conformal_p_values(reached - 0.5, reached[:-1], tpr)
 
 
 def _judge(detector: Any) -> _Judge | _ClassJudge:
@@ -162,7 +164,7 @@ def detector_module(detector: Any, preprocess: bool) -> DetectorModule:
             f"A part of the network, {name!r}, is TorchScript, whose features and operations no "
             "graph can take. Fit a detector on the nn.Module from which it was made."
         )
-    if getattr(score, "uses_gradient", False):
+    if uses_gradient(score):
         raise ExportError(
             f"score_function={quoted(score)} needs the gradient of the network, which is not in a "
             'graph. Fit a detector with another score, such as "energy".'

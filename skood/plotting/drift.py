@@ -12,7 +12,7 @@ from sklearn.utils._param_validation import validate_parameter_constraints
 
 from ..notices import quoted
 from ..validation import Number, valid_array
-from .shared import COLOURS, new_axes, several_axes
+from .shared import COLOURS, panels
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -153,12 +153,7 @@ class DriftDisplay:
         ValueError
             If there is not one axes for each panel.
         """
-        axes = new_axes(3) if ax is None else several_axes(ax)
-        if len(axes) != 3:
-            raise ValueError(
-                f"ax holds {len(axes)} axes; expected 3, for martingale, share rejected and "
-                "p-value."
-            )
+        axes = panels(ax, 3, "for martingale, share rejected and p-value")
         rows, capital, share, p_values = self.history.T
         lines = (10.0 ** np.minimum(capital, 100), share, np.maximum(p_values, LOWEST))
         labels = ("martingale", "share rejected", "p-value")

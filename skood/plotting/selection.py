@@ -16,7 +16,7 @@ from ..metrics import METRICS
 from ..model_selection.guard import TOLERANCE, AccuracyGuard, accurate_enough
 from ..notices import quoted
 from ..validation import Number, check_results
-from .shared import COLOURS, MARKERS, looks, new_axes, several_axes
+from .shared import COLOURS, MARKERS, looks, panels
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -275,12 +275,7 @@ class SelectionDisplay:
         ValueError
             If there is not one axes for each panel.
         """
-        axes = new_axes(len(self.scores)) if ax is None else several_axes(ax)
-        if len(axes) != len(self.scores):
-            raise ValueError(
-                f"ax holds {len(axes)} axes; expected {len(self.scores)}, one for each of "
-                f"{quoted(list(self.scores))}."
-            )
+        axes = panels(ax, len(self.scores), f"one for each of {quoted(list(self.scores))}")
         for panel, (metric, (mean, std)) in zip(axes, self.scores.items(), strict=True):
             self._draw_candidates(panel, -mean if metric.startswith("neg_") else mean, std)
             if metric in self.untouched:

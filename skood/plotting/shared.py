@@ -29,6 +29,7 @@ __all__ = [
     "looks",
     "markers_at",
     "new_axes",
+    "panels",
     "scores_of",
     "sets_by_name",
     "several_axes",
@@ -139,6 +140,14 @@ def several_axes(ax: Any) -> NDArray[Any]:
         axes = np.array([None])
     if not all(hasattr(each, "figure") for each in axes):
         valid_axes(ax)
+    return axes
+
+
+def panels(ax: Any, n_panels: int, what: str) -> NDArray[Any]:
+    """Axes given, or those of a new figure; a ValueError says how many `what` needs."""
+    axes = new_axes(n_panels) if ax is None else several_axes(ax)
+    if len(axes) != n_panels:
+        raise ValueError(f"ax holds {len(axes)} axes; expected {n_panels}, {what}.")
     return axes
 
 

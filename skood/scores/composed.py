@@ -21,6 +21,7 @@ from .protocol import (
     fit_score,
     get_score,
     named,
+    uses_gradient,
     valid_head,
     valid_logits,
 )
@@ -136,7 +137,7 @@ class TwoViews(FittedScore):
         self._validate_params()
         views = self._chosen()
         for view in views:
-            if getattr(view, "uses_gradient", False):
+            if uses_gradient(view):
                 raise TypeError(
                     f"TwoViews got {quoted(view)}, which scores inputs that it moves, so that the "
                     "other view would see other rows. Pass a score without uses_gradient."

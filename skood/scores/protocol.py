@@ -384,6 +384,22 @@ def aligned(rows: Tensor) -> Tensor:
     return F.pad(rows, (0, width % 2))[:, :width] if rows.stride(0) % 2 else rows
 
 
+def uses_gradient(score: ScoreFunction) -> bool:
+    """Whether a score needs the gradient of the network.
+
+    Parameters
+    ----------
+    score : callable
+        The score.
+
+    Returns
+    -------
+    bool
+        True if it has ``uses_gradient = True``.
+    """
+    return bool(getattr(score, "uses_gradient", False))
+
+
 def check_as_many(features: Tensor, logits: Tensor) -> None:
     """Refuse features and logits of different numbers of rows, with a ValueError.
 
