@@ -17,6 +17,7 @@ import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 from environment import command_line
@@ -32,8 +33,9 @@ from images import (
     read_data,
     read_network,
 )
-from kinds import by_kind, noise_sets, of_the_six
+from kinds import means_by_kind, noise_sets, of_the_six
 from sklearn.model_selection import GridSearchCV
+from tables import header, line
 from torch import nn
 
 from skood import SparseEnergyOODDetector, path
@@ -163,10 +165,7 @@ class Panel:
     def judged(self, score_id: Any, score_ood: dict[str, Any], classes: Any) -> Row:
         """FPR95 in percent: of the six, over kinds and of each kind; and the accuracy."""
         fpr = {name: 100 * fpr_at_tpr(score_id, scores) for name, scores in score_ood.items()}
-        kinds = {
-            kind: float(np.mean([fpr[name] for name in names]))
-            for kind, names in by_kind(fpr).items()
-        }
+        kinds = means_by_kind(fpr)
         return {
             "accuracy": 100 * float(np.mean(classes == self.y_test)),
             "six": float(np.mean([fpr[name] for name in of_the_six(fpr)])),
@@ -195,11 +194,8 @@ def walked(
             aside += time.perf_counter() - begun
             return records
 
-    judge, path.Judge = path.Judge, Keeping  # type: ignore[misc]
-    try:
+    with patch.object(path, "Judge", Keeping):
         seconds, _ = timed(detector, x, y)
-    finally:
-        path.Judge = judge  # type: ignore[misc]
     return seconds - aside, rungs
 
 
@@ -253,7 +249,7 @@ def report(rows: list[dict[str, str]]) -> list[str]:
     rungs = [row for row in rows if row["method"] == "rung"]
     kinds = [column for column in rows[0] if column.startswith("kind:")]
     shown = ["accuracy", "six", "kinds", *kinds]
-    lines = header("score", "weight", *shown, "AUROC of the judge")
+    lines = [*header("score", "weight", *shown, "AUROC of the judge")]
     for score in SCORES:
         of_score = [row for row in rungs if row["score"] == score]
         for weight in dict.fromkeys(row["weight"] for row in of_score):
@@ -320,15 +316,6 @@ def mean(rows: list[dict[str, str]], column: str) -> float:
 
 def means(rows: list[dict[str, str]], columns: list[str]) -> list[float]:
     return [mean(rows, column) for column in columns]
-
-
-def header(*columns: str) -> list[str]:
-    return [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
-
-
-def line(*cells: Any) -> str:
-    written = [cell if isinstance(cell, str) else f"{cell:.1f}" for cell in cells]
-    return f"| {' | '.join(written)} |"
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import pickle
 import re
+import warnings
 import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from kinds import NOISE, SUMMARIES
 from numpy.typing import NDArray
 from torch import nn
 
+from skood import SparseEnergyOODDetector
 from skood.networks import CifarDenseNet, CifarResNet, NormalizeImages, WideResNet
 
 Images = NDArray[np.uint8]
@@ -100,6 +102,33 @@ def count(text: str) -> int:
 def draw(n_rows: int, size: int | None, seed: int) -> NDArray[np.intp]:
     """Row numbers in an order of the seed's, at most `size` of them."""
     return np.random.RandomState(seed).permutation(n_rows)[:size]
+
+
+# Detectors
+
+
+def untrained(
+    module: nn.Module, options: argparse.Namespace, data: Data, n_rows: int, **parameters: Any
+) -> SparseEnergyOODDetector:
+    """A detector around a network as it is, with some training rows for its statistics."""
+    detector = SparseEnergyOODDetector(
+        module,
+        max_epochs=0,
+        preprocess=NORMALISATIONS[options.normalise],
+        random_state=0,
+        **parameters,
+    )
+    return quietly_fitted(detector, data, np.arange(min(n_rows, len(data.x_train))))
+
+
+def quietly_fitted(
+    detector: SparseEnergyOODDetector, data: Data, rows: NDArray[np.intp]
+) -> SparseEnergyOODDetector:
+    with warnings.catch_warnings():
+        warnings.simplefilter(
+            "ignore"
+        )  # of rows seen before, and of accuracy lost, which reports show
+        return detector.fit(data.x_train[rows], data.y_train[rows])
 
 
 # Reading and checking

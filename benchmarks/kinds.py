@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,6 +39,14 @@ def by_kind(names: Iterable[str]) -> dict[str, list[str]]:
     for name in names:
         kinds.setdefault(kind_of(name), []).append(name)
     return {kind: members for kind, members in kinds.items() if members}
+
+
+def means_by_kind(values: Mapping[str, float]) -> dict[str, float]:
+    """Of one value a set, the mean over the sets of each kind."""
+    return {
+        kind: float(np.mean([values[name] for name in names]))
+        for kind, names in by_kind(values).items()
+    }
 
 
 def kind_of(name: str) -> str:

@@ -12,19 +12,16 @@ import argparse
 import subprocess
 import sys
 import tempfile
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 from environment import command_line, machine, versions
-from images import NORMALISATIONS, add_data_options, complete, draw, read_data, read_network
+from images import add_data_options, complete, draw, read_data, read_network, untrained
 from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
 
-from skood import SparseEnergyOODDetector
 from skood.exchangeability import Martingale, OnlinePValues, payoffs
-from skood.networks import NormalizeImages
 
 Scores = NDArray[np.float64]
 Watch = Callable[[list[Scores], list[Scores]], NDArray[np.int64]]
@@ -70,11 +67,7 @@ def scored(options: argparse.Namespace) -> dict[str, Scores]:
             return dict(kept)
     data = read_data(options.id, options.ood)
     module = read_network(options, data.n_classes)
-    normalise: NormalizeImages = NORMALISATIONS[options.normalise]
-    detector = SparseEnergyOODDetector(module, preprocess=normalise, max_epochs=0, random_state=0)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of a threshold that is not used
-        detector.fit(data.x_train[:2000], data.y_train[:2000])
+    detector = untrained(module, options, data, n_rows=2000)
     order = draw(len(data.x_test), None, 0)
     drifting, clean = data.x_test[order[: options.rows]], data.x_test[order[options.rows :]]
     sets = kinds(drifting) | {name: x[: options.rows] for name, x in data.ood.items()}

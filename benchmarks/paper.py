@@ -60,6 +60,7 @@ from skood.penalties import PENALTIES, hoyer_index, l1
 from skood.randomness import random_generator
 from skood.rows import as_rows
 from skood.scores import Head, Outputs, apply_score, fit_score, get_score, list_scores
+from skood.scores.protocol import uses_gradient
 
 Key = dict[str, Any]
 Arrays = dict[str, NDArray[Any]]
@@ -489,7 +490,7 @@ class Scorer:
             yield some_features.double(), some_logits
 
     def scores(self, score: str, name: str) -> NDArray[np.float64]:
-        if getattr(get_score(score), "uses_gradient", False):
+        if uses_gradient(get_score(score)):
             if score not in self._fitted:
                 self._fitted[score] = opened(self.study, self.module, score_function=score)
             return self._fitted[score].score_samples(self.images(name))

@@ -8,22 +8,23 @@ from __future__ import annotations
 
 import argparse
 import sys
-import warnings
 from collections.abc import Sequence
 
 import numpy as np
 from environment import command_line
 from images import (
-    NORMALISATIONS,
     add_data_options,
     complete,
     draw,
     read_data,
     read_network,
+    untrained,
 )
 
-from skood import SparseEnergyOODDetector
 from skood.scores import list_scores
+
+FIT_ROWS = 2000
+"""Training rows for scores that are fitted."""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -36,16 +37,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     complete(options)
     data = read_data(options.id, options.ood)
     fresh, tested = np.array_split(draw(len(data.x_test), None, seed=0), 2)
-    detector = SparseEnergyOODDetector(
-        read_network(options, data.n_classes),
-        score_function=options.score,
-        max_epochs=0,
-        preprocess=NORMALISATIONS[options.normalise],
-        random_state=0,
-    )
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of rows seen before: the threshold is placed anew
-        detector.fit(data.x_train[:2000], data.y_train[:2000])
+    module = read_network(options, data.n_classes)
+    detector = untrained(module, options, data, FIT_ROWS, score_function=options.score)
     y = data.y_test[tested]
     print(f"{command_line('benchmarks/per_class.py', argv)}\n")
     print("| threshold | rejected, all | by class, least | most | outliers kept |")

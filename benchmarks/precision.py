@@ -13,7 +13,6 @@ import json
 import os
 import shlex
 import sys
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -31,8 +30,10 @@ from images import (
     count,
     draw,
     number,
+    quietly_fitted,
     read_data,
     read_network,
+    untrained,
 )
 from kinds import STAND_INS
 from numpy.typing import NDArray
@@ -140,41 +141,21 @@ def fine_tuned(
 
 def judge(module: nn.Module, options: argparse.Namespace, data: Data) -> dict[str, Judged]:
     """The same network, scored in each way."""
-    exact = untrained(module, "float32", "energy", options, data)
+    exact = untrained(module, options, data, FEW_ROWS, precision="float32")
     head = exact.module_.get_submodule(exact.head_)
     ways = {
         FLOAT32: exact,
-        BFLOAT16: untrained(module, "bfloat16", "energy", options, data),
-        MIXED: untrained(module, "bfloat16", energy_through(head), options, data),
+        BFLOAT16: untrained(module, options, data, FEW_ROWS, precision="bfloat16"),
+        MIXED: untrained(
+            module,
+            options,
+            data,
+            FEW_ROWS,
+            precision="bfloat16",
+            score_function=energy_through(head),
+        ),
     }
     return {name: scored(detector, name, options, data) for name, detector in ways.items()}
-
-
-def untrained(
-    module: nn.Module,
-    precision: str,
-    score: str | Callable[[Tensor, Tensor], Tensor],
-    options: argparse.Namespace,
-    data: Data,
-) -> SparseEnergyOODDetector:
-    """A detector around a network as it is."""
-    detector = SparseEnergyOODDetector(
-        module,
-        max_epochs=0,
-        score_function=score,
-        preprocess=NORMALISATIONS[options.normalise],
-        precision=precision,
-        random_state=0,
-    )
-    return quietly_fitted(detector, data, np.arange(min(FEW_ROWS, len(data.x_train))))
-
-
-def quietly_fitted(
-    detector: SparseEnergyOODDetector, data: Data, rows: NDArray[np.intp]
-) -> SparseEnergyOODDetector:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of rows that the classifier was trained on
-        return detector.fit(data.x_train[rows], data.y_train[rows])
 
 
 def energy_through(head: nn.Module) -> Callable[[Tensor, Tensor], Tensor]:

@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import copy
 import sys
-import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -28,12 +27,14 @@ from images import (
     count,
     draw,
     number,
+    quietly_fitted,
     read_data,
     read_network,
 )
-from kinds import by_kind, noise_sets
+from kinds import means_by_kind, noise_sets
 from numpy.typing import NDArray
 from scipy.stats import spearmanr
+from tables import header, line
 from torch import nn
 
 from skood import SparseEnergyOODDetector
@@ -128,16 +129,16 @@ def judge(
         held_out = order[options.train_rows :][: options.rows]
         detector = make_detector(module, weight, seed, options)
         if weight == UNTOUCHED:
-            detector = fitted(detector, data, training[: options.rows])
+            detector = quietly_fitted(detector, data, training[: options.rows])
         else:
             tuned = options.folder / f"{name}.pt"
             if not tuned.exists():
-                detector = fitted(detector, data, training)
+                detector = quietly_fitted(detector, data, training)
                 torch.save({"state": detector.module_.state_dict()}, tuned)
             copied = copy.deepcopy(module)
             copied.load_state_dict(torch.load(tuned, weights_only=False)["state"])
             detector = make_detector(copied, UNTOUCHED, seed, options)
-            detector = fitted(detector, data, training[: options.rows])
+            detector = quietly_fitted(detector, data, training[: options.rows])
         np.savez(path, **scores_of(detector, data, held_out, options))
         print(path.name, file=sys.stderr, flush=True)
     with np.load(path) as arrays:
@@ -161,14 +162,6 @@ def make_detector(
         augment="flip",
         random_state=seed,
     )
-
-
-def fitted(
-    detector: SparseEnergyOODDetector, data: Data, rows: NDArray[np.intp]
-) -> SparseEnergyOODDetector:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of accuracy lost, which the report shows
-        return detector.fit(data.x_train[rows], data.y_train[rows])
 
 
 def scores_of(
@@ -233,10 +226,7 @@ def judgement(judged: Judged) -> Judgement:
     return Judgement(
         100 * judged["right test"].mean(),
         100 * judged["right held-out"].mean(),
-        {
-            kind: float(np.mean([real[name] for name in names]))
-            for kind, names in by_kind(real).items()
-        },
+        means_by_kind(real),
         surrogate,
     )
 
@@ -297,7 +287,7 @@ def report(judged: dict[int, dict[str, Judged]], options: argparse.Namespace) ->
     for weight in (UNTOUCHED, *options.weights):
         each = [found[seed][weight] for seed in options.seeds]
         values = [(e.accuracy, e.held_out, *e.real.values(), e.mean, e.by("auto")) for e in each]
-        yield row(weight, *np.mean(values, axis=0))
+        yield line(weight, *np.mean(values, axis=0))
     yield ""
     yield "Rank correlation with the mean of kinds, and regret of the choice:"
     yield ""
@@ -306,7 +296,7 @@ def report(judged: dict[int, dict[str, Judged]], options: argparse.Namespace) ->
     allowed = {seed: accurate(found[seed], options.tolerance) for seed in options.seeds}
     for name, find in BESTS.items():
         chosen = {seed: find(found[seed], allowed[seed]) for seed in options.seeds}
-        yield row(
+        yield line(
             name, ", ".join(chosen.values()), "", "", *mean_regret(found, chosen, allowed), ""
         )
     random = np.random.default_rng(0)
@@ -322,7 +312,7 @@ def report(judged: dict[int, dict[str, Judged]], options: argparse.Namespace) ->
             values.append([np.mean(correlations), *mean_regret(sample, chosen, allowed)])
             choices.append(", ".join(chosen.values()))
         low, high = np.quantile(values[1:], [0.025, 0.975], axis=0)
-        yield row(
+        yield line(
             mixture,
             choices[0],
             f"{values[0][0]:.2f}",
@@ -348,16 +338,6 @@ def mean_regret(
     found: dict[int, dict[str, Judgement]], chosen: dict[int, str], allowed: dict[int, list[str]]
 ) -> NDArray[Any]:
     return np.mean([regret(found[seed], chosen[seed], allowed[seed]) for seed in chosen], axis=0)
-
-
-def header(*columns: str) -> Iterator[str]:
-    yield f"| {' | '.join(columns)} |"
-    yield "|---" * len(columns) + "|"
-
-
-def row(*cells: Any) -> str:
-    written = [cell if isinstance(cell, str) else f"{cell:.1f}" for cell in cells]
-    return f"| {' | '.join(written)} |"
 
 
 if __name__ == "__main__":

@@ -118,6 +118,18 @@ class Table:
         return "\n".join([f".. list-table:: {self.title}", "   :header-rows: 1", "", *rows, ""])
 
 
+def header(*columns: str) -> Iterator[str]:
+    """The first two lines of a table in Markdown that is printed as it grows."""
+    yield f"| {' | '.join(columns)} |"
+    yield "|---" * len(columns) + "|"
+
+
+def line(*cells: Any) -> str:
+    """A further line; numbers have one decimal."""
+    written = [cell if isinstance(cell, str) else f"{cell:.1f}" for cell in cells]
+    return f"| {' | '.join(written)} |"
+
+
 class Results:
     """Rows of one results.csv, and what its run.json says of them."""
 
