@@ -2,8 +2,9 @@
 
 Fits one classifier with "auto" for the weight and the score, keeps the network of every rung, and
 judges each on real outliers of several kinds by every score. So it knows the regret of the choice:
-the FPR95 of what was chosen, less that of the best that could have been. It also times a fit with a
-fixed weight and, with ``--search``, fits scikit-learn's grid search over the same weights.
+the FPR95 of what was chosen, less that of the best that could have been. With ``--time`` it also
+fits with only the weight chosen and with a fixed weight, to compare times; with ``--search`` it
+fits scikit-learn's grid search over the same weights.
 README.md describes the files and the columns.
 """
 
@@ -81,6 +82,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     add("--train-rows", type=count, default=8000, help="drawn by each seed (default: 8000)")
     add("--test-rows", type=count, default=1500, help="default: 1500")
     add("--ood-rows", type=count, default=300, help="of each set (default: 300)")
+    add("--time", action="store_true", help="compare with fits by one score and a fixed weight")
     add("--search", action="store_true", help="compare with a grid search, by energy")
     add("--folder", type=Path, required=True, help="for the results, to go on from")
     options = parser.parse_args(argv)
@@ -123,12 +125,12 @@ def measured(module: nn.Module, seed: int, options: argparse.Namespace, data: Da
     common = {"seed": seed, "network": options.network, "id": options.id.stem}
     taken, rungs = walked(detector(sparsity_weight="auto", score_function="auto"), x, y, panel)
     rows = [{**common, "method": "rung", **rung} for rung in rungs]
-    for score in SCORES:
+    rows.append({**common, "method": "auto", "score": "auto", "seconds": taken})
+    for score in SCORES if options.time else ():
         seconds, _ = timed(detector(sparsity_weight="auto", score_function=score), x, y)
         rows.append({**common, "method": "auto", "score": score, "seconds": seconds})
         seconds, _ = timed(detector(score_function=score), x, y)
         rows.append({**common, "method": "plain", "score": score, "seconds": seconds})
-    rows.append({**common, "method": "auto", "score": "auto", "seconds": taken})
     if options.search:
         weights = [row["weight"] for row in rungs if row["score"] == "energy"]
         search = GridSearchCV(
@@ -269,14 +271,10 @@ def report(rows: list[dict[str, str]]) -> list[str]:
         if row["method"] == "search":
             of_row = [float(row[name]) for name in shown[:3]]
             lines.append(line("energy", f"search: {row['weight']}", *of_row, "", "", ""))
-    lines += ["", *header("score", "seconds of a fit", "auto / fit", "search / fit")]
-    for score in (*SCORES, "auto"):
-        fits = seconds_of(rows, "plain", score if score in SCORES else "two_views")
-        ratios = [
-            float(np.median([taken / fits[seed] for seed, taken in of.items()])) if of else ""
-            for of in (seconds_of(rows, method, score) for method in ("auto", "search"))
-        ]
-        lines.append(line(score, float(np.median(list(fits.values()))), *ratios))
+    lines += ["", *header("fit", "score", "seconds", "times as long as with a fixed weight")]
+    for method, score in dict.fromkeys((row["method"], row["score"]) for row in rows):
+        if method != "rung":
+            lines.append(line(method, score, *times(rows, method, score)))
     return lines
 
 
@@ -308,6 +306,14 @@ def seconds_of(rows: list[dict[str, str]], method: str, score: str) -> dict[str,
     """Seconds of a kind of fit, by seed."""
     found = [row for row in rows if (row["method"], row["score"]) == (method, score)]
     return {row["seed"]: float(row["seconds"]) for row in found}
+
+
+def times(rows: list[dict[str, str]], method: str, score: str) -> tuple[float, float | str]:
+    """Medians over seeds: seconds, and their ratio to a plain fit's of the same seed, if timed."""
+    taken = seconds_of(rows, method, score)
+    plain = seconds_of(rows, "plain", score if score in SCORES else "two_views")
+    ratios = [seconds / plain[seed] for seed, seconds in taken.items() if seed in plain]
+    return float(np.median(list(taken.values()))), float(np.median(ratios)) if ratios else ""
 
 
 def mean(rows: list[dict[str, str]], column: str) -> float:

@@ -863,7 +863,8 @@ def test_surrogates_end_to_end(script, files, capsys, monkeypatch):
 def test_auto_end_to_end(script, files, capsys, monkeypatch):
     auto = script("auto")
     options = {"rows": None, "weights": None, "surrogate_rows": None, "train_rows": "150"}
-    given = [*surrogate_arguments(**options, seeds="0", test_rows="40", ood_rows="20"), "--search"]
+    given = surrogate_arguments(**options, seeds="0", test_rows="40", ood_rows="20")
+    given += ["--time", "--search"]
     auto.main(given)
     first = capsys.readouterr().out
     with Path("kept/resnet8_id_0.csv").open() as file:
