@@ -227,7 +227,8 @@ def on_panel(
                 "weight": "untouched" if weight is None else weight,
                 "score": record["score_function"],
                 **judged,
-                "judged_auroc": record["auroc"],
+                # Of all surrogates, and by kind.
+                **{f"judged_{of}": value for of, value in record.items() if of.startswith("auroc")},
                 "judged_change": path.accuracy_change(record),
             }
         )
@@ -281,16 +282,15 @@ def report(rows: list[dict[str, str]]) -> list[str]:
 def choice(rungs: list[dict[str, str]], score: str) -> dict[str, Any]:
     """What the judge takes of one seed by a score, or of all, and its regret."""
     open_to = [row for row in rungs if score in ("auto", row["score"])]
-    results = {
-        "mean_test_auroc": [float(row["judged_auroc"]) for row in open_to],
-        "mean_test_accuracy_change": [float(row["judged_change"]) for row in open_to],
-    }
-    chosen = open_to[AccuracyGuard("auroc")(results)]
+    records = [record_of(row) for row in open_to]
+    best = path.best_of(records)
+    chosen = next(row for row, record in zip(open_to, records, strict=True) if record is best)
     untouched = next(
         row for row in rungs if (row["weight"], row["score"]) == ("untouched", chosen["score"])
     )
-    least = -100 * AccuracyGuard().tolerance - 1e-7
-    allowed = [row for row in open_to if 100 * float(row["judged_change"]) >= least]
+    allowed = [
+        row for row, record in zip(open_to, records, strict=True) if path.is_accurate(record)
+    ]
     kinds = [column for column in chosen if column.startswith("kind:")]
     return {
         "chosen": chosen,
@@ -299,6 +299,22 @@ def choice(rungs: list[dict[str, str]], score: str) -> dict[str, Any]:
             for name in ("six", "kinds")
         },
         "worst": max(float(chosen[kind]) - float(untouched[kind]) for kind in kinds),
+    }
+
+
+def record_of(row: dict[str, str]) -> dict[str, Any]:
+    """What the path of the detector says of a rung and a score."""
+    judged = {
+        name.removeprefix("judged_"): float(value)
+        for name, value in row.items()
+        if name.startswith("judged_")
+    }
+    return {
+        **judged,
+        "sparsity_weight": row["weight"],
+        "score_function": row["score"],
+        "accuracy_before": 0.0,
+        "accuracy_after": judged["change"],
     }
 
 

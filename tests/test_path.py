@@ -10,7 +10,7 @@ from modules import trained_mlp
 from sklearn.base import clone
 from torch import nn
 
-from skood import SparseEnergyOODDetector
+from skood import SparseEnergyOODDetector, path
 from skood.engine.objective import Distillation
 from skood.engine.training import Training
 from skood.exceptions import (
@@ -83,8 +83,6 @@ def test_what_detects_best_of_what_is_accurate_is_chosen(table):
 
 def test_the_network_is_that_of_the_rung(table, monkeypatch):
     """Whichever rung is chosen, the features are those with the mean that the path reports."""
-    from skood import path
-
     for wanted in (None, 0.0, 0.3):
         judged = []
 
@@ -395,6 +393,42 @@ def test_a_rung_that_the_score_refuses_ends_the_path(table):
     detector = fit(table, score_function=size, learning_rate=0.03)
     assert 1 < len(detector.path_) < 6
     assert detector.path_[-1]["accuracy_after"] >= detector.path_[0]["accuracy_after"] - 0.01
+
+
+def judged(score, weight, **by_kind):
+    change = 0.0 if weight is None else -0.005
+    return {
+        "sparsity_weight": weight,
+        "score_function": score,
+        "accuracy_before": 0.9,
+        "accuracy_after": 0.9 + change,
+        "auroc": float(np.mean(list(by_kind.values()))),
+        **{f"auroc_{kind}": value for kind, value in by_kind.items()},
+    }
+
+
+def test_a_score_that_is_blind_to_a_kind_is_not_chosen():
+    blind = judged("mahalanobis", None, blur=0.80, strokes=1.0, silhouettes=0.99)
+    better = judged("knn", None, blur=0.85, strokes=0.95, silhouettes=0.75)
+    reference = judged("two_views", None, blur=0.85, strokes=0.95, silhouettes=0.70)
+    energy = judged("energy", None, blur=0.90, strokes=0.50, silhouettes=0.40)
+    assert path.best_of([energy, blind, reference]) is reference
+    assert path.best_of([energy, blind, better, reference]) is better
+    # Without the reference, another takes its place; a score that was asked for is its own.
+    assert path.best_of([energy, blind]) is energy
+    assert path.best_of([blind]) is blind
+
+
+def test_scores_are_compared_with_the_same_network():
+    untouched = judged("two_views", None, blur=0.90, strokes=0.90)
+    tuned = judged("two_views", 1.0, blur=0.80, strokes=0.99)
+    score_of_tuned = judged("knn", 1.0, blur=0.95, strokes=0.97)
+    assert path.best_of([untouched, tuned]) is untouched
+    assert path.best_of([untouched, tuned, score_of_tuned]) is untouched
+    assert (
+        path.best_of([untouched, judged("two_views", 1.0, blur=0.89, strokes=0.99)])
+        is not untouched
+    )
 
 
 def test_the_choice_is_told_in_a_line(table, capsys):
