@@ -61,6 +61,8 @@ from .scores.protocol import ScoreFunction
 from .validation import Number
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from .monitoring import BatchCheck
 
 ScoreArray = NDArray[np.float64]
@@ -781,6 +783,56 @@ class SparseEnergyOODDetector(OutlierMixin, BaseEstimator):
         check_is_fitted(self)
         pieces = forward_rows(self._network, self._rows(X))
         return np.concatenate([as_array(torch.softmax(logits, dim=1)) for _, _, logits in pieces])
+
+    def predict_frame(self, X: Any) -> pd.DataFrame:
+        """All that a decision rests on, row by row, from one pass over the rows.
+
+        Parameters
+        ----------
+        X : array-like or Tensor of shape (n, ...)
+            Rows like those of `fit`.
+
+        Returns
+        -------
+        pandas.DataFrame of shape (n, 4)
+            "class", as `predict_class` gives it if nothing is rejected; "score" and "p_value",
+            float64; and "rejected", whether `predict` gives -1. The index is that of X, if X is of
+            pandas.
+
+        Raises
+        ------
+        ImportError
+            If pandas is not installed.
+
+        Warns
+        -----
+        ThresholdWarning
+            If the threshold of `fit` is doubtful, at its first use; `calibrate` clears that.
+        """
+        try:
+            import pandas as pd
+        except ImportError as error:
+            raise ImportError(
+                "predict_frame needs pandas, which is not installed: run `pip install pandas`, or "
+                "use predict_class, score_samples, p_values and predict."
+            ) from error
+        check_is_fitted(self)
+        scores, winners = outputs_of(self._network, self._rows(X), self.score_function_)
+        self._doubts.warn()
+        p_values = conformal_p_values(
+            scores,
+            self.calibration_scores_,
+            self.tpr_,
+            None if self.class_offsets_ is None else winners,
+            self._calibration_classes,
+        )
+        columns = {
+            "class": self.classes_[winners],
+            "score": scores,
+            "p_value": p_values,
+            "rejected": scores - self._thresholds(winners) < 0,
+        }
+        return pd.DataFrame(columns, index=X.index if hasattr(X, "iloc") else None)
 
     def features(self, X: Any) -> NDArray[Any]:
         """Penultimate features: what enters the head.

@@ -5,13 +5,16 @@ from __future__ import annotations
 import copy
 import itertools
 import pickle
+import sys
 import warnings
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from contexts import default_dtype
 from modules import WidthAgnostic, trained_mlp
+from numpy.testing import assert_array_equal
 from scipy.special import logsumexp, softmax
 from sklearn.base import clone
 from sklearn.datasets import load_digits
@@ -521,6 +524,41 @@ def test_rows_unlike_those_of_fit_are_refused(fitted, X, message):
             getattr(fitted, method)(X)
 
 
+@pytest.mark.parametrize("per_class", [False, True])
+def test_a_frame_has_what_the_methods_give(digits, fitted, per_class):
+    detector = copy.deepcopy(fitted).calibrate(digits.X, per_class=per_class)
+    frame = detector.predict_frame(digits.X)
+    assert frame.dtypes.astype(str).tolist() == [
+        str(detector.classes_.dtype),
+        "float64",
+        "float64",
+        "bool",
+    ]
+    assert_array_equal(frame["class"], detector.predict_class(digits.X))
+    assert_array_equal(frame["score"], detector.score_samples(digits.X))
+    assert_array_equal(frame["p_value"], detector.p_values(digits.X))
+    assert_array_equal(frame["rejected"], detector.predict(digits.X) == -1)
+    assert frame["rejected"].any()
+
+
+def test_a_frame_has_the_index_of_the_rows(digits, fitted):
+    rows = digits.X[:3].reshape(3, -1)
+    detector = SparseEnergyOODDetector(
+        nn.Linear(rows.shape[1], 3), max_epochs=0, calibration_size=None
+    )
+    frame = pd.DataFrame(rows, index=["a", "b", "c"])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        predicted = detector.fit(frame).predict_frame(frame[::-1])
+    assert predicted.index.tolist() == ["c", "b", "a"]
+
+
+def test_a_frame_without_pandas_says_what_to_do(digits, fitted, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pandas", None)
+    with pytest.raises(ImportError, match="pip install pandas"):
+        fitted.predict_frame(digits.X)
+
+
 def test_everything_asks_for_a_fit_first(digits):
     detector = SparseEnergyOODDetector(digits.module)
     for method in [
@@ -530,6 +568,7 @@ def test_everything_asks_for_a_fit_first(digits):
         "p_values",
         "predict_class",
         "predict_class_proba",
+        "predict_frame",
         "features",
         "score",
         "calibrate",

@@ -462,6 +462,7 @@ METHODS = [
     "p_values",
     "predict_class",
     "predict_class_proba",
+    "predict_frame",
     "features",
     "score",
     "calibrate",

@@ -237,6 +237,11 @@ CALLS = {
         ("from_predictions", SCORES | {"threshold": 1.0, "ax": None}),
         ("from_estimator", {"estimator": FOREST, **ROWS, "ax": None}),
     ],
+    "ImageGridDisplay": [
+        (None, {"images": {"a": np.ones((1, 2, 2))}, "captions": {"a": ["b"]}}),
+        ("from_predictions", {"score": [1.0], "X": np.ones((1, 2, 2)), "n_images": 1, "ax": None}),
+        ("from_estimator", {"estimator": None, "X": np.ones((1, 2, 2)), "n_images": 1}),
+    ],
     "RejectionConfusionDisplay": [
         (None, {"y_true": [0, 1], "y_pred": [0, -1], "reject_label": -1}),
         ("from_predictions", {"y_true": [0, 1], "y_pred": [0, -1], "ax": None}),

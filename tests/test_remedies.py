@@ -204,6 +204,7 @@ ELSEWHERE = {
     "has no memory for a forward of": "nothing to do: it goes on with fewer rows",
     "Drawing needs matplotlib": "a test above, without matplotlib",
     "to_frame needs pandas": "a test above, without pandas",
+    "predict_frame needs pandas": "as to_frame; tests/test_detector.py",
     "lost the others of its torch.distributed group": "processes: tests/test_torchrun.py",
     "calls fit with another": "processes: tests/test_torchrun.py",
     "processes without rows": "processes: tests/test_torchrun.py",

@@ -4,11 +4,12 @@ Drawing needs matplotlib; without it, an ImportError says what to install.
 """
 
 # ruff: noqa: F403 (the names that each module lists in __all__)
-from . import confusion, distributions, drift, features, roc, selection, table
+from . import confusion, distributions, drift, features, images, roc, selection, table
 from .confusion import *
 from .distributions import *
 from .drift import *
 from .features import *
+from .images import *
 from .roc import *
 from .selection import *
 from .table import *
@@ -18,6 +19,7 @@ __all__ = [
     *distributions.__all__,
     *drift.__all__,
     *features.__all__,
+    *images.__all__,
     *roc.__all__,
     *selection.__all__,
     *table.__all__,

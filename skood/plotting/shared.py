@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from itertools import cycle
 from numbers import Real
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
@@ -30,6 +30,7 @@ __all__ = [
     "markers_at",
     "new_axes",
     "panels",
+    "scorer_of",
     "scores_of",
     "sets_by_name",
     "several_axes",
@@ -108,18 +109,23 @@ def sets_by_name(sets: Any, name: str) -> dict[str, Any]:
     return dict(sets)
 
 
-def scores_of(
-    estimator: Any, X_id: Any, X_ood: Any
-) -> tuple[NDArray[Any], dict[str, NDArray[Any]]]:
-    """Scores of ID rows and of each OOD set by a fitted detector, or what is built around one."""
+def scorer_of(estimator: Any) -> Callable[[Any], NDArray[Any]]:
+    """What scores rows: a method of a fitted detector, or of what is built around one."""
     if not hasattr(estimator, "score_samples"):
         raise TypeError(
             f"estimator={quoted(estimator)} has no score_samples; expected a fitted detector such "
             "as SparseEnergyOODDetector, or a pipeline that ends in one. If you have scores, draw "
             "them with from_predictions."
         )
-    sets = sets_by_name(X_ood, "X_ood")
-    score = estimator.score_samples
+    score: Callable[[Any], NDArray[Any]] = estimator.score_samples
+    return score
+
+
+def scores_of(
+    estimator: Any, X_id: Any, X_ood: Any
+) -> tuple[NDArray[Any], dict[str, NDArray[Any]]]:
+    """Scores of ID rows and of each OOD set by a fitted detector, or what is built around one."""
+    score, sets = scorer_of(estimator), sets_by_name(X_ood, "X_ood")
     return score(X_id), {name: score(rows) for name, rows in sets.items()}
 
 

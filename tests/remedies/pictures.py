@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from typing import Any
 
+import numpy as np
 import sklearn
 from sklearn.cluster import KMeans
 from sklearn.ensemble import IsolationForest
@@ -16,6 +17,7 @@ from skood.plotting import (
     DetectionRocDisplay,
     DetectionTableDisplay,
     FeatureActivityDisplay,
+    ImageGridDisplay,
     RejectionConfusionDisplay,
     ScoreDistributionDisplay,
     SelectionDisplay,
@@ -37,6 +39,7 @@ from .common import (
     says,
 )
 
+IMAGES = np.random.RandomState(0).uniform(size=(2, 5, 6))
 SEARCHED = functools.cache(
     lambda: GridSearchCV(
         detector(),
@@ -109,6 +112,50 @@ CASES = [
             "or another reject_label",
             lambda: RejectionConfusionDisplay.from_predictions([-1, -1], [0, 1], reject_label=7),
         ),
+    ),
+    case(
+        "expected a dict from the title of a row to its images",
+        lambda: ImageGridDisplay(images=IMAGES),
+        lambda told: ImageGridDisplay(images={"title": IMAGES}).plot(),
+    ),
+    case(
+        "images holds no image; pass at least one",
+        lambda: ImageGridDisplay(images={"title": IMAGES[:0]}),
+        lambda told: ImageGridDisplay(images={"title": IMAGES[:1]}).plot(),
+    ),
+    case(
+        "expected images, numbers of shape",
+        lambda: ImageGridDisplay(images={"title": IMAGES[0]}),
+        says(
+            "of shape (n, h, w), (n, h, w, c) or (n, c, h, w)",
+            lambda: [
+                ImageGridDisplay(images={"title": images}).plot()
+                for images in (IMAGES[:1], IMAGES[..., None], IMAGES[:, None])
+            ],
+        ),
+    ),
+    case(
+        "holds NaN or infinity; pass finite numbers",
+        lambda: ImageGridDisplay(images={"title": np.nan * IMAGES}),
+        lambda told: ImageGridDisplay(images={"title": 10 * IMAGES}).plot(),
+    ),
+    case(
+        "expected a dict from the title of a row to the captions of its images",
+        lambda: ImageGridDisplay(images={"title": IMAGES}, captions=["a", "b"]),
+        lambda told: ImageGridDisplay(images={"title": IMAGES}, captions={"title": ["a", "b"]}),
+    ),
+    case(
+        "captions for",
+        lambda: ImageGridDisplay(images={"title": IMAGES}, captions={"titel": ["a", "b"]}),
+        says(
+            "pass one an image, by the titles of images",
+            lambda: ImageGridDisplay(images={"title": IMAGES}, captions={"title": ["a", "b"]}),
+        ),
+    ),
+    case(
+        "pass one value an image",
+        lambda: ImageGridDisplay.from_predictions([1.0], IMAGES),
+        lambda told: ImageGridDisplay.from_predictions([1.0, 2.0], IMAGES),
     ),
     case(
         "answers for",
