@@ -1,6 +1,6 @@
 # Environments are made once; a change of the requirements makes them anew.
 #
-#   make demo         train, fine-tune and compare on scikit-learn's digits; writes demo.png
+#   make demo         train, fine-tune and compare on images of clothes; writes demo.png
 #   make test         run the tests
 #   make test-slow    run the tests that take longer: searches in other processes
 #   make test-oldest  run scikit-learn's checks under the oldest supported versions
@@ -21,7 +21,7 @@ REQUIREMENTS := pyproject.toml constraints-common.txt
 .PHONY: demo test test-slow test-oldest test-built test-nightly lint docs clean
 
 demo: .venv/demo.stamp
-	OMP_NUM_THREADS=1 MPLBACKEND=Agg .venv/bin/python examples/plot_digits.py
+	OMP_NUM_THREADS=1 MPLBACKEND=Agg .venv/bin/python examples/plot_clothes.py
 
 # One thread per worker, and scipy's array API switched on so that scikit-learn skips no check.
 test test-slow test-oldest test-built test-nightly: export OMP_NUM_THREADS = 1

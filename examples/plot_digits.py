@@ -182,6 +182,4 @@ print(verdict("weight 0.02", "untouched"))
 
 display = ScoreDistributionDisplay.from_estimator(detector, X_test, outliers)
 display.ax_.set_title("Sparse detector, digits")
-display.figure_.savefig("demo.png", dpi=150, bbox_inches="tight")
-print("\nThe distributions are in demo.png")
 plt.show()

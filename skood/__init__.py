@@ -1,6 +1,6 @@
 """skood: a trained PyTorch classifier learns to say that it has not seen anything like this."""
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 from .detector import SparseEnergyOODDetector
 from .rejection import RejectingClassifier

@@ -226,10 +226,10 @@ class SparseEnergyOODDetector(OutlierMixin, BaseEstimator):
     1,000, is held out to judge: by the AUROC against rows labelled `ood_label`, or if there are
     none, against each kind of `skood.model_selection.surrogate_outliers` that "auto" takes there.
     Of what loses at most a point of accuracy, the best mean AUROC is kept, the network before
-    fine-tuning being one of the choices. If the score is chosen too, it is one that detects no
-    kind worse than "two_views" does with the same network, or than "energy" if features are
-    hidden. The path ends early at a weight that loses more accuracy, diverges, or leaves a network
-    that the score refuses.
+    fine-tuning being one of the choices. If the score is chosen too, it is "two_views", or
+    "energy" if features are hidden. Another is chosen if it detects no kind worse with the same
+    network, and its mean is higher by two standard errors over kinds. The path ends early at a
+    weight that loses more accuracy, diverges, or leaves a network that the score refuses.
 
     References
     ----------

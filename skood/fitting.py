@@ -105,9 +105,6 @@ OUTLIERS_OF_A_JUDGE = 2
 AUTO = "auto"
 """What a parameter is that `fit` chooses."""
 
-DEFAULT = "energy"
-"""The score to which a tie falls."""
-
 CHOSEN = ("sparsity_weight", "score_function")
 """Parameters that `fit` can choose."""
 
@@ -682,8 +679,7 @@ def scores_of(detector: Detector) -> dict[str, str | ScoreFunction]:
     if not is_auto(asked):
         get_score(asked)
         return {asked if isinstance(asked, str) else quoted(asked): asked}
-    names = sorted(list_scores(), key=lambda name: name != DEFAULT)
-    return {name: name for name in names if not uses_gradient(get_score(name))}
+    return {name: name for name in list_scores() if not uses_gradient(get_score(name))}
 
 
 def _drawn_seeds(detector: Detector) -> Seeds:

@@ -52,7 +52,10 @@ ROWS_OF_A_FIT = 1024
 """Training rows to which a score is fitted that is only judged, at least; else a fifth of them."""
 
 REFERENCES = ("two_views", "energy")
-"""Scores that another has to equal on each kind of outliers, the first that can be had."""
+"""Scores that another has to be better than, the first that can be had."""
+
+ERRORS = 2
+"""Standard errors, over kinds of outliers, by which it has to be better."""
 
 INLIERS = "in-distribution"
 """Name of the in-distribution rows among the sets that judge."""
@@ -278,11 +281,11 @@ def outputs_of_all(network: Network, rows: Rows) -> Both:
 
 
 def robust(records: list[Record]) -> list[Record]:
-    """Those whose score detects no kind of outliers worse than the reference, with that network.
+    """Those whose score is the reference, or clearly better with that network.
 
-    A score that finds some kinds easily can have the best mean and be blind to another kind.
+    A score that finds some kinds of outliers easily can have the best mean and be blind to others.
     """
-    return [record for record in records if _equals(record, _reference_of(record, records))]
+    return [record for record in records if _is_robust(record, _reference_of(record, records))]
 
 
 def _reference_of(record: Record, records: list[Record]) -> Record:
@@ -291,8 +294,14 @@ def _reference_of(record: Record, records: list[Record]) -> Record:
     return next((scored[name] for name in REFERENCES if name in scored), record)
 
 
-def _equals(record: Record, reference: Record) -> bool:
-    return all(record[name] >= reference[name] for name in record if name.startswith(KIND))
+def _is_robust(record: Record, reference: Record) -> bool:
+    """Whether no kind is detected worse, and the mean gain is beyond what one kind may bring."""
+    gains = np.array(
+        [record[f"{KIND}{kind}"] - reference[f"{KIND}{kind}"] for kind in kinds_of(record)]
+    )
+    error = gains.std(ddof=1) / math.sqrt(len(gains)) if len(gains) > 1 else 0.0
+    better = gains.min() >= 0 and gains.mean() > ERRORS * error
+    return record is reference or bool(better)
 
 
 def best_of(records: list[Record]) -> Record:

@@ -407,23 +407,32 @@ def judged(score, weight, **by_kind):
     }
 
 
-def test_a_score_that_is_blind_to_a_kind_is_not_chosen():
-    blind = judged("mahalanobis", None, blur=0.80, strokes=1.0, silhouettes=0.99)
-    better = judged("knn", None, blur=0.85, strokes=0.95, silhouettes=0.75)
-    reference = judged("two_views", None, blur=0.85, strokes=0.95, silhouettes=0.70)
+def test_another_score_is_chosen_only_if_it_is_clearly_better():
     energy = judged("energy", None, blur=0.90, strokes=0.50, silhouettes=0.40)
-    assert path.best_of([energy, blind, reference]) is reference
-    assert path.best_of([energy, blind, better, reference]) is better
+    reference = judged("two_views", None, blur=0.85, strokes=0.95, silhouettes=0.70)
+    blind = judged("mahalanobis", None, blur=0.80, strokes=1.0, silhouettes=0.99)
+    by_one_kind = judged("vim", None, blur=0.85, strokes=0.95, silhouettes=0.99)
+    better = judged("knn", None, blur=0.88, strokes=0.97, silhouettes=0.74)
+    everything = [energy, blind, by_one_kind, reference]
+    assert path.best_of(everything) is reference
+    assert path.best_of([*everything, better]) is better
     # Without the reference, another takes its place; a score that was asked for is its own.
     assert path.best_of([energy, blind]) is energy
     assert path.best_of([blind]) is blind
 
 
+def test_outliers_of_one_kind_decide_by_their_mean():
+    reference = judged("two_views", None, outliers=0.90)
+    assert path.best_of([reference, judged("vim", None, outliers=0.89)]) is reference
+    assert path.best_of([reference, judged("vim", None, outliers=0.91)]) is not reference
+
+
 def test_scores_are_compared_with_the_same_network():
     untouched = judged("two_views", None, blur=0.90, strokes=0.90)
     tuned = judged("two_views", 1.0, blur=0.80, strokes=0.99)
-    score_of_tuned = judged("knn", 1.0, blur=0.95, strokes=0.97)
     assert path.best_of([untouched, tuned]) is untouched
+    # It is better by both kinds than two views untouched, but by one it loses with this network.
+    score_of_tuned = judged("knn", 1.0, blur=0.95, strokes=0.97)
     assert path.best_of([untouched, tuned, score_of_tuned]) is untouched
     assert (
         path.best_of([untouched, judged("two_views", 1.0, blur=0.89, strokes=0.99)])
@@ -447,11 +456,12 @@ def test_clones_are_as_the_parameters_say(table):
     assert not hasattr(detector, "path_")
 
 
-def test_a_tie_falls_to_the_energy(table):
+def test_a_tie_falls_to_two_views(table):
     X, y, module = table
     between = np.full((60, 5), 2, dtype=np.float32)  # which many scores tell perfectly
     known = np.concatenate([X, between]), np.concatenate([y, np.full(60, 7)]), module
     detector = fit(known, ood_label=7, score_function="auto", max_epochs=0)
     perfect = [r["score_function"] for r in detector.path_ if r["auroc"] == 1]
     assert len(perfect) > 1
-    assert repr(detector.score_function_) == "Energy()"
+    assert perfect[0] != "two_views"
+    assert repr(detector.score_function_) == "TwoViews()"
