@@ -227,9 +227,10 @@ class SparseEnergyOODDetector(OutlierMixin, BaseEstimator):
     none, against each kind of `skood.model_selection.surrogate_outliers` that "auto" takes there.
     Of what loses at most a point of accuracy, the best mean AUROC is kept, the network before
     fine-tuning being one of the choices. If the score is chosen too, it is "two_views", or
-    "energy" if features are hidden. Another is chosen if it detects no kind worse with the same
-    network, and its mean is higher by two standard errors over kinds. The path ends early at a
-    weight that loses more accuracy, diverges, or leaves a network that the score refuses.
+    "energy" if features are hidden. Another can be chosen if it detects no kind worse than these
+    do before fine-tuning, and its mean is higher by two standard errors over kinds. The path ends
+    early at a weight that loses more accuracy, diverges, or leaves a network that the score
+    refuses.
 
     References
     ----------

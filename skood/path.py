@@ -281,27 +281,22 @@ def outputs_of_all(network: Network, rows: Rows) -> Both:
 
 
 def robust(records: list[Record]) -> list[Record]:
-    """Those whose score is the reference, or clearly better with that network.
+    """Those whose score is the reference, or is clearly better than it with the first network.
 
     A score that finds some kinds of outliers easily can have the best mean and be blind to others.
     """
-    return [record for record in records if _is_robust(record, _reference_of(record, records))]
+    scored = {record["score_function"]: record for record in reversed(records)}
+    reference = next((scored[name] for name in REFERENCES if name in scored), records[0])
+    name = reference["score_function"]
+    return [r for r in records if r["score_function"] == name or _is_better(r, reference)]
 
 
-def _reference_of(record: Record, records: list[Record]) -> Record:
-    weight = record["sparsity_weight"]
-    scored = {r["score_function"]: r for r in records if r["sparsity_weight"] == weight}
-    return next((scored[name] for name in REFERENCES if name in scored), record)
-
-
-def _is_robust(record: Record, reference: Record) -> bool:
+def _is_better(record: Record, reference: Record) -> bool:
     """Whether no kind is detected worse, and the mean gain is beyond what one kind may bring."""
-    gains = np.array(
-        [record[f"{KIND}{kind}"] - reference[f"{KIND}{kind}"] for kind in kinds_of(record)]
-    )
+    names = [f"{KIND}{kind}" for kind in kinds_of(record)]
+    gains = np.array([record[name] - reference[name] for name in names])
     error = gains.std(ddof=1) / math.sqrt(len(gains)) if len(gains) > 1 else 0.0
-    better = gains.min() >= 0 and gains.mean() > ERRORS * error
-    return record is reference or bool(better)
+    return bool(gains.min() >= 0 and gains.mean() > ERRORS * error)
 
 
 def best_of(records: list[Record]) -> Record:
