@@ -32,6 +32,7 @@ from .engine.augmentation import AUGMENTATIONS
 from .engine.copying import copy_module, on_cpu
 from .engine.distributed import joined_ranks
 from .engine.inference import forward_rows
+from .engine.loading import workers_kept
 from .engine.rows import Rows, as_array
 from .engine.training import reproducible
 from .exceptions import (
@@ -146,8 +147,8 @@ class SparseEnergyOODDetector(OutlierMixin, BaseEstimator):
         cast to the network's dtype. If X holds paths or other references, it gets an array of them
         and loads them.
     num_workers : "auto" or int, default="auto"
-        Processes that load data sets and references. "auto" is one a core on Linux, 0 elsewhere. 0
-        loads in this process. Arrays of numbers need none.
+        Processes that load data sets and references, if that takes more than a moment. "auto" is
+        one a core on Linux, 0 elsewhere. 0 loads in this process. Arrays of numbers need none.
     device : str or torch.device, default="auto"
         Where to compute. "auto" takes a GPU if there is one.
     precision : {"auto", "float32", "bfloat16"}, default="auto"
@@ -401,7 +402,7 @@ class SparseEnergyOODDetector(OutlierMixin, BaseEstimator):
         before: a `ThresholdWarning` if it was placed on rows that the network has probably seen, on
         too few, or on rows of which many score the same.
         """
-        with unchanged_on_error(self), joined_ranks() as ranks:
+        with unchanged_on_error(self), workers_kept(), joined_ranks() as ranks:
             run = Fit(self, X, y, ranks)  # refuses early what it cannot use
             with run.reproducible():
                 network, training, held_out = run.prepared()

@@ -16,6 +16,7 @@ from sklearn.datasets import load_digits
 from sklearn.utils import shuffle
 
 from skood import SparseEnergyOODDetector
+from skood.engine import loading
 from skood.engine.batches import Batcher
 from skood.engine.copying import copy_module
 from skood.engine.network import floating_dtype
@@ -105,3 +106,9 @@ def mortal_group(tmp_path):
     processes = Group(tmp_path, timeout=3)
     yield processes
     processes.end()
+
+
+@pytest.fixture
+def impatient(monkeypatch):
+    """Worker processes load from the first batch on."""
+    monkeypatch.setattr(loading, "PATIENCE", -1.0)

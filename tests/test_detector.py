@@ -25,6 +25,7 @@ from torch.utils.data import Dataset, Subset, TensorDataset
 
 from skood import SparseEnergyOODDetector
 from skood.calibration import place_threshold
+from skood.engine import loading
 from skood.exceptions import (
     AccuracyDropWarning,
     DivergenceError,
@@ -605,7 +606,26 @@ class Rows(Dataset):
         return self.X[row]
 
 
+@pytest.mark.usefixtures("impatient")
+def test_a_fit_starts_its_workers_once(digits, monkeypatch):
+    started = []
+
+    class Workers(loading._Workers):
+        def __init__(self, *arguments):
+            started.append(self)
+            super().__init__(*arguments)
+
+    monkeypatch.setattr(loading, "_Workers", Workers)
+    detector = plain(digits.module, num_workers=1).set_params(max_epochs=3)
+    quiet_fit(detector, Pairs(digits.X, digits.y))
+    # One to read the labels of all, and one for every pass over the rows.
+    assert len(started) == 2
+    detector.score_samples(Pairs(digits.X_test, digits.y_test))
+    assert len(started) == 3
+
+
 @pytest.mark.parametrize("num_workers", [0, 2])
+@pytest.mark.usefixtures("impatient")
 def test_data_sets_and_references_give_what_arrays_give(digits, num_workers):
     parameters = {"max_epochs": 1, "random_state": 0, "num_workers": num_workers}
     expected = quiet_fit(SparseEnergyOODDetector(digits.module, **parameters), digits.X, digits.y)

@@ -52,18 +52,16 @@ class Batcher:
         self,
         rows: Rows,
         indices: Iterable[Index] | None = None,
-        n_rows: int | None = None,
         *,
         checked: bool = True,
     ) -> Iterator[Tensor]:
-        """Batches at consecutive indices, of about `n_rows` rows in all; of all rows by default.
+        """Batches at consecutive indices; of all rows by default.
 
         Rows that must be loaded, and what goes to a GPU, are made ready ahead. Unless `checked`,
         batches may hold NaN or infinity.
         """
-        n_rows = len(rows) if n_rows is None else n_rows
         indices = slices(len(rows), STREAM_ROWS) if indices is None else indices
-        read = rows.stream(indices, n_rows, self.workers)
+        read = rows.stream(indices, self.workers)
         ahead = self.device.type == "cuda"
         for index, batch in self._ahead(read) if ahead else read:
             yield self._ready(rows, index, batch, own=ahead, checked=checked)

@@ -4,51 +4,138 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from collections.abc import Callable, Iterable, Iterator
-from itertools import tee
+from contextlib import contextmanager
+from contextvars import ContextVar
+from itertools import chain
 from multiprocessing import current_process
 from numbers import Integral
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, Sampler
 
 Index = slice | NDArray[np.intp]
 Loader = Callable[[Any], Tensor]
 T = TypeVar("T")
 
-FEW_ROWS = 32
-"""Rows up to this number are loaded by the process itself: quicker than to start others."""
+PATIENCE = 0.3
+"""Seconds that the process itself reads before it starts others, which takes about as long."""
 
 
 def load(
-    fetch: Callable[[Index], T], indices: Iterable[Index], n_rows: int, workers: int | None
-) -> Iterator[tuple[Index, T]]:
+    fetch: Callable[[Index], T],
+    indices: Iterable[Index],
+    workers: int | None,
+    source: object = None,
+) -> Iterator[T]:
     """Fetch batches before they are needed, by worker processes, in the order of their indices.
 
-    `n_rows` is about how many rows there are in all: few are fetched by this process. `workers` is
-    the number of processes; None takes one a core, and 0 fetches in this process.
+    This process fetches them if that takes little time. `workers` is the number of processes; None
+    takes one a core, and 0 fetches in this process. Within `workers_kept`, those that fetch from a
+    `source` fetch from it again.
     """
     n_workers = _available_workers() if workers is None else workers
-    if n_workers == 0 or n_rows <= FEW_ROWS:
-        for index in indices:
-            yield index, fetch(index)
+    rest, spent = iter(indices), 0.0
+    if n_workers > 0 and (kept := _taken(source)) is not None:
+        yield from kept.fetched(rest)
         return
-    here, there = tee(indices)
-    loader: DataLoader[T] = DataLoader(
-        _Fetched(fetch),
-        sampler=there,
-        batch_size=None,
-        collate_fn=_unchanged,
-        num_workers=n_workers,
-        # A fork needs nothing pickled, and does not run the main module again.
-        multiprocessing_context="fork" if sys.platform == "linux" else None,
-        generator=torch.Generator(device="cpu"),
-    )
-    yield from zip(here, loader, strict=False)
+    for index in rest:
+        if n_workers > 0 and spent > PATIENCE:
+            yield from _Workers(fetch, n_workers, source).fetched(chain([index], rest))
+            return
+        started = time.perf_counter()
+        fetched = fetch(index)
+        spent += time.perf_counter() - started
+        yield fetched
+
+
+@contextmanager
+def workers_kept() -> Iterator[None]:
+    """Let worker processes wait for the next pass over their source, until this ends."""
+    idle: list[_Workers[Any]] = []
+    token = _idle.set(idle)
+    try:
+        yield
+    finally:
+        _idle.reset(token)
+        for workers in idle:
+            workers.stop()
+
+
+class _Workers(Generic[T]):
+    """Worker processes that fetch from a source, pass after pass."""
+
+    def __init__(self, fetch: Callable[[Index], T], n_workers: int, source: object) -> None:
+        self.source = source
+        self._order = _Order()
+        self._loader: DataLoader[T] = DataLoader(
+            _Fetched(fetch),
+            sampler=self._order,
+            batch_size=None,
+            collate_fn=_unchanged,
+            num_workers=n_workers,
+            persistent_workers=True,
+            # A fork needs nothing pickled, and does not run the main module again.
+            multiprocessing_context="fork" if sys.platform == "linux" else None,
+            generator=torch.Generator(device="cpu"),
+        )
+
+    def fetched(self, indices: Iterator[Index]) -> Iterator[T]:
+        """Batches at indices, after which the workers wait for others, if they may."""
+        order, idle = self._order, _idle.get()
+        order.begin(indices)
+        self._pass: Any = iter(self._loader)
+        try:
+            for fetched in self._pass:
+                order.n_awaited -= 1
+                yield fetched
+        finally:
+            if idle is not None and self.source is not None and order.is_done:
+                idle.append(self)
+            else:
+                self.stop()
+
+    def stop(self) -> None:
+        """End the processes; the garbage collector would wait for each after an error."""
+        self._pass._shutdown_workers()
+
+
+_idle: ContextVar[list[_Workers[Any]] | None] = ContextVar("idle", default=None)
+
+
+def _taken(source: object) -> _Workers[Any] | None:
+    """Workers that wait and fetch from a source, for whoever asks first."""
+    idle = _idle.get() or []
+    for i, workers in enumerate(idle):
+        if workers.source is source:
+            return idle.pop(i)
+    return None
+
+
+class _Order(Sampler[Index]):
+    """The indices of a pass, which a DataLoader asks for ahead of what it gives."""
+
+    def begin(self, indices: Iterator[Index]) -> None:
+        """Take the indices of another pass."""
+        self._indices = indices
+        self._has_ended = False
+        self.n_awaited = 0
+
+    def __iter__(self) -> Iterator[Index]:
+        for index in self._indices:
+            self.n_awaited += 1
+            yield index
+        self._has_ended = True
+
+    @property
+    def is_done(self) -> bool:
+        """Whether all that there was to ask for has come."""
+        return self._has_ended and self.n_awaited == 0
 
 
 def transformed(batch: Any, transform: Loader, name: str) -> Tensor:

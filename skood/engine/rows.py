@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 from abc import ABC, abstractmethod
+from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Self
 
@@ -78,9 +79,9 @@ class Rows(ABC):
         return self._read(index if self.index is None else self.index[index])
 
     def stream(
-        self, indices: Iterable[Index], n_rows: int, workers: int | None
+        self, indices: Iterable[Index], workers: int | None
     ) -> Iterator[tuple[Index, Tensor]]:
-        """Rows at each index in turn; `n_rows` is about how many there are in all."""
+        """Rows at each index in turn."""
         for index in indices:
             yield index, self.read(index)
 
@@ -243,10 +244,19 @@ class Loaded(Rows):
         return not isinstance(self._source, np.ndarray)
 
     def stream(
-        self, indices: Iterable[Index], n_rows: int, workers: int | None
+        self, indices: Iterable[Index], workers: int | None
     ) -> Iterator[tuple[Index, Tensor]]:
         """Rows at each index in turn, loaded ahead by worker processes."""
-        return load(self.read, indices, n_rows, workers)
+        asked: deque[Index] = deque()
+
+        def numbers() -> Iterator[Index]:
+            for index in indices:
+                asked.append(index)
+                yield index if self.index is None else self.index[index]
+
+        # By their numbers in X, the same processes load whatever rows are picked of it.
+        for batch in load(self._read, numbers(), workers, self._source):
+            yield asked.popleft(), batch
 
     def labels(self, workers: int | None) -> Any:
         """Labels of a data set of pairs, of which every item is read once."""
@@ -255,8 +265,8 @@ class Loaded(Rows):
         if label_of(items(self._source, np.arange(1))[0]) is None:
             return None
         indices = (np.arange(piece.start, piece.stop) for piece in slices(len(self), STREAM_ROWS))
-        pieces = load(self._labels_at, indices, len(self), workers)
-        return [label for _, labels in pieces for label in labels]
+        pieces = load(self._labels_at, indices, workers)
+        return [label for labels in pieces for label in labels]
 
     def _labels_at(self, index: Index) -> list[Any]:
         numbers = index if self.index is None else self.index[index]

@@ -72,7 +72,7 @@ def test_batches_that_travel_ahead_are_those_asked_for(kind, where, tmp_path):
     rows = as_rows(rows)
     if where == "on the GPU":
         rows = batcher.resident(rows)
-    for index, batch in zip(indices, batcher.stream(rows, indices, 15_000), strict=True):
+    for index, batch in zip(indices, batcher.stream(rows, indices), strict=True):
         # Work that is still under way when the next batch arrives.
         product = batch @ torch.ones(7, 2000, device="cuda")
         np.testing.assert_allclose(product[:, 0].cpu(), X[index].sum(axis=1), rtol=1e-4, atol=1e-4)
@@ -255,7 +255,7 @@ def test_memory_comes_back_after_a_recording_that_failed():
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_reserved()
-    for batch in batcher.stream(rows, (np.arange(64) + 64 * i for i in range(100)), len(rows)):
+    for batch in batcher.stream(rows, (np.arange(64) + 64 * i for i in range(100))):
         batch.sum()
     assert torch.cuda.max_memory_reserved() - before < 20 * batch.nbytes
 

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import contextlib
 import os
+import time
 
 import numpy as np
 import pytest
@@ -8,7 +10,7 @@ import torch
 from data_sets import TABLE, AtOnce, Listed, N, from_table
 
 from skood.engine.loading import (
-    FEW_ROWS,
+    PATIENCE,
     collated,
     input_of,
     items,
@@ -16,6 +18,7 @@ from skood.engine.loading import (
     load,
     objects,
     transformed,
+    workers_kept,
 )
 
 # Worker processes
@@ -25,39 +28,102 @@ def process_of(_):
     return os.getpid()
 
 
-@pytest.mark.parametrize(
-    ("n_rows", "workers", "here"),
-    [(FEW_ROWS, 2, True), (FEW_ROWS + 1, 2, False), (FEW_ROWS + 1, 0, True)],
-)
-def test_workers_load_unless_there_is_little_to_load(n_rows, workers, here):
-    indices = [np.arange(n_rows)]
-    (_, process), *_ = load(process_of, indices, n_rows, workers)
-    assert (process == os.getpid()) is here
+def slowly(index):
+    time.sleep(PATIENCE / 3)
+    return os.getpid()
+
+
+def rows_of(n_passes, source, n_batches=20):
+    """The processes that load, pass by pass."""
+    passes = (load(process_of, [np.arange(3)] * n_batches, 2, source) for _ in range(n_passes))
+    return [set(processes) for processes in passes]
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_workers_load_what_takes_long(workers):
+    assert set(load(process_of, [np.arange(3)] * 20, workers)) == {os.getpid()}
+    processes = list(load(slowly, [np.arange(3)] * 6, workers))
+    assert set(processes[:3]) == {os.getpid()}
+    assert (processes[-1] == os.getpid()) is (workers == 0)
 
 
 @pytest.mark.parametrize("workers", [0, 1, 2, None])
+@pytest.mark.usefixtures("impatient")
 def test_what_is_fetched_comes_in_the_order_of_its_indices(workers):
     indices = [slice(0, 40), np.array([7, 3, 99]), slice(98, 100)]
-    found = list(load(TABLE.__getitem__, iter(indices), N, workers))
-    for index, (given, fetched) in zip(indices, found, strict=True):
-        assert given is index
+    found = list(load(TABLE.__getitem__, iter(indices), workers))
+    for index, fetched in zip(indices, found, strict=True):
         np.testing.assert_array_equal(fetched, TABLE[index])
 
 
+@pytest.mark.usefixtures("impatient")
 def test_an_endless_stream_is_read_as_far_as_it_is_asked_for():
     def endless():
         while True:
             yield np.arange(3)
 
-    stream = load(from_table, endless(), N, 1)
+    stream = load(from_table, endless(), 1)
     for _ in range(5):
-        assert len(next(stream)[1]) == 3
+        assert len(next(stream)) == 3
     stream.close()
 
 
+@pytest.mark.usefixtures("impatient")
+def test_workers_wait_for_the_next_pass_over_their_source():
+    source, other = object(), object()
+    first, second = rows_of(2, source)
+    assert not first & second
+    with workers_kept():
+        first, second = rows_of(2, source)
+        (third,) = rows_of(1, other)
+        (fourth,) = rows_of(1, None)
+        (fifth,) = rows_of(1, source)
+        assert first == second == fifth
+        assert len(first) == 2
+        assert not first & (third | fourth)
+    (after,) = rows_of(1, source)
+    assert not first & after
+    assert not any(alive(process) for process in first)
+
+
+def alive(process):
+    with contextlib.suppress(OSError):
+        return os.waitpid(process, os.WNOHANG) == (0, 0)
+    return False
+
+
+@pytest.mark.usefixtures("impatient")
+def test_two_passes_at_once_have_their_own_workers():
+    source = object()
+    with workers_kept():
+        for _ in range(2):
+            one = load(TABLE.__getitem__, [slice(i, i + 2) for i in range(9)], 1, source)
+            two = load(TABLE.__getitem__, [slice(i, i + 3) for i in range(9)], 1, source)
+            for i, (x, z) in enumerate(zip(one, two, strict=True)):
+                np.testing.assert_array_equal(x, TABLE[i : i + 2])
+                np.testing.assert_array_equal(z, TABLE[i : i + 3])
+
+
+@pytest.mark.usefixtures("impatient")
+def test_workers_of_a_pass_that_was_left_are_not_used_again():
+    source = object()
+    indices = [slice(i, i + 2) for i in range(20)]
+    with workers_kept():
+        left = load(TABLE.__getitem__, indices, 1, source)
+        next(left)
+        left.close()
+        with pytest.raises(IndexError):
+            list(load(TABLE.__getitem__, [np.array([N])], 1, source))
+        for index, fetched in zip(
+            indices, load(TABLE.__getitem__, indices, 1, source), strict=True
+        ):
+            np.testing.assert_array_equal(fetched, TABLE[index])
+
+
+@pytest.mark.usefixtures("impatient")
 def test_loading_leaves_the_generators_alone(generator_states):
     before = generator_states()
-    list(load(from_table, [np.arange(N)], N, 1))
+    list(load(from_table, [np.arange(N)], 1))
     assert generator_states() == before
 
 

@@ -119,18 +119,20 @@ def test_spaced_rows_are_taken_from_beginning_to_end(form, n_rows, expected):
 
 
 @pytest.mark.parametrize("workers", [0, 1, 2, None])
+@pytest.mark.usefixtures("impatient")
 def test_rows_arrive_in_order_whoever_loads_them(form, workers):
     indices = [slice(0, 40), np.array([7, 3, 99]), np.array([5, 5, 4, 4, 4]), slice(98, 100)]
-    streamed = list(FORMS[form]().stream(iter(indices), N, workers))
+    streamed = list(FORMS[form]().stream(iter(indices), workers))
     assert len(streamed) == len(indices)
     for index, (given, batch) in zip(indices, streamed, strict=True):
         assert given is index
         np.testing.assert_array_equal(batch, TABLE[index])
 
 
+@pytest.mark.usefixtures("impatient")
 def test_picked_rows_arrive_in_order(form):
     picks = np.random.RandomState(0).permutation(N)[:50]
-    ((_, batch),) = FORMS[form]().pick(picks).stream([slice(0, 50)], 50, 2)
+    ((_, batch),) = FORMS[form]().pick(picks).stream([slice(0, 50)], 2)
     np.testing.assert_array_equal(batch, TABLE[picks])
 
 
@@ -242,8 +244,9 @@ def missing(rows):
 
 
 @pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.usefixtures("impatient")
 def test_errors_of_what_loads_keep_their_type(workers):
-    stream = Loaded(np.arange(N), missing).stream([slice(3, 50)], N, workers)
+    stream = Loaded(np.arange(N), missing).stream([slice(3, 50)], workers)
     with pytest.raises(FileNotFoundError, match="no file 3"):
         list(stream)
 
@@ -291,10 +294,11 @@ def test_complex_items_are_refused(convert):
 
 
 @pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.usefixtures("impatient")
 def test_items_with_gradients_are_detached(workers):
     weight = torch.ones(3, requires_grad=True)
     rows = Loaded(Listed([weight * row for row in torch.from_numpy(TABLE)]), None)
-    ((_, batch),) = rows.stream([slice(0, N)], N, workers)
+    ((_, batch),) = rows.stream([slice(0, N)], workers)
     assert not batch.requires_grad
 
 
@@ -524,11 +528,12 @@ OWN = np.random.default_rng(0)
     ],
     ids=["torch", "numpy", "python", "its own", "in a worker"],
 )
+@pytest.mark.usefixtures("impatient")
 def test_a_data_set_that_changes_is_refused_wherever_it_is_read(change, workers):
     rows = rows_of_dataset(Changing(change), None)
     indices = (np.arange(start, start + 100) for start in (0, 100))
     with pytest.raises(ValueError, match=r"the data set, Changing, gives other values.*augment="):
-        list(rows.stream(indices, 200, workers))
+        list(rows.stream(indices, workers))
 
 
 def test_a_data_set_that_draws_without_effect_or_holds_nan_is_read():
