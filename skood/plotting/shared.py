@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from itertools import cycle
 from numbers import Real
+from textwrap import fill
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 import numpy as np
@@ -35,6 +36,7 @@ __all__ = [
     "sets_by_name",
     "several_axes",
     "valid_axes",
+    "wrapped",
 ]
 
 # Okabe & Ito's palette for colour-blind readers, without its yellow, which is too pale for a line.
@@ -42,6 +44,7 @@ COLOURS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 # In grey, styles and markers remain. With seven markers, 42 sets pass before a pair recurs.
 STYLES = ("-", "--", ":", "-.", (0, (8, 2)), (0, (4, 1, 1, 1, 1, 1)))
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+LABEL_WIDTH = 24  # characters
 
 
 class Look(NamedTuple):
@@ -95,6 +98,12 @@ def new_axes(n_panels: int = 1, *, size: tuple[float, float] | None = None) -> N
         figsize=(width, height) if size is None else size,
     )
     return axes[:, 0]
+
+
+def wrapped(name: Any, n_lines: int) -> str:
+    """A name as a label of at most so many short lines, cut if it is longer."""
+    label = fill(str(name), LABEL_WIDTH, max_lines=n_lines, placeholder="...")
+    return label.replace("$", r"\$")  # which would begin a formula
 
 
 def sets_by_name(sets: Any, name: str) -> dict[str, Any]:
