@@ -175,6 +175,10 @@ CALLS = {
     **{
         name: [(None, SCORES | {"positive": "id"})] for name in ("auroc", "aupr", "detection_error")
     },
+    **{
+        name: [(None, {"scores": [3.0, 2.0], "correct": [True, False]})]
+        for name in ("aurc", "risk_coverage_curve")
+    },
     "detection_report": [
         (
             None,
@@ -246,6 +250,16 @@ CALLS = {
         (None, {"y_true": [0, 1], "y_pred": [0, -1], "reject_label": -1}),
         ("from_predictions", {"y_true": [0, 1], "y_pred": [0, -1], "ax": None}),
         ("from_estimator", {"estimator": None, "X": TABLE, "y": LABELS}),
+    ],
+    "RiskCoverageDisplay": [
+        (None, {"scores": [3.0, 2.0], "correct": [True, False], "threshold": 1.0}),
+        ("from_predictions", {"scores": [3.0, 2.0], "correct": [True, False], "ax": None}),
+        ("from_estimator", {"estimator": DETECTOR, "X": TABLE, "y": LABELS, "ax": None}),
+    ],
+    "ClassCoverageDisplay": [
+        (None, {"y_true": [0, 1], "kept": [True, False], "target": 0.9}),
+        ("from_predictions", {"y_true": [0, 1], "kept": [True, False], "ax": None}),
+        ("from_estimator", {"estimator": DETECTOR, "X": TABLE, "y": LABELS, "ax": None}),
     ],
     "DetectionRocDisplay": [
         (None, SCORES | {"threshold": 1.0}),

@@ -4,8 +4,9 @@ Drawing needs matplotlib; without it, an ImportError says what to install.
 """
 
 # ruff: noqa: F403 (the names that each module lists in __all__)
-from . import confusion, distributions, drift, features, images, roc, selection, table
+from . import confusion, coverage, distributions, drift, features, images, roc, selection, table
 from .confusion import *
+from .coverage import *
 from .distributions import *
 from .drift import *
 from .features import *
@@ -16,6 +17,7 @@ from .table import *
 
 __all__ = [
     *confusion.__all__,
+    *coverage.__all__,
     *distributions.__all__,
     *drift.__all__,
     *features.__all__,
