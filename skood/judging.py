@@ -22,6 +22,7 @@ __all__ = ["Judgement", "Share", "fitted_detector", "judged", "known_labels", "s
 class Judgement(NamedTuple):
     """What a detector says of rows."""
 
+    scores: NDArray[np.float64]
     margins: NDArray[np.float64]
     """Score minus the threshold, which may be that of the predicted class."""
     classes: NDArray[Any]
@@ -80,7 +81,8 @@ def judged(estimator: Any, X: Any) -> Judgement:
     rows = detector._rows(seen_by_last_step(estimator, X))
     scores, winners = outputs_of(detector._network, rows, detector.score_function_)
     detector._doubts.warn()
-    return Judgement(scores - detector._thresholds(winners), detector.classes_[winners])
+    margins = scores - detector._thresholds(winners)
+    return Judgement(scores, margins, detector.classes_[winners])
 
 
 def known_labels(

@@ -156,6 +156,16 @@ def _check_batch(detector: SparseEnergyOODDetector, X: Any, false_alarm: float) 
     )
     scores, rejected = _judged(detector, X)
     detector._doubts.warn()
+    return _check_new_scores(scores, rejected, detector, false_alarm)
+
+
+def _check_new_scores(
+    scores: FloatArray,
+    rejected: NDArray[np.bool_],
+    detector: SparseEnergyOODDetector,
+    false_alarm: float,
+) -> BatchCheck:
+    """Compare scores with the calibration scores, which should be those of other rows."""
     calibration = np.sort(detector.calibration_scores_)
     _warn_if_seen(_count_same(scores, calibration), len(scores), calibration)
     return _check_scores(scores, rejected, detector, false_alarm)

@@ -16,6 +16,7 @@ import skood
 from skood.model_selection import AccuracyGuard, InDistributionKFold, make_ood_scorer
 from skood.monitoring import DriftMonitor
 from skood.plotting import DriftDisplay
+from skood.reporting import report
 from skood.scores import Head, Outputs
 
 MODULES = [
@@ -27,6 +28,7 @@ MODULES = [
     "skood.monitoring",
     "skood.networks",
     "skood.plotting",
+    "skood.reporting",
 ]
 
 RANDOM = np.random.RandomState(0)
@@ -170,6 +172,12 @@ CALLS = {
             {"detector": DETECTOR, "false_alarm": 0.1, "window": 50, "random_state": 0},
         ),
         ("from_state", {"detector": DETECTOR, "state": DriftMonitor(DETECTOR).get_state()}),
+    ],
+    "DetectorReport": [
+        (report(DETECTOR, TABLE).save, {"path": "report.md"}),
+    ],
+    "report": [
+        (None, {"detector": DETECTOR, **ROWS, "y_id": LABELS}),
     ],
     "fpr_at_tpr": [(None, SCORES | {"tpr": 0.95, "positive": "id", "method": "at_least"})],
     **{

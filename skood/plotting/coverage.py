@@ -11,9 +11,9 @@ from numpy.typing import ArrayLike
 from sklearn.utils._param_validation import validate_parameter_constraints
 
 from ..judging import Share, fitted_detector, judged, known_labels, shares_by_class
-from ..labels import as_labels
+from ..labels import labels_named
 from ..metrics import risk_coverage_curve
-from ..notices import first_line, quoted
+from ..notices import quoted
 from ..validation import Number, number_of_rows, valid_scores, valid_truths
 from .shared import COLOURS, Display, looks, markers_at, wrapped
 
@@ -158,8 +158,8 @@ class RiskCoverageDisplay(Display):
         for name, each in _by_name(estimator, "estimator").items():
             detector = fitted_detector(each, "estimator")
             labels, _ = known_labels(y, number_of_rows(X, "X"), detector)
-            scores[name], classes = judged(each, X)
-            correct[name] = classes == labels
+            judgement = judged(each, X)
+            scores[name], correct[name] = judgement.margins, judgement.classes == labels
         return cls.from_predictions(scores, correct, threshold=0, ax=ax)
 
     @classmethod
@@ -195,7 +195,10 @@ class RiskCoverageDisplay(Display):
         for i, (look, name) in enumerate(zip(looks(), self.scores, strict=False)):
             coverage, risk = risk_coverage_curve(self.scores[name], self.correct[name])
             drawn = np.unique(np.linspace(0, len(risk) - 1, N_POINTS).astype(int))
-            label, point = f"{name}: AURC {risk.mean():.3g}", self._operating_point(name)
+            label, point = (
+                f"{wrapped(name, 1)}: AURC {risk.mean():.3g}",
+                self._operating_point(name),
+            )
             if point is not None:
                 kept, wrong = point
                 label += f"\nkept: {100 * kept:.1f} %, of which {100 * wrong:.1f} % are wrong"
@@ -294,22 +297,11 @@ class ClassCoverageDisplay(Display):
             {"target": target},
             caller_name=type(self).__name__,
         )
-        try:
-            labels = as_labels(y_true, number_of_rows(y_true, "y_true"))
-        except (TypeError, ValueError) as error:
-            raise type(error)(f"y_true does not hold labels: {first_line(error)}") from error
+        labels = labels_named(y_true, "y_true", number_of_rows(y_true, "y_true"))
         self.target = float(target)
         self._shares = shares_by_class(labels, valid_truths(kept, "kept", len(labels)))
-
-    @property
-    def shares(self) -> dict[Any, float]:
-        """Share of the rows of each class that is kept."""
-        return {label: share.value for label, share in self._shares.items()}
-
-    @property
-    def intervals(self) -> dict[Any, tuple[float, float]]:
-        """Interval for the share of each class."""
-        return {label: share.interval for label, share in self._shares.items()}
+        self.shares = {label: share.value for label, share in self._shares.items()}
+        self.intervals = {label: share.interval for label, share in self._shares.items()}
 
     @classmethod
     def from_estimator(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from io import BytesIO
 from itertools import cycle
 from numbers import Real
 from textwrap import fill
@@ -27,6 +28,7 @@ __all__ = [
     "Display",
     "Look",
     "ScoresDisplay",
+    "as_png",
     "looks",
     "markers_at",
     "new_axes",
@@ -45,6 +47,7 @@ COLOURS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 STYLES = ("-", "--", ":", "-.", (0, (8, 2)), (0, (4, 1, 1, 1, 1, 1)))
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 LABEL_WIDTH = 24  # characters
+PNG_DPI = 200
 
 
 class Look(NamedTuple):
@@ -194,6 +197,17 @@ class Display:
     def _size(self) -> tuple[float, float] | None:
         """Size of a new figure in inches; None is matplotlib's."""
         return None
+
+
+def as_png(display: Display) -> bytes:
+    """A display as a sharp picture, drawn on a figure that no window shows."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=display._size(), layout="constrained")
+    display.plot(figure.subplots())
+    file = BytesIO()
+    figure.savefig(file, format="png", dpi=PNG_DPI)
+    return file.getvalue()
 
 
 class ScoresDisplay(Display):
