@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from skood.judging import Share, judged, known_labels, shares_by_class
+from skood.judging import Judgement, Share, judged, known_labels, shares_by_class
 
 
 def test_one_pass_says_what_the_detector_says(fitted, digits):
@@ -26,3 +26,8 @@ def test_shares_of_classes_are_in_the_order_of_the_labels():
 def test_rows_of_no_class_are_told_apart(fitted):
     labels, known = known_labels([3, -1, 99], 3, fitted)
     assert (labels.tolist(), known.tolist()) == ([3, -1, 99], [True, False, False])
+
+
+def test_a_row_at_the_threshold_is_kept():
+    kept = Judgement(np.zeros(3), np.array([0.1, 0.0, -0.1]), np.arange(3)).kept
+    assert kept.tolist() == [True, True, False]
