@@ -14,6 +14,7 @@ PUBLIC_MODULES = [
     "skood.metrics",
     "skood.model_selection",
     "skood.monitoring",
+    "skood.reporting",
     "skood.networks",
     "skood.plotting",
     "skood.exceptions",

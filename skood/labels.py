@@ -9,10 +9,10 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from sklearn.utils.validation import column_or_1d
 
-from .notices import quoted
+from .notices import first_line, quoted
 from .validation import shortened
 
-__all__ = ["as_labels", "cluster_labels", "encode_labels", "is_outlier"]
+__all__ = ["as_labels", "cluster_labels", "encode_labels", "is_outlier", "labels_named"]
 
 CLUSTERS = 8
 CLUSTERING_ROWS = 10_000
@@ -70,6 +70,14 @@ def as_labels(y: ArrayLike, n_rows: int) -> Labels:
             "first, for instance with sklearn.preprocessing.LabelEncoder."
         )
     return labels
+
+
+def labels_named(y: ArrayLike, name: str, n_rows: int) -> Labels:
+    """One label a row, as `as_labels` gives them; an error calls them as the user does."""
+    try:
+        return as_labels(y, n_rows)
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"{name} does not hold labels: {first_line(error)}") from error
 
 
 def is_outlier(labels: Labels, ood_label: Any) -> NDArray[np.bool_]:

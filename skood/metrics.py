@@ -1,9 +1,12 @@
 """How well a score tells in-distribution (ID) from out-of-distribution (OOD) rows.
 
-Every function takes the scores of ID rows and those of OOD rows; higher is more in-distribution.
-The positive class is named in words: with ``positive="id"`` a row is detected if
-``score >= threshold``, with ``positive="ood"`` if ``score <= threshold``. Rows of equal score cross
-a threshold together, so no result depends on how a sort orders ties.
+Most functions take the scores of ID rows and those of OOD rows; higher is more in-distribution. The
+positive class is named in words: with ``positive="id"`` a row is detected if ``score >=
+threshold``, with ``positive="ood"`` if ``score <= threshold``. Rows of equal score cross a
+threshold together, so no result depends on how a sort orders ties.
+
+`aurc` and `risk_coverage_curve` judge a classifier that rejects: how often it is wrong on the rows
+that it keeps.
 
 To add a metric, write its function and name it in `METRICS`: reports, scorers and pictures read it
 from there.
@@ -22,7 +25,7 @@ from numpy.typing import ArrayLike, NDArray
 from sklearn.utils._param_validation import StrOptions
 
 from .randomness import random_generator
-from .validation import Number, comparable, valid_scores, validated
+from .validation import Number, comparable, valid_scores, valid_truths, validated
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -30,10 +33,12 @@ if TYPE_CHECKING:
 __all__ = [
     "DetectionReport",
     "aupr",
+    "aurc",
     "auroc",
     "detection_error",
     "detection_report",
     "fpr_at_tpr",
+    "risk_coverage_curve",
 ]
 
 Positive = Literal["id", "ood"]
@@ -239,6 +244,98 @@ def detection_error(
     return _detection_error(*_roc_counts(score_id, score_ood, positive))
 
 
+def risk_coverage_curve(
+    scores: ArrayLike, correct: ArrayLike
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """How often a classifier is wrong on the rows that it keeps, from one row kept to all.
+
+    The rows with the highest scores are kept first. The coverage is the share of rows kept, the
+    risk the share of wrong ones among them [1]_ [2]_.
+
+    Parameters
+    ----------
+    scores : array-like of shape (n,)
+        Scores of rows, higher is kept earlier. Any real dtype; infinities are allowed.
+    correct : array-like of shape (n,), bool
+        Whether the classifier is right on each row. An outlier counts as wrong.
+
+    Returns
+    -------
+    coverage : ndarray of shape (n,), float64
+        1 / n, 2 / n, ..., 1.
+    risk : ndarray of shape (n,), float64
+        The risk at each coverage. Within rows of equal score it is the mean over their orders.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If scores are not real numbers, empty, not 1-D, masked or NaN, or `correct` does not hold
+        one truth value a row.
+
+    References
+    ----------
+    .. [1] El-Yaniv, R. & Wiener, Y., "On the foundations of noise-free selective classification",
+       JMLR 11, 2010.
+    .. [2] Geifman, Y. & El-Yaniv, R., "Selective classification for deep neural networks", NeurIPS
+       2017.
+
+    Examples
+    --------
+    >>> from skood.metrics import risk_coverage_curve
+    >>> coverage, risk = risk_coverage_curve([4, 3, 2, 1], [True, True, False, True])
+    >>> coverage.tolist(), risk.round(2).tolist()
+    ([0.25, 0.5, 0.75, 1.0], [0.0, 0.0, 0.33, 0.25])
+    """
+    valid = valid_scores(scores, "scores")
+    wrong = ~valid_truths(correct, "correct", len(valid))
+    _, group = np.unique(valid, return_inverse=True)
+    n_kept = np.cumsum(np.bincount(group)[::-1])
+    n_wrong = np.cumsum(np.bincount(group, weights=wrong)[::-1])
+    kept = np.arange(1, len(valid) + 1)
+    return kept / len(valid), np.interp(kept, [0, *n_kept], [0, *n_wrong]) / kept
+
+
+def aurc(scores: ArrayLike, correct: ArrayLike) -> float:
+    """Area under the risk-coverage curve: the mean risk over all shares of rows kept.
+
+    It is low if the classifier is often right, and if the rows on which it is wrong have low scores
+    [1]_. See `risk_coverage_curve`.
+
+    Parameters
+    ----------
+    scores : array-like of shape (n,)
+        Scores of rows, higher is kept earlier. Any real dtype; infinities are allowed.
+    correct : array-like of shape (n,), bool
+        Whether the classifier is right on each row. An outlier counts as wrong.
+
+    Returns
+    -------
+    float
+        The area, in [0, 1]; less is better. Scores without any order among the rows give the share
+        of wrong rows.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If scores are not real numbers, empty, not 1-D, masked or NaN, or `correct` does not hold
+        one truth value a row.
+
+    References
+    ----------
+    .. [1] Geifman, Y., Uziel, G. & El-Yaniv, R., "Bias-reduced uncertainty estimation for deep
+       neural classifiers", ICLR 2019.
+
+    Examples
+    --------
+    >>> from skood.metrics import aurc
+    >>> round(aurc([4, 3, 2, 1], [True, True, False, True]), 4)
+    0.1458
+    >>> aurc([1, 1, 1, 1], [True, True, False, True])
+    0.25
+    """
+    return float(risk_coverage_curve(scores, correct)[1].mean())
+
+
 @dataclass(frozen=True)
 class DetectionReport:
     """Metrics of one ID set against one or several OOD sets; made by `detection_report`.
@@ -381,7 +478,7 @@ def detection_report(
     Returns
     -------
     DetectionReport
-        All metrics of this module, as fractions; `fpr_at_tpr` is named "fpr<100 tpr>".
+        All metrics of ID against OOD rows, as fractions; `fpr_at_tpr` is named "fpr<100 tpr>".
 
     Raises
     ------

@@ -15,7 +15,6 @@ from typing import Any, ClassVar, Self
 import numpy as np
 from numpy.typing import NDArray
 from sklearn.utils._param_validation import validate_parameter_constraints
-from sklearn.utils.validation import check_is_fitted
 
 from .detector import SparseEnergyOODDetector
 from .exceptions import SeenRowsWarning
@@ -30,10 +29,10 @@ from .exchangeability import (
     share_p_value,
     two_sample_p_value,
 )
-from .model_selection.steps import last_step, seen_by_last_step
+from .judging import fitted_detector
+from .model_selection.steps import seen_by_last_step
 from .notices import quoted, warn_user
 from .randomness import random_generator
-from .rejection import RejectingClassifier
 from .validation import Number
 
 __all__ = ["BatchCheck", "DriftMonitor", "DriftReport"]
@@ -157,6 +156,16 @@ def _check_batch(detector: SparseEnergyOODDetector, X: Any, false_alarm: float) 
     )
     scores, rejected = _judged(detector, X)
     detector._doubts.warn()
+    return _check_new_scores(scores, rejected, detector, false_alarm)
+
+
+def _check_new_scores(
+    scores: FloatArray,
+    rejected: NDArray[np.bool_],
+    detector: SparseEnergyOODDetector,
+    false_alarm: float,
+) -> BatchCheck:
+    """Compare scores with the calibration scores, which should be those of other rows."""
     calibration = np.sort(detector.calibration_scores_)
     _warn_if_seen(_count_same(scores, calibration), len(scores), calibration)
     return _check_scores(scores, rejected, detector, false_alarm)
@@ -337,7 +346,7 @@ class DriftMonitor:
         self._begin(int(random_generator(random_state).randint(2**31)))
 
     def _begin(self, seed: int) -> None:
-        detector = _detector_of(self.detector)
+        detector = fitted_detector(self.detector, "detector")
         detector._doubts.warn()
         self._seed, self._calibrated = seed, _digest(detector)
         self._scores_then, self._offset_then = detector.calibration_scores_, detector.offset_
@@ -469,7 +478,7 @@ class DriftMonitor:
         ValueError
             If `state` is none, or is that of a detector with another calibration.
         """
-        _detector_of(detector)
+        fitted_detector(detector, "detector")
         try:
             version, seed = state["version"], int(state["seed"])
             monitor = cls(detector, false_alarm=state["false_alarm"], window=state["window"])
@@ -516,7 +525,7 @@ class DriftMonitor:
             raise ValueError("rows")
 
     def _current(self) -> SparseEnergyOODDetector:
-        detector = _detector_of(self.detector)
+        detector = fitted_detector(self.detector, "detector")
         # At every call of a single row: the digest only if the array is another.
         is_same = (
             detector.calibration_scores_ is self._scores_then
@@ -563,21 +572,6 @@ class DriftMonitor:
         self._points = np.vstack([self._points, point])
         if len(self._points) == POINTS:
             self._points, self._stride = self._points[1::2], 2 * self._stride
-
-
-def _detector_of(estimator: Any) -> SparseEnergyOODDetector:
-    """The fitted detector in what was built around it."""
-    step = last_step(estimator)
-    if isinstance(step, RejectingClassifier):
-        check_is_fitted(step)
-        step = last_step(step.detector_)
-    if not isinstance(step, SparseEnergyOODDetector):
-        raise TypeError(
-            f"detector={quoted(estimator)} holds no detector; expected a fitted "
-            "SparseEnergyOODDetector, or a fitted pipeline or search that ends in one."
-        )
-    check_is_fitted(step)
-    return step
 
 
 def _key(owner: Any, name: str) -> str:

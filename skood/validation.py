@@ -22,6 +22,7 @@ __all__ = [
     "shortened",
     "valid_array",
     "valid_scores",
+    "valid_truths",
     "validated",
 ]
 
@@ -112,6 +113,26 @@ def valid_array(
         _check_finite(values, name, finite, missing)
         _check_exact(values, array, name)
     return values
+
+
+def valid_truths(values: ArrayLike, name: str, n_rows: int) -> NDArray[np.bool_]:
+    """One truth value for each of `n_rows` rows; 0 and 1 will do.
+
+    Examples
+    --------
+    >>> from skood.validation import valid_truths
+    >>> valid_truths([1, 0], "correct", 2)
+    array([ True, False])
+    """
+    truths = valid_array(values, name, ("n",))
+    if len(truths) != n_rows:
+        raise ValueError(f"{name} has {len(truths)} values for {n_rows} rows; pass one a row.")
+    if not np.isin(truths, (0, 1)).all():
+        raise ValueError(
+            f"{name} holds values such as {truths[~np.isin(truths, (0, 1))][0]:g}; expected True "
+            "or False for each row. Compare first, for instance y_pred == y_true."
+        )
+    return truths.astype(bool)
 
 
 def number_of_rows(X: Any, name: str) -> int:

@@ -8,7 +8,7 @@ import sys
 
 import torch
 
-__all__ = ["show_versions"]
+__all__ = ["show_versions", "version_lines"]
 
 PACKAGES = ("skood", "torch", "scikit-learn", "numpy", "scipy", "joblib", "tqdm")
 
@@ -22,9 +22,15 @@ def show_versions() -> None:
     >>> skood.show_versions()  # doctest: +ELLIPSIS
     skood ...
     """
-    for name in PACKAGES:
-        print(f"{name} {importlib.metadata.version(name)}")
-    print(f"Python {sys.version.split()[0]}, {platform.platform()}")
-    print(f"CPU {torch.backends.cpu.get_cpu_capability()}, {torch.get_num_threads()} threads")
-    for number in range(torch.cuda.device_count()):
-        print(f"GPU {torch.cuda.get_device_name(number)}, CUDA {torch.version.cuda}")
+    print("\n".join(version_lines()))
+
+
+def version_lines() -> list[str]:
+    """What `show_versions` prints."""
+    n_gpus = torch.cuda.device_count()
+    return [
+        *(f"{name} {importlib.metadata.version(name)}" for name in PACKAGES),
+        f"Python {sys.version.split()[0]}, {platform.platform()}",
+        f"CPU {torch.backends.cpu.get_cpu_capability()}, {torch.get_num_threads()} threads",
+        *(f"GPU {torch.cuda.get_device_name(i)}, CUDA {torch.version.cuda}" for i in range(n_gpus)),
+    ]

@@ -32,6 +32,7 @@ INTERNAL_MODULES = {
     "exporting",
     "exchangeability",
     "fitting",
+    "judging",
     "labels",
     "notices",
     "path",

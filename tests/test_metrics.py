@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import sys
 from fractions import Fraction
+from itertools import permutations
 
 import numpy as np
 import pytest
@@ -9,7 +10,15 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 from sklearn.utils import check_random_state
 
 from skood import metrics
-from skood.metrics import aupr, auroc, detection_error, detection_report, fpr_at_tpr
+from skood.metrics import (
+    aupr,
+    aurc,
+    auroc,
+    detection_error,
+    detection_report,
+    fpr_at_tpr,
+    risk_coverage_curve,
+)
 
 METRICS = [fpr_at_tpr, auroc, aupr, detection_error]
 POSITIVES = ["id", "ood"]
@@ -247,6 +256,39 @@ def test_inputs_are_left_alone():
         scores.flags.writeable = False
     detection_report(score_id, {"a": score_ood}, n_bootstrap=2, random_state=0)
     assert score_id.tolist() == [2, 1]
+
+
+# Risk and coverage
+
+
+def test_risk_by_hand():
+    coverage, risk = risk_coverage_curve([1, 4, 2, 3], [True, True, False, True])
+    np.testing.assert_allclose(coverage, [0.25, 0.5, 0.75, 1])
+    np.testing.assert_allclose(risk, [0, 0, 1 / 3, 1 / 4])
+    assert aurc([1, 4, 2, 3], [True, True, False, True]) == pytest.approx(7 / 48)
+    assert aurc([1, 4, 2, 3], [0, 0, 0, 0]) == 1
+    assert aurc([np.inf, -np.inf], [1, 0]) == 0.25
+
+
+def test_risk_within_ties_is_the_mean_over_their_orders():
+    scores, correct = np.array([2, 1, 1, 1, 0]), np.array([True, False, True, False, True])
+    risks = []
+    for order in permutations(range(5)):
+        if (np.diff(scores[list(order)]) <= 0).all():
+            risks.append(np.cumsum(~correct[list(order)]) / np.arange(1, 6))
+    np.testing.assert_allclose(risk_coverage_curve(scores, correct)[1], np.mean(risks, axis=0))
+    assert aurc(scores, correct) == pytest.approx(np.mean(risks))
+
+
+def test_risk_needs_an_answer_for_each_score():
+    with pytest.raises(ValueError, match=r"correct has 1 values for 2 rows"):
+        aurc([1, 2], [True])
+    with pytest.raises(
+        ValueError, match=r"correct holds values such as -1; expected True or False"
+    ):
+        aurc([1, 2], [1, -1])
+    with pytest.raises(ValueError, match=r"scores has 1 NaN"):
+        aurc([1, np.nan], [1, 0])
 
 
 # Report

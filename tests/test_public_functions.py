@@ -16,6 +16,7 @@ import skood
 from skood.model_selection import AccuracyGuard, InDistributionKFold, make_ood_scorer
 from skood.monitoring import DriftMonitor
 from skood.plotting import DriftDisplay
+from skood.reporting import report
 from skood.scores import Head, Outputs
 
 MODULES = [
@@ -27,6 +28,7 @@ MODULES = [
     "skood.monitoring",
     "skood.networks",
     "skood.plotting",
+    "skood.reporting",
 ]
 
 RANDOM = np.random.RandomState(0)
@@ -171,9 +173,19 @@ CALLS = {
         ),
         ("from_state", {"detector": DETECTOR, "state": DriftMonitor(DETECTOR).get_state()}),
     ],
+    "DetectorReport": [
+        (report(DETECTOR, TABLE).save, {"path": "report.md"}),
+    ],
+    "report": [
+        (None, {"detector": DETECTOR, **ROWS, "y_id": LABELS}),
+    ],
     "fpr_at_tpr": [(None, SCORES | {"tpr": 0.95, "positive": "id", "method": "at_least"})],
     **{
         name: [(None, SCORES | {"positive": "id"})] for name in ("auroc", "aupr", "detection_error")
+    },
+    **{
+        name: [(None, {"scores": [3.0, 2.0], "correct": [True, False]})]
+        for name in ("aurc", "risk_coverage_curve")
     },
     "detection_report": [
         (
@@ -246,6 +258,16 @@ CALLS = {
         (None, {"y_true": [0, 1], "y_pred": [0, -1], "reject_label": -1}),
         ("from_predictions", {"y_true": [0, 1], "y_pred": [0, -1], "ax": None}),
         ("from_estimator", {"estimator": None, "X": TABLE, "y": LABELS}),
+    ],
+    "RiskCoverageDisplay": [
+        (None, {"scores": [3.0, 2.0], "correct": [True, False], "threshold": 1.0}),
+        ("from_predictions", {"scores": [3.0, 2.0], "correct": [True, False], "ax": None}),
+        ("from_estimator", {"estimator": DETECTOR, "X": TABLE, "y": LABELS, "ax": None}),
+    ],
+    "ClassCoverageDisplay": [
+        (None, {"y_true": [0, 1], "kept": [True, False], "target": 0.9}),
+        ("from_predictions", {"y_true": [0, 1], "kept": [True, False], "ax": None}),
+        ("from_estimator", {"estimator": DETECTOR, "X": TABLE, "y": LABELS, "ax": None}),
     ],
     "DetectionRocDisplay": [
         (None, SCORES | {"threshold": 1.0}),

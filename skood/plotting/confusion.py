@@ -10,9 +10,9 @@ from numpy.typing import ArrayLike, NDArray
 from sklearn.metrics import confusion_matrix
 from sklearn.utils._param_validation import validate_parameter_constraints
 
-from ..labels import as_labels
+from ..labels import labels_named
 from ..model_selection.steps import last_step
-from ..notices import first_line, quoted
+from ..notices import quoted
 from ..validation import number_of_rows
 from .shared import Display
 
@@ -77,7 +77,10 @@ class RejectionConfusionDisplay(Display):
             {"reject_label": reject_label},
             caller_name=type(self).__name__,
         )
-        true, predicted = _valid_labels(y_true, "y_true"), _valid_labels(y_pred, "y_pred")
+        true, predicted = (
+            labels_named(labels, name, number_of_rows(labels, name))
+            for labels, name in ((y_true, "y_true"), (y_pred, "y_pred"))
+        )
         if len(true) != len(predicted):
             raise ValueError(
                 f"y_pred has {len(predicted)} answers for {len(true)} rows of y_true; pass one a "
@@ -185,10 +188,3 @@ class RejectionConfusionDisplay(Display):
     def _size(self) -> tuple[float, float] | None:
         side = 2.5 + 0.45 * (len(self.labels) + 1)
         return side + 1, side
-
-
-def _valid_labels(labels: ArrayLike, name: str) -> NDArray[Any]:
-    try:
-        return as_labels(labels, number_of_rows(labels, name))
-    except (TypeError, ValueError) as error:
-        raise type(error)(f"{name} does not hold labels: {first_line(error)}") from error

@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 from sklearn.utils._param_validation import validate_parameter_constraints
 
 from ..scores import Energy
-from .shared import ScoresDisplay, looks
+from .shared import COLOURS, ScoresDisplay, wrapped
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -18,14 +18,19 @@ if TYPE_CHECKING:
 __all__ = ["ScoreDistributionDisplay"]
 
 BINS = 40
+OF_ID = {"facecolor": "0.85", "edgecolor": "0.55", "linewidth": 0.8}
+OF_SET = {"facecolor": (COLOURS[0], 0.35), "edgecolor": COLOURS[0], "linewidth": 1.2}
+PANEL_HEIGHT = 0.6  # inches
+AREA_HEIGHT = 0.85  # of a panel's
 
 
 class ScoreDistributionDisplay(ScoresDisplay):
     """Distributions of the scores of in-distribution and out-of-distribution rows.
 
-    Make it with `from_estimator` or `from_predictions`. The in-distribution (ID) scores are a
-    filled area, those of each out-of-distribution (OOD) set a line, and the threshold is a vertical
-    line. The legend gives the share of each set that the threshold keeps.
+    Make it with `from_estimator` or `from_predictions`. The in-distribution (ID) scores are a grey
+    area at the top. Below it, each out-of-distribution (OOD) set has a panel of its own, against
+    the same grey area. A vertical line is the threshold. Beside each panel stands the share of its
+    rows that the threshold keeps.
 
     Parameters
     ----------
@@ -51,6 +56,11 @@ class ScoreDistributionDisplay(ScoresDisplay):
         If scores are not real numbers, empty, not 1-D, masked, NaN or infinite, or `threshold` is
         not a finite number.
 
+    Notes
+    -----
+    All histograms have the same bins. Each is scaled to its own highest bin, so that a narrow one
+    does not flatten the others.
+
     References
     ----------
     Okabe & Ito, "Color universal design: how to make figures and presentations that are friendly to
@@ -64,8 +74,8 @@ class ScoreDistributionDisplay(ScoresDisplay):
     >>> display = ScoreDistributionDisplay.from_predictions(
     ...     rng.normal(5, 1, size=500), {"far": rng.normal(0, 1, size=300)}, threshold=3
     ... )
-    >>> [text.get_text() for text in display.ax_.get_legend().get_texts()]
-    ['ID: 97.4 % kept', 'far: 0.0 % kept', 'threshold 3']
+    >>> [label.get_text().splitlines() for label in display.ax_.get_yticklabels()]
+    [['ID', '97.4 % kept'], ['far', '0.0 % kept']]
     """
 
     def __init__(
@@ -83,33 +93,35 @@ class ScoreDistributionDisplay(ScoresDisplay):
         self.score_name = score_name
 
     def _draw(self, ax: Axes) -> None:
-        everything = np.concatenate([self.score_id, *self.score_ood.values()])
-        edges = np.histogram_bin_edges(everything, BINS)
-        ax.stairs(
-            np.histogram(self.score_id, edges, density=True)[0],
-            edges,
-            fill=True,
-            facecolor="0.85",
-            edgecolor="black",
-            linewidth=1,
-            label=self._label("ID", self.score_id),
-        )
-        for look, (name, scores) in zip(looks(), self.score_ood.items(), strict=False):
-            ax.plot(
-                *_polygon(scores, edges),
-                **look.options,
-                label=self._label(name, scores),
-            )
+        sets = list(self.score_ood.values())
+        edges = np.histogram_bin_edges(np.concatenate([self.score_id, *sets]), BINS)
+        for row, scores in enumerate([None, *sets]):
+            _draw_area(ax, -row, self.score_id, edges, OF_ID)
+            if scores is not None:
+                _draw_area(ax, -row, scores, edges, OF_SET)
+        named = [("ID", self.score_id), *self.score_ood.items()]
+        labels = [self._label(name, scores) for name, scores in named]
+        ax.set_yticks(0.4 - np.arange(len(labels)), labels, fontsize="small")
+        ax.tick_params(axis="y", length=0)
+        ax.spines[["left", "right", "top"]].set_visible(False)
+        ax.set(xlabel=self.score_name, ylim=(-len(sets), 1 if self.threshold is None else 1.35))
         if self.threshold is not None:
-            ax.axvline(
-                self.threshold,
-                color="black",
-                linewidth=2,
-                label=f"threshold {self.threshold:.4g}",
-            )
-        ax.set(xlabel=self.score_name, ylabel="density")
-        ax.set_ylim(bottom=0)
-        ax.legend(handlelength=3.5)
+            self._mark_threshold(ax, self.threshold)
+
+    def _mark_threshold(self, ax: Axes, threshold: float) -> None:
+        ax.axvline(threshold, color="black", linewidth=1.5)
+        is_left = threshold < np.mean(ax.get_xlim())
+        ax.annotate(
+            f"threshold {threshold:.4g}",
+            (threshold, 1.05),
+            xytext=(4 if is_left else -4, 0),
+            textcoords="offset points",
+            ha="left" if is_left else "right",
+            fontsize="small",
+        )
+
+    def _size(self) -> tuple[float, float]:
+        return 6.4, max(3.0, 1.0 + PANEL_HEIGHT * (1 + len(self.score_ood)))
 
     @classmethod
     def _options(cls, detector: Any) -> dict[str, Any]:
@@ -118,19 +130,21 @@ class ScoreDistributionDisplay(ScoresDisplay):
             return {"score_name": "negative energy"}
         return {"score_name": f"score ({score})" if isinstance(score, str) else "score"}
 
-    def _label(self, name: str, scores: NDArray[np.float64]) -> str:
-        if self.threshold is None:
-            return name
-        return f"{name}: {100 * np.mean(scores >= self.threshold):.1f} % kept"
+    def _label(self, name: Any, scores: NDArray[np.float64]) -> str:
+        lines = [wrapped(name, 2)]
+        if self.threshold is not None:
+            lines.append(f"{100 * np.mean(scores >= self.threshold):.1f} % kept")
+        return "\n".join(lines)
 
 
-def _polygon(
-    scores: NDArray[np.float64], edges: NDArray[np.float64]
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Densities at the centres of the bins, with one empty bin on either side."""
-    density = np.pad(np.histogram(scores, edges, density=True)[0], 1)
-    width = edges[1] - edges[0]
-    centres = edges[0] + width * (np.arange(len(density)) - 0.5)
-    occupied = np.flatnonzero(density)
-    drawn = slice(occupied[0] - 1, occupied[-1] + 2)
-    return centres[drawn], density[drawn]
+def _draw_area(
+    ax: Axes,
+    bottom: float,
+    scores: NDArray[np.float64],
+    edges: NDArray[np.float64],
+    options: dict[str, Any],
+) -> None:
+    """A histogram on a base line of its own, as high as any other."""
+    counts = np.histogram(scores, edges)[0]
+    heights = bottom + AREA_HEIGHT * counts / counts.max()
+    ax.stairs(heights, edges, baseline=bottom, fill=True, **options)

@@ -13,7 +13,7 @@ from ..model_selection.steps import last_step, seen_by_last_step
 from ..notices import quoted
 from ..penalties import hoyer_index
 from ..validation import valid_array
-from .shared import Display, looks, markers_at, sets_by_name
+from .shared import Display, looks, markers_at, sets_by_name, wrapped
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -206,4 +206,4 @@ def _activity(features: NDArray[Any]) -> _Activity:
 
 
 def _label(name: str, activity: _Activity) -> str:
-    return f"{name}: mean L1 {activity.l1:.4g}, Hoyer {activity.hoyer:.2f}"
+    return f"{wrapped(name, 1)}: mean L1 {activity.l1:.4g}, Hoyer {activity.hoyer:.2f}"

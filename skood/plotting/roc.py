@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 from sklearn.metrics import roc_curve
 
 from ..metrics import auroc
-from .shared import ScoresDisplay, looks, markers_at
+from .shared import ScoresDisplay, looks, markers_at, wrapped
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -93,7 +93,7 @@ class DetectionRocDisplay(ScoresDisplay):
                 *_roc(self.score_id, scores),
                 **look.options,
                 markevery=markers_at(i),
-                label=f"{name}: AUROC {auroc(self.score_id, scores):.3f}",
+                label=f"{wrapped(name, 1)}: AUROC {auroc(self.score_id, scores):.3f}",
             )
             if self.threshold is not None:
                 ax.plot(
@@ -121,7 +121,11 @@ class DetectionRocDisplay(ScoresDisplay):
             ylim=(-0.02, 1.02),
             aspect="equal",
         )
-        ax.legend(loc="lower right", handlelength=3.5, fontsize="small")
+        # Beside the axes, as it would cover the curves of several sets.
+        ax.legend(loc="upper left", bbox_to_anchor=(1, 1), handlelength=3.5, fontsize="small")
+
+    def _size(self) -> tuple[float, float]:
+        return 7.6, 4.8
 
 
 def _roc(

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from io import BytesIO
 from itertools import cycle
 from numbers import Real
+from textwrap import fill
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 import numpy as np
@@ -26,6 +28,7 @@ __all__ = [
     "Display",
     "Look",
     "ScoresDisplay",
+    "as_png",
     "looks",
     "markers_at",
     "new_axes",
@@ -35,6 +38,7 @@ __all__ = [
     "sets_by_name",
     "several_axes",
     "valid_axes",
+    "wrapped",
 ]
 
 # Okabe & Ito's palette for colour-blind readers, without its yellow, which is too pale for a line.
@@ -42,6 +46,8 @@ COLOURS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 # In grey, styles and markers remain. With seven markers, 42 sets pass before a pair recurs.
 STYLES = ("-", "--", ":", "-.", (0, (8, 2)), (0, (4, 1, 1, 1, 1, 1)))
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+LABEL_WIDTH = 24  # characters
+PNG_DPI = 200
 
 
 class Look(NamedTuple):
@@ -95,6 +101,12 @@ def new_axes(n_panels: int = 1, *, size: tuple[float, float] | None = None) -> N
         figsize=(width, height) if size is None else size,
     )
     return axes[:, 0]
+
+
+def wrapped(name: Any, n_lines: int) -> str:
+    """A name as a label of at most so many short lines, cut if it is longer."""
+    label = fill(str(name), LABEL_WIDTH, max_lines=n_lines, placeholder="...")
+    return label.replace("$", r"\$")  # which would begin a formula
 
 
 def sets_by_name(sets: Any, name: str) -> dict[str, Any]:
@@ -185,6 +197,17 @@ class Display:
     def _size(self) -> tuple[float, float] | None:
         """Size of a new figure in inches; None is matplotlib's."""
         return None
+
+
+def as_png(display: Display) -> bytes:
+    """A display as a sharp picture, drawn on a figure that no window shows."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=display._size(), layout="constrained")
+    display.plot(figure.subplots())
+    file = BytesIO()
+    figure.savefig(file, format="png", dpi=PNG_DPI)
+    return file.getvalue()
 
 
 class ScoresDisplay(Display):

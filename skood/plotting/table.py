@@ -23,8 +23,8 @@ METRICS_BY_NAME = {metric.name_at(0.95): metric for metric in METRICS}
 
 CELL_HEIGHT = 0.32  # inches
 CHARACTER_WIDTH = 0.085
-# Relative luminance at which black and white text have the same contrast (WCAG 2.2).
-BLACK_FROM = 0.179
+BRIGHT = np.linspace(0.45, 1, 256)
+"""Part of the viridis map on which black numbers are readable: a contrast of 4.5 (WCAG 2.2)."""
 
 
 class DetectionTableDisplay(Display):
@@ -65,13 +65,13 @@ class DetectionTableDisplay(Display):
 
     Notes
     -----
-    If other values are printed like the best one, they are in bold, too. The colours are those of
-    the cividis map [1]_. Its lightness grows evenly, for most colour-blind readers as well.
+    If other values are printed like the best one, they are in bold, too. The colours are the bright
+    half of the viridis map, which look evenly apart [1]_, to most colour-blind readers as well, and
+    on which black numbers can be read.
 
     References
     ----------
-    .. [1] Nunez, Anderton & Renslow, "Optimizing colormaps with consideration for color vision
-       deficiency to enable accurate interpretation of scientific data", PLoS ONE 13(7), 2018.
+    .. [1] van der Walt & Smith, "A better default colormap for matplotlib", SciPy 2015.
 
     Examples
     --------
@@ -219,19 +219,14 @@ class DetectionTableDisplay(Display):
 
     def _draw(self, ax: Axes) -> None:
         cells = self._cells()
-        mesh = ax.pcolormesh(
-            self.values,
-            cmap="cividis_r" if self.lower_is_better else "cividis",
-            edgecolors="white",
-            linewidth=1,
-        )
-        best, colours = self._best(), mesh.to_rgba(self.values)
+        ax.pcolormesh(self.values, cmap=self._colours(), edgecolors="white", linewidth=1)
+        best = self._best()
         for i, j in np.ndindex(self.values.shape):
             ax.text(
                 j + 0.5,
                 i + 0.5,
                 cells[i][j],
-                color=_text_colour(colours[i, j, :3]),
+                color="black",
                 fontweight="bold" if best[i, j] else "normal",
                 fontsize="small",
                 horizontalalignment="center",
@@ -246,6 +241,13 @@ class DetectionTableDisplay(Display):
         ax.spines[:].set_visible(False)
         direction = f"{'lower' if self.lower_is_better else 'higher'} is better, best in bold"
         ax.set_xlabel(direction if self.label is None else f"{self.label} ({direction})")
+
+    def _colours(self) -> Any:
+        import matplotlib as mpl
+        from matplotlib.colors import ListedColormap
+
+        colours = ListedColormap(mpl.colormaps["viridis"](BRIGHT))
+        return colours.reversed() if self.lower_is_better else colours
 
     def _cells(self) -> list[list[str]]:
         if self.spread is None:
@@ -273,12 +275,6 @@ class DetectionTableDisplay(Display):
 
 def _shown(value: float) -> str:
     return f"{value:.1f}"
-
-
-def _text_colour(srgb: NDArray[np.float64]) -> str:
-    """Black or white, whichever is easier to read on a colour."""
-    linear = np.where(srgb <= 0.04045, srgb / 12.92, ((srgb + 0.055) / 1.055) ** 2.4)
-    return "black" if linear @ [0.2126, 0.7152, 0.0722] > BLACK_FROM else "white"
 
 
 def _sets_by_method(score_id: Any, score_ood: Any) -> dict[str, dict[str, Any]]:

@@ -1,11 +1,12 @@
 from __future__ import annotations
 
+from itertools import combinations, pairwise
+
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
-from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
-from pictures import X_ID, X_OOD, detector, legend, normal, rows
+from pictures import X_ID, X_OOD, detector, normal, rows
 from sklearn.ensemble import IsolationForest
 from sklearn.model_selection import GridSearchCV
 from sklearn.neighbors import KernelDensity
@@ -15,70 +16,67 @@ from sklearn.preprocessing import StandardScaler
 from skood.plotting import ScoreDistributionDisplay
 from skood.scores import Energy, MaxLogit
 
-# Okabe & Ito (2008), red, green and blue in 0..255.
-OKABE_ITO = {
-    (230, 159, 0),
-    (86, 180, 233),
-    (0, 158, 115),
-    (240, 228, 66),
-    (0, 114, 178),
-    (213, 94, 0),
-    (204, 121, 167),
-    (0, 0, 0),
-}
+
+def labels(display):
+    """The texts beside the panels, from top to bottom, each as its lines."""
+    return [label.get_text().splitlines() for label in display.ax_.get_yticklabels()]
 
 
-def curves(display):
-    """The lines of the OOD sets, without that of the threshold."""
-    return [line for line in display.ax_.lines if line.get_xdata()[0] != line.get_xdata()[-1]]
+def areas(display):
+    """Heights over their base line, edges and base line of each histogram, in order of drawing."""
+    found = [patch.get_data() for patch in display.ax_.patches]
+    return [(heights - bottom, edges, bottom) for heights, edges, bottom in found]
 
 
 def threshold_of(display):
-    (line,) = [line for line in display.ax_.lines if line not in curves(display)]
+    (line,) = display.ax_.lines
     return line.get_xdata()[0]
 
 
 # What is drawn
 
 
-def test_legend_gives_the_share_of_each_set_at_or_above_the_threshold():
+def test_labels_give_the_share_of_each_set_at_or_above_the_threshold():
     display = ScoreDistributionDisplay.from_predictions(
         [4, 3, 2, 1], {"near": [3.0, 2.0, 0.0], "far": np.zeros(5)}, threshold=2
     )
-    assert legend(display) == [
-        "ID: 75.0 % kept",
-        "near: 66.7 % kept",
-        "far: 0.0 % kept",
-        "threshold 2",
+    assert labels(display) == [
+        ["ID", "75.0 % kept"],
+        ["near", "66.7 % kept"],
+        ["far", "0.0 % kept"],
     ]
     assert threshold_of(display) == 2
+    assert [text.get_text() for text in display.ax_.texts] == ["threshold 2"]
 
 
 def test_without_a_threshold_there_is_no_share_and_no_line():
     display = ScoreDistributionDisplay.from_predictions([1, 2], [0, 1])
-    assert legend(display) == ["ID", "OOD"]
-    assert display.ax_.lines[:] == curves(display)
+    assert labels(display) == [["ID"], ["OOD"]]
+    assert not display.ax_.lines
+    assert not display.ax_.texts
     assert display.threshold is None
 
 
-def test_areas_are_densities_over_common_bins():
+def test_each_set_has_a_panel_against_id_over_common_bins():
     ood = {"few": normal(-3, 50, 1), "many": normal(2, 4000, 2)}
     score_id = normal(4, 1000, 0)
     display = ScoreDistributionDisplay.from_predictions(score_id, ood)
-    heights, edges, _ = display.ax_.patches[0].get_data()
+    drawn = areas(display)
     everything = np.concatenate([score_id, *ood.values()])
-    assert edges[0] == everything.min()
-    assert edges[-1] == everything.max()
-    np.testing.assert_allclose(heights @ np.diff(edges), 1)
-    for line, scores in zip(curves(display), ood.values(), strict=True):
-        x, y = line.get_data()
-        np.testing.assert_allclose(y.sum() * (x[1] - x[0]), 1)
-        assert y[0] == y[-1] == 0
-        # Each point counts the scores within half a bin of it.
-        half = (edges[1] - edges[0]) / 2
-        counts = [np.sum((scores >= at - half) & (scores < at + half)) for at in x]
-        counts[-2] += np.sum(scores == edges[-1])
-        np.testing.assert_allclose(y * len(scores) * 2 * half, counts, atol=1e-9)
+    assert [bottom for _, _, bottom in drawn] == [0, -1, -1, -2, -2]
+    sets = [score_id, score_id, ood["few"], score_id, ood["many"]]
+    for (heights, edges, _), scores in zip(drawn, sets, strict=True):
+        assert (edges[0], edges[-1]) == (everything.min(), everything.max())
+        counts = [
+            np.sum(
+                (scores >= low) & ((scores < high) | (scores == edges[-1]) & (high == edges[-1]))
+            )
+            for low, high in pairwise(edges)
+        ]
+        np.testing.assert_allclose(heights / heights.max(), counts / np.max(counts), atol=1e-9)
+        assert heights.max() == pytest.approx(0.85)  # so panels do not touch
+    _, low, _ = display.ax_.get_yticks()
+    assert -1 < low < 0  # within its panel
 
 
 def test_heights_do_not_depend_on_the_number_of_rows():
@@ -86,32 +84,42 @@ def test_heights_do_not_depend_on_the_number_of_rows():
     display = ScoreDistributionDisplay.from_predictions(
         scores + 1, {"once": scores, "tenfold": np.tile(scores, 10)}
     )
-    once, tenfold = curves(display)
-    np.testing.assert_allclose(once.get_data(), tenfold.get_data())
+    _, _, (once, _, _), _, (tenfold, _, _) = areas(display)
+    np.testing.assert_allclose(once, tenfold)
 
 
-def test_sets_differ_in_grey_and_in_colours_made_for_the_colour_blind():
-    ood = {f"set {i}": normal(i, 50, i) for i in range(30)}
-    display = ScoreDistributionDisplay.from_predictions(normal(9, 50, 0), ood)
-    palette = {to_hex(np.divide(colour, 255)) for colour in OKABE_ITO}
-    lines = curves(display)
-    assert {to_hex(line.get_color()) for line in lines} <= palette
-    assert len({to_hex(line.get_color()) for line in lines[:6]}) == 6
-    # The dashes: matplotlib tells them by no public name.
-    in_grey = [(str(line._unscaled_dash_pattern), line.get_marker()) for line in lines]
-    assert len({dashes for dashes, _ in in_grey[:6]}) == 6
-    assert len({marker for _, marker in in_grey[:6]}) == 6
-    assert len(set(in_grey)) == 30
-    (area,) = display.ax_.patches
-    assert area.get_fill()
-    assert len(set(area.get_facecolor()[:3])) == 1
+@pytest.mark.parametrize("n_sets", [1, 2, 5, 11])
+def test_labels_of_any_number_of_sets_do_not_touch(n_sets):
+    long = "a set with a long name that says how it was made, and from what"
+    ood = {f"{i} {long}": normal(i, 50, i) for i in range(n_sets)}
+    display = ScoreDistributionDisplay.from_predictions(normal(9, 50, 0), ood, threshold=7)
+    display.figure_.canvas.draw()
+    boxes = [label.get_window_extent() for label in display.ax_.get_yticklabels()]
+    assert not any(box.overlaps(other) for box, other in combinations(boxes, 2))
+    assert min(box.x0 for box in boxes) >= 0
+    width = display.figure_.bbox.width
+    assert display.ax_.get_window_extent().width > 0.6 * width
+    assert labels(display)[1][1].endswith("...")
+
+
+@pytest.mark.parametrize("threshold", [0.1, 9.9])
+def test_the_text_of_the_threshold_is_on_the_side_that_has_room(threshold):
+    display = ScoreDistributionDisplay.from_predictions([0, 10], [5], threshold=threshold)
+    display.figure_.canvas.draw()
+    box, whole = display.ax_.texts[0].get_window_extent(), display.figure_.bbox
+    assert whole.x0 < box.x0 < box.x1 < whole.x1
+
+
+def test_a_name_is_no_formula():
+    display = ScoreDistributionDisplay.from_predictions([1, 2], {r"$\\nothing$ {": [0, 1]})
+    display.figure_.canvas.draw()
 
 
 def test_constant_scores_can_be_drawn():
     display = ScoreDistributionDisplay.from_predictions(np.full(5, 3.0), np.full(5, 3.0))
     display.figure_.canvas.draw()
-    x, y = curves(display)[0].get_data()
-    assert x[np.argmax(y)] == pytest.approx(3, abs=0.05)
+    heights, edges, _ = areas(display)[-1]
+    assert edges[np.argmax(heights)] == pytest.approx(3, abs=0.05)
 
 
 def test_draws_on_the_axes_given_and_opens_no_figure():
@@ -123,7 +131,6 @@ def test_draws_on_the_axes_given_and_opens_no_figure():
     assert display.ax_ is ax
     assert display.figure_ is figure
     assert ax.get_xlabel() == "log-odds"
-    assert ax.get_ylabel() == "density"
     assert plt.get_fignums() == []
     assert ScoreDistributionDisplay.from_predictions([1], [0], ax=ax).ax_ is ax
 
@@ -136,9 +143,8 @@ def test_from_a_detector():
     sets = {"small": X_OOD, "in": rows(3, 60)}
     display = ScoreDistributionDisplay.from_estimator(fitted, X_ID, sets)
     kept = [100 * np.mean(fitted.predict(X) == 1) for X in (X_ID, *sets.values())]
-    assert legend(display) == [
-        *[f"{name}: {k:.1f} % kept" for name, k in zip(["ID", *sets], kept, strict=True)],
-        f"threshold {fitted.offset_:.4g}",
+    assert labels(display) == [
+        [name, f"{k:.1f} % kept"] for name, k in zip(["ID", *sets], kept, strict=True)
     ]
     assert threshold_of(display) == fitted.offset_
     assert display.ax_.get_xlabel() == "negative energy"
@@ -172,4 +178,4 @@ def test_from_estimators_of_scikit_learn():
     assert threshold_of(display) == forest.offset_
     assert display.ax_.get_xlabel() == "score"
     display = ScoreDistributionDisplay.from_estimator(KernelDensity().fit(X_ID), X_ID, X_OOD)
-    assert legend(display) == ["ID", "OOD"]
+    assert labels(display) == [["ID"], ["OOD"]]

@@ -14,11 +14,13 @@ from sklearn.model_selection import GridSearchCV, KFold
 from skood import RejectingClassifier
 from skood.model_selection import make_ood_scorer
 from skood.plotting import (
+    ClassCoverageDisplay,
     DetectionRocDisplay,
     DetectionTableDisplay,
     FeatureActivityDisplay,
     ImageGridDisplay,
     RejectionConfusionDisplay,
+    RiskCoverageDisplay,
     ScoreDistributionDisplay,
     SelectionDisplay,
 )
@@ -62,6 +64,10 @@ def table(id_scores: Any = None, ood_scores: Any = None) -> DetectionTableDispla
     id_scores = {"a": [1.0, 2.0], "b": [1.0, 2.0]} if id_scores is None else id_scores
     ood_scores = {"a": {"far": [0.0]}, "b": {"far": [0.0]}} if ood_scores is None else ood_scores
     return DetectionTableDisplay.from_predictions(id_scores, ood_scores)
+
+
+def risk(scores: Any = (2.0, 1.0), correct: Any = (True, False)) -> RiskCoverageDisplay:
+    return RiskCoverageDisplay.from_predictions(scores, correct)
 
 
 def cells(**options: Any) -> DetectionTableDisplay:
@@ -251,6 +257,37 @@ CASES = [
             fit(network(), X, Y, **told.keywords('sparsity_weight="auto"'))
         ),
         says("or draw a search", lambda: SelectionDisplay.from_estimator(SEARCHED())),
+    ),
+    case(
+        "expected the same detectors in both",
+        lambda: risk({"a": [2.0, 1.0]}),
+        lambda told: risk({"a": [2.0, 1.0]}, {"a": [True, False]}),
+    ),
+    case(
+        "expected at least one detector",
+        lambda: RiskCoverageDisplay.from_estimator({}, X, Y),
+        lambda told: RiskCoverageDisplay.from_estimator({"a": fitted()}, X, Y),
+    ),
+    case(
+        "rows; pass one a row",
+        lambda: risk(correct=[True]),
+        lambda told: risk(correct=[True, False]),
+    ),
+    case(
+        "expected True or False for each row",
+        lambda: ClassCoverageDisplay.from_predictions(Y, fitted().predict(X)),
+        says(
+            "Compare first",
+            lambda: ClassCoverageDisplay.from_predictions(Y, fitted().predict(X) == 1),
+        ),
+    ),
+    case(
+        "none of the classes",
+        lambda: ClassCoverageDisplay.from_estimator(fitted(), X, Y + 10),
+        says(
+            "pass the true class of each row",
+            lambda: ClassCoverageDisplay.from_estimator(fitted(), X, Y),
+        ),
     ),
     case(
         "axes; expected",

@@ -13,8 +13,9 @@ from skood.calibration import conformal_p_values, outliers_at_fdr
 from skood.monitoring import DriftMonitor
 from skood.plotting import DriftDisplay
 from skood.plotting.shared import new_axes
+from skood.reporting import report
 
-from .common import FRESH, Told, X, Y, case, fit, fitted, network, says
+from .common import FRESH, OUTLIERS, Told, X, Y, case, fit, fitted, network, says
 
 CALIBRATED = functools.cache(lambda: fit(network(), X, Y).calibrate(FRESH[:40]))
 FEW = functools.cache(lambda: fit(network(), X, Y).calibrate(FRESH[:8], tpr=0.8))
@@ -61,6 +62,17 @@ def resumed(detector: SparseEnergyOODDetector, state: Any) -> bool:
 
 
 CASES = [
+    case(
+        "which are none of the classes",
+        lambda: report(fitted(), X, Y + 1),
+        says("Pass in-distribution rows alone", lambda: report(fitted(), X[Y < 2], Y[Y < 2] + 1)),
+        says("and outliers as X_ood", lambda: report(fitted(), X, Y, X_ood=OUTLIERS)),
+    ),
+    case(
+        "expected the name of a file that ends in",
+        lambda: report(fitted(), X).save("report.pdf"),
+        says("in .md or .html", lambda: report(fitted(), X).save("report.md")),
+    ),
     case(
         "holds no detector",
         lambda: DriftMonitor(IsolationForest().fit(X)),

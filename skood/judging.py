@@ -1,0 +1,99 @@
+"""What a fitted detector says of rows in one pass, and shares of rows with their intervals."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from sklearn.utils.validation import check_is_fitted
+
+from .detector import SparseEnergyOODDetector
+from .exchangeability import proportion_interval
+from .fitting import outputs_of
+from .labels import as_labels
+from .model_selection.steps import last_step, seen_by_last_step
+from .notices import quoted
+from .rejection import RejectingClassifier
+
+__all__ = ["Judgement", "Share", "fitted_detector", "judged", "known_labels", "shares_by_class"]
+
+
+class Judgement(NamedTuple):
+    """What a detector says of rows."""
+
+    scores: NDArray[np.float64]
+    margins: NDArray[np.float64]
+    """Score minus the threshold, which may be that of the predicted class."""
+    classes: NDArray[Any]
+
+    @property
+    def kept(self) -> NDArray[np.bool_]:
+        """Whether each row is kept."""
+        return self.margins >= 0
+
+
+class Share(NamedTuple):
+    """A number of rows of which some are counted."""
+
+    n_counted: int
+    n_rows: int
+
+    @property
+    def value(self) -> float:
+        """The share."""
+        return self.n_counted / self.n_rows
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """Interval of Clopper and Pearson, of 95 %, for the share among all such rows."""
+        return proportion_interval(self.n_counted, self.n_rows)
+
+    @classmethod
+    def of(cls, counted: NDArray[np.bool_]) -> Share:
+        """The share of rows that are True."""
+        return cls(int(np.count_nonzero(counted)), len(counted))
+
+
+def shares_by_class(labels: NDArray[Any], counted: NDArray[np.bool_]) -> dict[Any, Share]:
+    """The share of each class that occurs, in the order of the labels."""
+    return {label: Share.of(counted[labels == label]) for label in np.unique(labels).tolist()}
+
+
+def fitted_detector(estimator: Any, name: str) -> SparseEnergyOODDetector:
+    """The fitted detector in what was built around it, which the user calls `name`."""
+    step = last_step(estimator)
+    if isinstance(step, RejectingClassifier):
+        check_is_fitted(step)
+        step = last_step(step.detector_)
+    if not isinstance(step, SparseEnergyOODDetector):
+        raise TypeError(
+            f"{name}={quoted(estimator)} holds no detector; expected a fitted "
+            "SparseEnergyOODDetector, or a fitted pipeline or search that ends in one."
+        )
+    check_is_fitted(step)
+    return step
+
+
+def judged(estimator: Any, X: Any) -> Judgement:
+    """What the detector in an estimator says of rows."""
+    detector = fitted_detector(estimator, "estimator")
+    rows = detector._rows(seen_by_last_step(estimator, X))
+    scores, winners = outputs_of(detector._network, rows, detector.score_function_)
+    detector._doubts.warn()
+    margins = scores - detector._thresholds(winners)
+    return Judgement(scores, margins, detector.classes_[winners])
+
+
+def known_labels(
+    y: ArrayLike, n_rows: int, detector: SparseEnergyOODDetector
+) -> tuple[NDArray[Any], NDArray[np.bool_]]:
+    """Labels of rows, and whether each is a class of the detector; at least one must be."""
+    labels = as_labels(y, n_rows)
+    known = np.isin(labels, detector.classes_)
+    if not known.any():
+        raise ValueError(
+            f"y holds the labels {quoted(np.unique(labels).tolist())}, none of the classes "
+            f"{quoted(detector.classes_.tolist())}; pass the true class of each row."
+        )
+    return labels, known
