@@ -15,6 +15,7 @@ PUBLIC_MODULES = [
     "skood.model_selection",
     "skood.monitoring",
     "skood.networks",
+    "skood.datasets",
     "skood.plotting",
     "skood.exceptions",
 ]
