@@ -54,7 +54,8 @@ lint: .venv/dev.stamp
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
 	.venv/bin/numpydoc lint $(addprefix skood/,detector.py rejection.py exceptions.py penalties.py \
-	    calibration.py metrics.py monitoring.py reporting.py networks.py scores/*.py model_selection/*.py plotting/*.py)
+	    calibration.py metrics.py monitoring.py reporting.py networks.py datasets.py scores/*.py \
+	    model_selection/*.py plotting/*.py)
 
 # Pages of names that are gone would warn.
 docs: .venv/dev.stamp

@@ -16,6 +16,7 @@ PUBLIC_MODULES = [
     "skood.monitoring",
     "skood.reporting",
     "skood.networks",
+    "skood.datasets",
     "skood.plotting",
     "skood.exceptions",
 ]

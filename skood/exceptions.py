@@ -36,6 +36,8 @@ __all__ = [
     "StaleValuesWarning",
     "ThresholdWarning",
     "TiedScoresWarning",
+    "UnreadableImagesError",
+    "UnreadableImagesWarning",
     "UnscaledImagesWarning",
 ]
 
@@ -62,6 +64,10 @@ class LostRankError(RuntimeError):
 
 class SavedFileError(ValueError):
     """A file is not one that can be loaded as a detector, or a detector cannot be kept in one."""
+
+
+class UnreadableImagesError(ValueError):
+    """Files of images are damaged, missing or of another kind."""
 
 
 class SkoodWarning(UserWarning):
@@ -94,6 +100,10 @@ class LabelOrderWarning(SkoodWarning):
 
 class LostRejectionWarning(SkoodWarning):
     """An estimator around a `RejectingClassifier` does not reject."""
+
+
+class UnreadableImagesWarning(SkoodWarning):
+    """Files of images cannot be read and are left out."""
 
 
 class UnscaledImagesWarning(SkoodWarning):

@@ -278,7 +278,7 @@ class Fit:
         enough = len(self.judging.rows) >= ROWS_APART
         rows = self.judging.rows if enough else self.rows.pick(self._inliers)
         random = np.random.RandomState(self.seeds.judging)
-        values = as_array(rows.read(np.arange(len(rows))))
+        values = rows.in_memory(n_workers(self.detector))
         n_outliers = OUTLIERS_OF_A_JUDGE * len(self.judging.rows)
         try:
             made = surrogates_by_kind(values, n_outliers, random)

@@ -84,6 +84,8 @@ def rows_like_fit(
     With `reset`, these are the rows of fit, and the estimator keeps what they are: their `Kind`,
     and ``n_features_in_`` and ``feature_names_in_`` of a table, ``input_shape_`` otherwise.
     """
+    if isinstance(X, Rows):  # such as skood has made of rows of this estimator
+        return X
     if reset:
         kept = {"n_features_in_", "feature_names_in_", "input_shape_", "_kind"}
         for name in kept & set(vars(estimator)):

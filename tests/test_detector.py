@@ -19,6 +19,7 @@ from scipy.special import logsumexp, softmax
 from sklearn.base import clone
 from sklearn.datasets import load_digits
 from sklearn.exceptions import NotFittedError
+from sklearn.frozen import FrozenEstimator
 from sklearn.model_selection import GridSearchCV, StratifiedKFold, train_test_split
 from torch import nn
 from torch.utils.data import Dataset, Subset, TensorDataset
@@ -36,6 +37,7 @@ from skood.exceptions import (
     SelectionWarning,
 )
 from skood.metrics import auroc
+from skood.model_selection import make_ood_scorer, surrogate_outliers
 
 
 def plain(module, **parameters):
@@ -681,19 +683,38 @@ def test_a_search_over_references(digits):
     assert np.isfinite(search.cv_results_["mean_test_score"]).all()
 
 
-def test_surrogate_outliers_are_not_made_of_references(digits):
-    detector = plain(digits.module, preprocess=lambda rows: torch.from_numpy(digits.X[rows]))
+def test_surrogate_outliers_are_made_of_what_references_load(digits):
+    images = digits.X_test[:60].reshape(-1, 1, 8, 8)
+    names = [f"{row}.png" for row in range(len(images))]
+    detector = plain(
+        nn.Sequential(nn.Flatten(), digits.module),
+        preprocess=lambda paths: torch.from_numpy(images[[int(name[:-4]) for name in paths]]),
+        num_workers=0,
+    )
+    in_memory = clone(detector).set_params(preprocess=None).fit(images)
+    detector.fit(names)
+    assert detector.score(names) == in_memory.score(images)
+    assert make_ood_scorer()(FrozenEstimator(detector), names) == detector.score(names)
+
+
+def test_few_of_many_references_are_loaded_for_surrogates(digits, monkeypatch):
+    monkeypatch.setattr("skood.model_selection.scorers.LOADED_ROWS", 50)
+    detector = plain(
+        digits.module, preprocess=lambda rows: torch.from_numpy(digits.X[rows]), num_workers=0
+    )
     detector.fit(np.arange(100))
-    with pytest.raises(ValueError, match="ood_label"):
-        detector.score(np.arange(100))
+    spaced = digits.X[np.linspace(0, 999, 50).astype(int)]
+    surrogates = surrogate_outliers(spaced, random_state=0)
+    plainly = plain(digits.module).fit(digits.X[:100])
+    expected = auroc(plainly.score_samples(digits.X), plainly.score_samples(surrogates))
+    assert detector.score(np.arange(1000)) == expected
 
 
 def test_a_data_set_is_scored_by_its_labels(digits):
     detector = quiet_fit(plain(digits.module, ood_label=9), digits.X, digits.y)
     expected = detector.score(digits.X_test, digits.y_test)
     assert detector.score(Pairs(digits.X_test, digits.y_test)) == expected
-    with pytest.raises(ValueError, match="is a data set, Rows, of which no surrogate"):
-        detector.score(Rows(digits.X_test))
+    assert detector.score(Rows(digits.X_test)) == detector.score(digits.X_test)
 
 
 def test_rows_ordered_by_class_are_answered_with_the_splitter_to_pass(digits):

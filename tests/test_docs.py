@@ -48,9 +48,11 @@ INTERNAL_MODULES = {
 LONGEST_STRING = 200
 """Of a script that makes a page: longer ones are text, which belongs in an rst file."""
 
-PAGES_WITH_EXAMPLES = sorted(
-    path.name for path in (ROOT / "docs").glob("*.rst") if ">>> " in path.read_text("utf-8")
-)
+GUIDES = sorted([*(ROOT / "docs").glob("*.rst"), *(ROOT / "docs" / "recipes").glob("*.rst")])
+PAGES_WITH_EXAMPLES = [path for path in GUIDES if ">>> " in path.read_text("utf-8")]
+
+NOT_OF_THE_TESTS = {"pyod", "transformers"}
+"""What recipes are about, and too large to install for each run of the tests."""
 
 
 def public_names(module: str) -> set[str]:
@@ -153,15 +155,18 @@ def test_the_text_of_the_pages_is_not_in_python(path):
 def test_no_code_is_within_bold_text():
     """Sphinx would show its backticks, and says nothing."""
     bold = re.compile(r"(?<!\S)\*\*(\S.*?)\*\*", re.DOTALL)
-    for path in [*(ROOT / "docs").glob("*.rst"), *(ROOT / "docs" / "_templates").glob("*.rst")]:
+    for path in [*GUIDES, *(ROOT / "docs" / "_templates").glob("*.rst")]:
         assert not [text for text in bold.findall(path.read_text("utf-8")) if "``" in text]
 
 
-@pytest.mark.parametrize("page", PAGES_WITH_EXAMPLES)
+@pytest.mark.parametrize("page", PAGES_WITH_EXAMPLES, ids=lambda page: page.name)
 @pytest.mark.filterwarnings("ignore::UserWarning")
 def test_examples_of_the_guides_run(page):
+    imports = re.findall(r">>> (?:import|from) (\w+)", page.read_text("utf-8"))
+    for library in NOT_OF_THE_TESTS & set(imports):
+        pytest.importorskip(library)
     result = doctest.testfile(
-        str(ROOT / "docs" / page),
+        str(page),
         module_relative=False,
         encoding="utf-8",
         optionflags=doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE,

@@ -5,16 +5,20 @@ from __future__ import annotations
 import dataclasses
 import pickle
 import warnings
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from unittest import mock
 
 import numpy as np
 import pytest
 import torch
 from modules import mlp
+from PIL import Image
 from sklearn.ensemble import VotingClassifier
 from torch import distributed, nn
 
 from skood import RejectingClassifier, SparseEnergyOODDetector, exceptions
+from skood.datasets import LoadImages, find_images
 from skood.exceptions import (
     AccuracyDropWarning,
     AnotherScaleWarning,
@@ -43,6 +47,8 @@ from skood.exceptions import (
     StaleValuesWarning,
     ThresholdWarning,
     TiedScoresWarning,
+    UnreadableImagesError,
+    UnreadableImagesWarning,
     UnscaledImagesWarning,
 )
 from skood.model_selection import make_ood_scorer
@@ -94,9 +100,14 @@ def load_what_save_has_not_written():
     SparseEnergyOODDetector.load(__file__)
 
 
+def load_what_is_no_image():
+    LoadImages(np.asarray)([__file__])
+
+
 @pytest.mark.parametrize(
     ("fail", "error", "builtin"),
     [
+        (load_what_is_no_image, UnreadableImagesError, ValueError),
         (load_what_save_has_not_written, SavedFileError, ValueError),
         (diverge, DivergenceError, RuntimeError),
         (overflow, NonFiniteLogitsError, ValueError),
@@ -268,6 +279,13 @@ def scatter_into_float32():
         detector_of(module, max_epochs=1, calibration_size=None).fit(IMAGES / 255)
 
 
+def skip_a_damaged_image():
+    with TemporaryDirectory() as folder:
+        Image.new("RGB", (4, 4)).save(Path(folder) / "1.png")
+        (Path(folder) / "2.png").touch()
+        find_images(folder, on_error="skip")
+
+
 WARNINGS = [
     (draw_without_effect, RandomScoresWarning),
     (scatter_into_float32, PrecisionWarning),
@@ -291,6 +309,7 @@ WARNINGS = [
     (score_without_outliers, SelectionWarning),
     (search_with_two_labels_of_outliers, SelectionWarning),
     (check_the_calibration_rows, SeenRowsWarning),
+    (skip_a_damaged_image, UnreadableImagesWarning),
 ]
 
 

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import importlib
+import tempfile
 import warnings
 from fractions import Fraction
+from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from sklearn.ensemble import IsolationForest
 
 import skood
+import skood.datasets
 from skood.model_selection import AccuracyGuard, InDistributionKFold, make_ood_scorer
 from skood.monitoring import DriftMonitor
 from skood.plotting import DriftDisplay
@@ -27,6 +31,7 @@ MODULES = [
     "skood.model_selection",
     "skood.monitoring",
     "skood.networks",
+    "skood.datasets",
     "skood.plotting",
     "skood.reporting",
 ]
@@ -44,6 +49,9 @@ FOREST = IsolationForest(n_estimators=2, random_state=0).fit(TABLE)
 SCORES = {"score_id": [3.0, 2.0, 1.0], "score_ood": [1.5, 0.0]}
 # Rows, which the estimator judges.
 ROWS = {"X_id": TABLE, "X_ood": TABLE + 5}
+FOLDER = Path(tempfile.mkdtemp())
+for colour in range(3):
+    Image.new("RGB", (4, 4), (80 * colour, 0, 0)).save(FOLDER / f"{colour}.png")
 CV_RESULTS = {
     "params": [{"sparsity_weight": 0.0}, {"sparsity_weight": 0.1}],
     "mean_test_auroc": [0.5, 0.9],
@@ -55,6 +63,10 @@ CV_RESULTS = {
 
 def fitted(score):
     return score().fit(OUTPUTS, HEAD)
+
+
+def pixels_of(image):
+    return torch.tensor(np.array(image)).movedim(-1, 0)
 
 
 def call(score):
@@ -225,6 +237,12 @@ CALLS = {
             make_ood_scorer("auroc", X_ood=TABLE + 5, ood_label=-1),
             {"estimator": FOREST, "X": TABLE, "y": LABELS},
         ),
+    ],
+    "ImageFiles": [],
+    "find_images": [(None, {"folder": FOLDER, "on_error": "raise"})],
+    "LoadImages": [
+        (None, {"transform": pixels_of}),
+        (skood.datasets.LoadImages(pixels_of), {"paths": sorted(FOLDER.iterdir())}),
     ],
     "surrogate_outliers": [
         (None, {"X": TABLE, "y": LABELS, "kind": "mixture", "random_state": 0}),

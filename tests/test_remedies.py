@@ -27,6 +27,7 @@ from remedies import (
     exporting,
     forwards,
     heads,
+    images,
     labels,
     layers,
     outputs,
@@ -67,6 +68,7 @@ ROOMS = {
     "saved": saved,
     "exporting": exporting,
     "watching": watching,
+    "images": images,
 }
 
 CASES = [
@@ -205,6 +207,7 @@ ELSEWHERE = {
     "Drawing needs matplotlib": "a test above, without matplotlib",
     "to_frame needs pandas": "a test above, without pandas",
     "predict_frame needs pandas": "as to_frame; tests/test_detector.py",
+    "Reading images needs Pillow": "tests/test_datasets.py, without Pillow",
     "lost the others of its torch.distributed group": "processes: tests/test_torchrun.py",
     "calls fit with another": "processes: tests/test_torchrun.py",
     "processes without rows": "processes: tests/test_torchrun.py",

@@ -95,8 +95,14 @@ class Rows(ABC):
         """At most `size` of these rows, evenly spaced: neighbours may be alike, or of one class."""
         return self.pick(spaced(len(self), size))
 
+    def in_memory(self, workers: int | None) -> NDArray[Any]:
+        """All of these rows in one array, loaded by worker processes if they must be loaded."""
+        pieces = [np.arange(piece.start, piece.stop) for piece in slices(len(self), STREAM_ROWS)]
+        read = self.stream(pieces, len(self), workers)
+        return np.concatenate([as_array(batch) for _, batch in read])
+
     def like(self, values: NDArray[Any]) -> Rows:
-        """Rows of other values, such as `read` gives of these."""
+        """Rows of other values, such as `in_memory` gives of these."""
         rows = InMemory(values)
         rows.preprocessed, rows.columns = self.preprocessed, self.columns
         return rows

@@ -11,19 +11,24 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from sklearn.utils.validation import _num_samples
 
+from ..engine.rows import Loaded, Rows
 from ..exceptions import SelectionWarning
+from ..fitting import n_workers
 from ..labels import as_labels, is_outlier
 from ..metrics import METRICS, POSITIVE, Positive
 from ..notices import quoted, warn_user
-from ..rows import as_numbers, in_frame, take
+from ..rows import as_numbers, in_frame, rows_like_fit, take
 from ..validation import number_of_rows, validated
-from .steps import last_step, seen_by_last_step
+from .steps import last_step, seen_by_last_step, unwrapped
 from .surrogates import surrogate_outliers
 
 __all__ = ["make_ood_scorer"]
 
 Scores = NDArray[np.float64]
 Metric = Callable[..., float]
+
+LOADED_ROWS = 1000
+"""Rows of which surrogates are made, at most, if they are loaded: all are in memory at once."""
 
 
 @validated(ood_label=[Integral, str, "boolean", None], positive=POSITIVE)
@@ -69,9 +74,10 @@ def make_ood_scorer(
         ``scorer(estimator, X, y=None)`` gives a float, or a dict of floats if `metric` is a list.
 
         Without `X_ood` and `ood_label`, it makes OOD rows from the ID rows; see
-        `surrogate_outliers`. It raises ValueError or TypeError if it cannot score, because a fold
-        lacks ID or labelled OOD rows, the detector was not trained on a label of the ID rows, or
-        scores are not finite.
+        `surrogate_outliers`. If a detector loads X, from paths or a data set, it makes them from at
+        most 1,000 rows that are loaded. It raises ValueError or TypeError if it cannot score,
+        because a fold lacks ID or labelled OOD rows, the detector was not trained on a label of the
+        ID rows, or scores are not finite.
 
     Raises
     ------
@@ -153,7 +159,8 @@ class _OODScorer:
         self._warn_if_refit_learns_outliers(detector, X_labelled)
         values = {}
         if self._metrics:
-            values = self._detection(estimator, X_id, self._outliers(X_id, labels, X_labelled))
+            outliers = self._outliers(estimator, X_id, labels, X_labelled)
+            values = self._detection(estimator, X_id, outliers)
         described = [name for name in self._names if name in OF_ID_ROWS]
         if described:
             seen = seen_by_last_step(estimator, X_id)
@@ -192,14 +199,16 @@ class _OODScorer:
         inliers, outliers = np.flatnonzero(~outlying), np.flatnonzero(outlying)
         return take(X, inliers), labels[inliers], take(X, outliers)
 
-    def _outliers(self, X_id: Any, labels: NDArray[Any] | None, X_labelled: Any) -> dict[str, Any]:
+    def _outliers(
+        self, estimator: Any, X_id: Any, labels: NDArray[Any] | None, X_labelled: Any
+    ) -> dict[str, Any]:
         """Sets of OOD rows by name; a single set has the name ""."""
         if isinstance(self.X_ood, Mapping):
             return dict(self.X_ood)
         if self.X_ood is not None:
             return {"": self.X_ood}
         if self.ood_label is None:
-            return {"": _surrogates(X_id, labels)}
+            return {"": _surrogates(unwrapped(estimator), X_id, labels)}
         if X_labelled is None:
             raise ValueError(
                 f"None of the {_num_samples(X_id)} rows to score carries ood_label="
@@ -328,10 +337,11 @@ def _scores(estimator: Any, X: Any, rows: str) -> Scores:
             "novelty=True)."
         )
     scores = np.asarray(getattr(estimator, method)(X), dtype=np.float64)
-    if scores.shape != (_num_samples(X),):
+    n_rows = len(X) if isinstance(X, Rows) else _num_samples(X)
+    if scores.shape != (n_rows,):
         raise ValueError(
             f"{type(estimator).__name__}.{method} gave scores of shape {scores.shape} for {rows}; "
-            f"expected one per row, ({_num_samples(X)},). Pass an outlier detector."
+            f"expected one per row, ({n_rows},). Pass an outlier detector."
         )
     n_bad = np.count_nonzero(~np.isfinite(scores))
     if n_bad:
@@ -387,8 +397,14 @@ OF_ID_ROWS: dict[str, Callable[[Any, Any, NDArray[Any] | None], float]] = {
 """Metrics of a detector, of the ID rows as it sees them, and of their labels."""
 
 
-def _surrogates(X: Any, labels: NDArray[Any] | None) -> Any:
-    """Surrogate outliers, in a data frame if X is one."""
+def _surrogates(estimator: Any, X: Any, labels: NDArray[Any] | None) -> Any:
+    """Surrogate outliers, in a data frame if X is one; of rows that a detector loads, as `Rows`."""
+    if hasattr(estimator, "preprocess"):
+        loaded = rows_like_fit(estimator, X, estimator.preprocess)
+        if isinstance(loaded, Loaded):
+            some = loaded.spaced(LOADED_ROWS)
+            values = some.in_memory(n_workers(estimator))
+            return some.like(surrogate_outliers(values, random_state=0))
     rows = as_numbers(X)
     if rows.dtype.kind not in "biuf":
         raise ValueError(

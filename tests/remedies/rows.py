@@ -11,7 +11,7 @@ from data_sets import Listed
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
-from skood.model_selection import make_ood_scorer
+from skood.model_selection import make_ood_scorer, surrogate_outliers
 
 from .common import (
     BYTES,
@@ -115,8 +115,8 @@ CASES = [
     ),
     case(
         "of which no surrogate outliers are made",
-        lambda: fitted().score(Listed(list(X))),
-        says("in an array", lambda: fitted().score(np.stack(Listed(list(X)).items))),
+        lambda: surrogate_outliers(Listed(list(X))),
+        says("in an array", lambda: surrogate_outliers(np.stack(Listed(list(X)).items))),
         says(
             "make_ood_scorer(X_ood=...)",
             lambda: make_ood_scorer(X_ood=OUTLIERS)(fitted(), Listed(list(X))),

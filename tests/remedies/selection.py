@@ -9,8 +9,10 @@ from typing import Any
 
 import numpy as np
 from sklearn.ensemble import IsolationForest
+from sklearn.feature_extraction.text import CountVectorizer
 from sklearn.model_selection import KFold
 from sklearn.neighbors import LocalOutlierFactor
+from sklearn.pipeline import make_pipeline
 
 from skood import SparseEnergyOODDetector
 from skood.metrics import auroc, fpr_at_tpr
@@ -25,7 +27,6 @@ from .common import (
     KNOWN,
     KNOWN_Y,
     LISTS,
-    NAMES_OF_ROWS,
     NANS,
     ORDERED,
     OUTLIERS,
@@ -37,7 +38,6 @@ from .common import (
     detector,
     fit,
     fitted,
-    from_names,
     labels_of,
     network,
     refused,
@@ -309,18 +309,11 @@ CASES = [
     ),
     case(
         "is no array of numbers, so no surrogate outliers are made of it",
-        lambda: make_ood_scorer()(with_names(), NAMES_OF_ROWS),
-        says(
-            "as X_ood=",
-            lambda: make_ood_scorer(X_ood=NAMES_OF_ROWS[:5])(with_names(), NAMES_OF_ROWS),
-        ),
+        lambda: make_ood_scorer()(of_words(), WORDS),
+        says("as X_ood=", lambda: make_ood_scorer(X_ood=WORDS[:5])(of_words(), WORDS)),
         says(
             "with ood_label=",
-            lambda: make_ood_scorer(ood_label=9)(
-                copy.deepcopy(with_names()).set_params(ood_label=9),
-                NAMES_OF_ROWS,
-                np.where(np.arange(N) < 9, 9, Y),
-            ),
+            lambda: make_ood_scorer(ood_label=9)(of_words(), WORDS, [9] * 5 + [0] * 7),
         ),
     ),
     case(
@@ -392,9 +385,12 @@ def negative(features: Any) -> Any:
     return -features.abs().sum(dim=1)
 
 
+WORDS = np.array(["one", "two", "three"] * 4, dtype=object)
+
+
 @functools.cache
-def with_names() -> SparseEnergyOODDetector:
-    return fit(network(), NAMES_OF_ROWS, Y, preprocess=from_names)
+def of_words() -> Any:
+    return make_pipeline(CountVectorizer(), IsolationForest(n_estimators=5)).fit(WORDS)
 
 
 @functools.cache
