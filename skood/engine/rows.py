@@ -98,7 +98,7 @@ class Rows(ABC):
     def in_memory(self, workers: int | None) -> NDArray[Any]:
         """All of these rows in one array, loaded by worker processes if they must be loaded."""
         pieces = [np.arange(piece.start, piece.stop) for piece in slices(len(self), STREAM_ROWS)]
-        read = self.stream(pieces, len(self), workers)
+        read = self.stream(pieces, workers)
         return np.concatenate([as_array(batch) for _, batch in read])
 
     def like(self, values: NDArray[Any]) -> Rows:
