@@ -200,6 +200,7 @@ def test_what_needs_pandas_says_how_to_install_it_and_what_needs_none(monkeypatc
 
 FILES = "rows on both sides, and files: tests/test_exporting.py"
 FORM = "the form that is expected: tests/test_public_functions.py"
+REPORT = "a sentence of a report: tests/test_reporting.py"
 
 ELSEWHERE = {
     "it now computes on the CPU": "nothing to do: it computes elsewhere",
@@ -255,6 +256,18 @@ ELSEWHERE = {
     "rows that are lists or arrays. Pass a list": "rows of several lengths: tests/test_rows.py",
     "Pass references like those of fit": "rows of several lengths: tests/test_rows.py",
     "If rows have several lengths": "rows of several lengths: tests/test_rows.py",
+    "in-distribution rows; the threshold was placed to keep": REPORT,
+    "Before fine-tuning: {}.": REPORT,
+    "In brackets: where the share of all such rows lies": REPORT,
+    "rejected: the share that the detector's own threshold rejects": REPORT,
+    "the share kept by a threshold that keeps": REPORT,
+    "AUROC: the chance that an in-distribution row scores higher": REPORT,
+    "No share is promised for a single class": REPORT,
+    "Each predicted class has its threshold": REPORT,
+    "The shares of outliers hold for sets like the": REPORT,
+    "No outliers were tried": REPORT,
+    "This holds for rows drawn like the calibration rows": REPORT,
+    "A row that is kept may still get the wrong class": REPORT,
 }
 """Messages without a case: words of each, and why."""
 
