@@ -180,6 +180,51 @@ def test_shares_out_of_range_are_refused(call, name, tpr):
     assert isinstance(raised.value, TypeError)
 
 
+RIGHT = {
+    calibration_rank: {"n_rows": 19, "tpr": 0.9},
+    minimum_rows: {"rank": 1, "tpr": 0.9},
+    place_threshold: {"calibration_scores": range(19), "tpr": 0.9},
+    place_class_thresholds: {
+        "calibration_scores": range(19),
+        "classes": [0] * 19,
+        "n_classes": 1,
+        "tpr": 0.9,
+    },
+    tpr_by_cost: {"score_id": [1.0, 2.0], "score_ood": [0.0]},
+    conformal_p_values: {"scores": [1.0], "calibration_scores": range(19), "tpr": 0.9},
+    outliers_at_fdr: {"p_values": [0.5], "fdr": 0.1},
+    calibration_split: {
+        "labels": np.arange(9) % 3,
+        "size": 2,
+        "tpr": 0.9,
+        "random_state": np.random.RandomState(0),
+    },
+}
+
+
+@pytest.mark.parametrize(
+    ("function", "name", "value"),
+    [
+        *((function, "tpr", 1.0) for function in RIGHT if "tpr" in RIGHT[function]),
+        (calibration_rank, "n_rows", -1),
+        (calibration_rank, "n_rows", 2**62 + 1),
+        (minimum_rows, "rank", 0),
+        (place_class_thresholds, "n_classes", 2**24 + 1),
+        (outliers_at_fdr, "fdr", 0),
+        (calibration_split, "size", 0),
+        (calibration_split, "size", "third"),
+        (calibration_split, "random_state", 0),
+        (tpr_by_cost, "cost_of_rejecting", 0),
+        (tpr_by_cost, "cost_of_keeping", -1.0),
+        (tpr_by_cost, "ood_share", 1.0),
+    ],
+)
+def test_a_parameter_out_of_range_is_named_with_its_function(function, name, value):
+    message = f"^The '{name}' parameter of {function.__name__} must be"
+    with pytest.raises(ValueError, match=message):
+        function(**(RIGHT[function] | {name: value}))
+
+
 def test_infinite_scores_have_ranks():
     scores = [-np.inf, *range(37), np.inf]
     assert place_threshold(scores, 0.95) == 0
@@ -339,6 +384,30 @@ def test_no_other_threshold_costs_less(ood_share, cost_of_keeping):
 
     placed = place_threshold(score_id, tpr)
     assert cost(placed) == pytest.approx(min(map(cost, score_id)), abs=1e-12)
+
+
+def test_the_share_to_keep_by_hand():
+    score_id, score_ood = [1.0, 2.0, 3.0, 4.0], [0.0, 1.0, 2.0, 2.5]
+    # At thresholds 1, 2, 3, 4: 0, 1, 2, 3 of 4 rejected, and 3, 2, 0, 0 of 4 outliers kept.
+    # Half of the rows are outliers, and both costs are 1: 3, 3, 2, 3 mistakes.
+    assert tpr_by_cost(score_id, score_ood) == pytest.approx(1 - 3 / 5)
+    # Costs 3, 4, 4, 6 and 6, 5, 2, 3: the cheapest is the first or the third.
+    assert tpr_by_cost(score_id, score_ood, cost_of_rejecting=2) == pytest.approx(1 - 1 / 5)
+    assert tpr_by_cost(score_id, score_ood, cost_of_keeping=2) == pytest.approx(1 - 3 / 5)
+    # 0.9 * (0, 1, 2, 3) + 0.1 * (3, 2, 0, 0)
+    assert tpr_by_cost(score_id, score_ood, ood_share=0.1) == pytest.approx(1 - 1 / 5)
+    # 0.1 * (0, 1, 2, 3) + 0.9 * (3, 2, 0, 0)
+    assert tpr_by_cost(score_id, score_ood, ood_share=0.9) == pytest.approx(1 - 3 / 5)
+
+
+def test_the_share_to_keep_of_rows_as_they_come_by_hand():
+    score_id, score_new = [1.0, 2.0, 3.0, 4.0], [0.0, 0.5, 2.0, 4.0]
+    # At thresholds 1, 2, 3, 4 a share of 2/4, 2/4, 1/4, 1/4 is kept, of ID rows 1, 3/4, 2/4, 1/4.
+    # With half of the rows outliers, of these 0, 1/4, 0, 1/4 are kept: costs 0, 2, 2, 4 eighths.
+    assert tpr_by_cost(score_id, score_new=score_new, ood_share=0.5) == pytest.approx(1 - 1 / 5)
+    # With a share of 0.8: (kept - 0.2 of ID rows kept) / 0.8 is 3/8, 7/16, 3/16, 1/4, so that costs
+    # are 0.3, 0.4, 0.25, 0.35.
+    assert tpr_by_cost(score_id, score_new=score_new, ood_share=0.8) == pytest.approx(1 - 3 / 5)
 
 
 @pytest.mark.parametrize(

@@ -114,6 +114,14 @@ def test_fractional_and_huge_labels_are_refused_as_continuous(y):
         as_labels(y, 3)
 
 
+def test_whole_floats_are_labels_up_to_where_float64_skips_integers():
+    largest = 2**53 - 1
+    assert as_labels([200.0, float(largest)], 2).tolist() == [200, largest]
+    for y in ([0.0, 2.0**53], [0.0, 2.0**53 + 2]):
+        with pytest.raises(ValueError, match=r"huge values such as 9\.0072e\+15"):
+            as_labels(y, 2)
+
+
 def test_the_outlier_label_is_of_the_kind_of_the_labels():
     for labels, ood_label in (([0, 1], True), ([True, False], 1), (["a", "b"], 1), ([0, 1], "1")):
         with pytest.raises(ValueError, match="so no row can carry it"):
@@ -143,6 +151,10 @@ def test_outliers_carry_their_label(labels, ood_label, expected):
     outliers = is_outlier(np.array(labels), ood_label)
     assert outliers.dtype == bool
     assert outliers.tolist() == expected
+
+
+def test_unsigned_labels_may_carry_an_outlier_label():
+    assert is_outlier(np.array([0, 255], dtype=np.uint8), 255).tolist() == [False, True]
 
 
 @pytest.mark.parametrize(("labels", "ood_label"), [([0, 1], "ood"), (["a", "b"], -1)])

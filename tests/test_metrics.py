@@ -6,7 +6,7 @@ from itertools import permutations
 
 import numpy as np
 import pytest
-from sklearn.metrics import average_precision_score, roc_auc_score
+from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
 from sklearn.utils import check_random_state
 
 from skood import metrics
@@ -122,6 +122,22 @@ def test_auroc_and_aupr_agree_with_scikit_learn(decimals):
     assert aupr(score_id, score_ood) == pytest.approx(expected, rel=1e-12)
     expected = average_precision_score(~is_id, -score)
     assert aupr(score_id, score_ood, positive="ood") == pytest.approx(expected, rel=1e-12)
+
+
+@pytest.mark.parametrize("decimals", [0, 1, 15])
+@pytest.mark.parametrize("positive", POSITIVES)
+def test_fpr_and_detection_error_agree_with_the_curve_of_scikit_learn(positive, decimals):
+    rng = np.random.RandomState(1)
+    score_id = rng.normal(1, 1, size=800).round(decimals)
+    score_ood = rng.normal(0, 2, size=500).round(decimals)
+    is_positive = np.repeat([True, False] if positive == "id" else [False, True], [800, 500])
+    score = np.concatenate((score_id, score_ood)) * (1 if positive == "id" else -1)
+    fpr, tpr, _ = roc_curve(is_positive, score, drop_intermediate=False)
+
+    assert fpr_at_tpr(score_id, score_ood, 0.95, positive=positive) == fpr[tpr >= 0.95][0]
+    assert fpr_at_tpr(score_id, score_ood, 0.6, positive=positive) == fpr[tpr >= 0.6][0]
+    expected = ((1 - tpr + fpr) / 2).min()
+    assert detection_error(score_id, score_ood, positive=positive) == pytest.approx(expected)
 
 
 # By hand
@@ -565,6 +581,18 @@ def test_functions_on_the_list_give_what_reports_hold(metric):
     row = detection_report(*scores, positive="ood").to_dict()["ood"]
     assert row[metric.name_at(0.95)] == metric.function(*scores, positive="ood")
     assert metric.function in METRICS
+
+
+def test_a_metric_is_found_by_any_of_its_names():
+    fpr, area, *_ = metrics.METRICS
+    for name in ("fpr_at_tpr", "neg_fpr_at_tpr", "fpr95", "FPR95"):
+        assert fpr.is_named(name)
+        assert not area.is_named(name)
+    for name in ("auroc", "AUROC"):
+        assert area.is_named(name)
+        assert not fpr.is_named(name)
+    assert metrics.METRICS[-1].is_named("Detection error")
+    assert not fpr.is_named("fpr90")
 
 
 # The module
