@@ -6,6 +6,8 @@
 #   make test-oldest  run scikit-learn's checks under the oldest supported versions
 #   make test-built   build the wheel and the source archive, and run the README with each of them
 #   make test-nightly run the tests under the newest versions there are, also unreleased ones
+#   make coverage     run the tests and report the lines and branches of skood that they miss
+#   make mutants      break calibration, labels and metrics on purpose: do their tests notice?
 #   make lint         style, types and docstrings
 #   make docs         build the site into docs/_build/html; a warning is an error
 #   make clean        remove everything that these make, environments included
@@ -18,14 +20,14 @@ INDEX ?=
 
 REQUIREMENTS := pyproject.toml constraints-common.txt
 
-.PHONY: demo test test-slow test-oldest test-built test-nightly lint docs clean
+.PHONY: demo test test-slow test-oldest test-built test-nightly coverage mutants lint docs clean
 
 demo: .venv/demo.stamp
 	OMP_NUM_THREADS=1 MPLBACKEND=Agg .venv/bin/python examples/plot_clothes.py
 
 # One thread per worker, and scipy's array API switched on so that scikit-learn skips no check.
-test test-slow test-oldest test-built test-nightly: export OMP_NUM_THREADS = 1
-test test-slow test-oldest test-nightly: export SCIPY_ARRAY_API = 1
+test test-slow test-oldest test-built test-nightly coverage mutants: export OMP_NUM_THREADS = 1
+test test-slow test-oldest test-nightly coverage mutants: export SCIPY_ARRAY_API = 1
 
 test: .venv/dev.stamp
 	.venv/bin/pytest -n 2
@@ -49,6 +51,15 @@ test-built: .venv-built/torch.stamp .venv/dev.stamp
 test-nightly: .venv-nightly/test.stamp
 	.venv-nightly/bin/pytest -n 2
 
+coverage: .venv/dev.stamp
+	.venv/bin/pytest -n 2 --cov --cov-fail-under=95
+
+# What survives is explained in tests/mutants.md.
+mutants: .venv/mutants.stamp
+	rm -rf mutants
+	.venv/bin/mutmut run --max-children 2
+	.venv/bin/mutmut results
+
 lint: .venv/dev.stamp
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
@@ -63,7 +74,7 @@ docs: .venv/dev.stamp
 	.venv/bin/sphinx-build -W --keep-going -b html docs docs/_build/html
 
 clean:
-	rm -rf .venv .venv-oldest .venv-built .venv-nightly .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage
+	rm -rf .venv .venv-oldest .venv-built .venv-nightly .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage* mutants
 	rm -rf build dist skood.egg-info docs/_build docs/api/generated docs/gallery docs/results docs/speed
 	rm -f demo.png examples/demo.png docs/sg_execution_times.rst
 	find benchmarks docs examples skood tests -name __pycache__ -exec rm -rf {} +
@@ -85,6 +96,10 @@ endef
 .venv/dev.stamp: $(REQUIREMENTS) constraints.txt
 	$(call install,.venv,constraints.txt,dev)
 	touch .venv/demo.stamp $@
+
+.venv/mutants.stamp: $(REQUIREMENTS) constraints.txt
+	$(call install,.venv,constraints.txt,mutants)
+	touch $@
 
 .venv-built/torch.stamp: $(REQUIREMENTS) constraints.txt
 	$(PYTHON) -m venv .venv-built

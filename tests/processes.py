@@ -68,6 +68,8 @@ class Group:
 
     def end(self):
         for process in self.processes:
+            process.terminate()  # which, unlike kill, lets it save what it covered
+            process.join(5)
             process.kill()
             process.join()
 
