@@ -39,7 +39,7 @@ EXPECTED_FAILURES = {
 
 @pytest.mark.filterwarnings("ignore")
 @parametrize_with_checks(
-    [RejectingClassifier(SparseEnergyOODDetector(random_state=0))],
+    [RejectingClassifier(SparseEnergyOODDetector(pretrain_epochs=2, max_epochs=1, random_state=0))],
     expected_failed_checks=lambda _: EXPECTED_FAILURES,
 )
 def test_passes_the_checks_of_scikit_learn(estimator, check):
