@@ -345,9 +345,7 @@ def tpr_by_cost(
     if score_ood is None:
         kept = ((kept - (1 - share) * (1 - rejected)) / share).clip(0, 1)
     cost = (1 - share) * cost_of_rejecting * rejected + share * cost_of_keeping * kept
-    # Of equal scores, the first.
-    first = np.searchsorted(tested, tested, side="left") == np.arange(tested.size)
-    least = int(np.flatnonzero(first)[np.argmin(cost[first])])
+    least = int(np.argmin(cost))  # of equal scores the first, as each after it seems to cost more
     return 1 - (least + 1) / (tested.size + 1)
 
 

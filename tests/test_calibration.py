@@ -67,7 +67,27 @@ def test_minimum_rows_is_the_first_that_reaches_the_rank(rank, tpr):
     assert minimum_rows(rank, float(tpr)) == expected
 
 
+def test_the_rank_is_at_most_the_number_of_rows():
+    assert calibration_rank(5, 1e-17) == 5
+    assert calibration_rank(0, 0.5) == 0
+
+
+def test_ranks_that_more_rows_than_can_be_counted_would_reach_are_refused():
+    with pytest.raises(ValueError, match=r"^rank=4611686018427387904 at tpr=0\.9 needs more than"):
+        minimum_rows(2**62, 0.9)
+
+
 # Thresholds
+
+
+@pytest.mark.parametrize(
+    ("scores", "expected"), [([2, 1, 3], 2.0), ([2**53 + 3, 2**53 + 1], 2**53 + 1)]
+)
+def test_the_threshold_is_a_float_unless_none_equals_it(scores, expected):
+    found = place_threshold(scores, 0.5)
+    assert found == expected
+    assert type(found) is type(expected)
+    assert place_class_thresholds(scores, [0] * len(scores), 1, 0.5).dtype == np.float64
 
 
 @pytest.mark.parametrize("tpr", TPRS)
@@ -299,6 +319,16 @@ def test_every_row_is_as_likely_as_any_other_of_its_class_to_calibrate():
         assert (abs(shares - shares.mean()) < 4.5 * error).all()
 
 
+def test_two_rows_are_split_in_halves():
+    training, calibration = calibration_split([0, 0], "auto", 0.95, np.random.RandomState(0))
+    assert (len(training), len(calibration)) == (1, 1)
+
+
+def test_labels_of_another_shape_are_refused():
+    with pytest.raises(ValueError, match=r"^labels has shape \(2, 2\); expected \(n,\)"):
+        calibration_split(np.zeros((2, 2)), 1, 0.95, np.random.RandomState(0))
+
+
 def test_none_calibrates_on_the_training_rows():
     training, calibration = calibration_split(np.arange(5), None, 0.95, np.random.RandomState(0))
     assert training.tolist() == calibration.tolist() == [0, 1, 2, 3, 4]
@@ -357,6 +387,32 @@ def test_p_values_of_classes_reject_what_their_thresholds_reject(tpr):
     assert p_values[of_one][kept] == pytest.approx(np.array(expected)[kept])
 
 
+def test_p_values_of_classes_by_hand():
+    calibration, own = [1.0, 2.0, 3.0, 4.0, 0.5], [0, 0, 0, 0, 1]
+    # Class 0 has four rows of its own; class 1 has one, and class 2 none, too few at 0.75.
+    found = conformal_p_values([2.5, 2.5, 2.5], calibration, 0.75, [0, 1, 2], own)
+    assert found == pytest.approx([3 / 5, 4 / 6, 4 / 6])
+    # Classes of one side alone say nothing.
+    for classes in ({"classes": [0]}, {"calibration_classes": own}):
+        assert conformal_p_values([2.5], calibration, 0.75, **classes) == pytest.approx([4 / 6])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"classes": [0, 1]}, r"^classes has shape \(2,\) .* for each of 1 scores"),
+        ({"classes": [-1]}, r"^classes is from -1 to -1; .* from 0\.$"),
+        ({"calibration_classes": [0, 1]}, r"^calibration_classes has shape \(2,\) .* of 3 scores"),
+        ({"calibration_classes": [[0, 0, 1]]}, r"^calibration_classes has shape \(1, 3\)"),
+        ({"calibration_classes": [0, 0, -1]}, r"^calibration_classes is from -1 to 0"),
+    ],
+)
+def test_classes_that_do_not_fit_are_refused_by_name(arguments, message):
+    right = {"classes": [0], "calibration_classes": [0, 0, 1]}
+    with pytest.raises(ValueError, match=message):
+        conformal_p_values([1.0], [1.0, 2.0, 3.0], 0.5, **(right | arguments))
+
+
 def test_the_promise_holds_in_every_class():
     random = np.random.RandomState(2)
     kept = np.zeros((400, 2))
@@ -410,6 +466,14 @@ def test_the_share_to_keep_of_rows_as_they_come_by_hand():
     # With a share of 0.8: (kept - 0.2 of ID rows kept) / 0.8 is 3/8, 7/16, 3/16, 1/4, so that costs
     # are 0.3, 0.4, 0.25, 0.35.
     assert tpr_by_cost(score_id, score_new=score_new, ood_share=0.8) == pytest.approx(1 - 3 / 5)
+    # Fewer kept than ID rows alone would be: no outlier is, and nothing is gained by rejecting.
+    found = tpr_by_cost(score_id, score_new=[0, 0, 0, 1], ood_share=0.5, cost_of_keeping=4)
+    assert found == pytest.approx(1 - 1 / 5)
+
+
+def test_of_equal_scores_none_is_split():
+    # Thresholds 1 and 2 reject 0 and 1/4 of the ID rows, and keep 3/4 and none of the outliers.
+    assert tpr_by_cost([2, 1, 2, 2], [0, 1, 1, 1]) == pytest.approx(1 - 2 / 5)
 
 
 @pytest.mark.parametrize(
@@ -439,6 +503,7 @@ def test_outliers_are_those_up_to_the_last_p_value_below_its_line():
     selected = outliers_at_fdr([0.9, 0.05, 0.15, 0.11], 0.2)
     assert selected.tolist() == [False, True, True, True]
     assert not outliers_at_fdr([0.9, 0.06, 0.151, 0.11], 0.2).any()
+    assert outliers_at_fdr([0.0, 1.0], 0.2).tolist() == [True, False]
 
 
 @pytest.mark.parametrize("m", [9, 19, 29, 39, 99, 299])
