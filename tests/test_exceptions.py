@@ -351,7 +351,7 @@ def test_the_classes_are_the_builtins_that_they_were():
 
 def test_every_class_is_met_here():
     met = {DivergenceError, NonFiniteLogitsError, HeadNotFoundError, LostRankError, SkoodWarning}
-    met |= {ExportError, SavedFileError}
+    met |= {ExportError, SavedFileError, UnreadableImagesError}
     met |= {category for _, category in WARNINGS}
     assert {kind.__name__ for kind in met} == set(exceptions.__all__)
 
