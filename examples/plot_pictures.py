@@ -2,9 +2,10 @@
 Pictures of a detector
 ======================
 
-Four pictures show how good a detector is. :doc:`plot_digits` has the first, the distributions of
-the scores. The others are here: the ROC with the operating point, the activity of the features, and
-a table of several detectors.
+Pictures show how good a detector is. :doc:`plot_digits` has the distributions of the scores, and
+:doc:`plot_clothes` images in a grid. Here are the ROC with the operating point, the activity of the
+features, a table of several detectors, the risk that rejection leaves, and the share that is kept
+of each class.
 
 A classifier learns the digits 0 to 7. The outliers are the digits 8 and 9, digits upside down, and
 noise. With so few rows you can learn to read the pictures, but not which detector is best.
@@ -18,15 +19,21 @@ from sklearn.model_selection import train_test_split
 from torch import nn
 
 from skood import SparseEnergyOODDetector
-from skood.plotting import DetectionRocDisplay, DetectionTableDisplay, FeatureActivityDisplay
+from skood.plotting import (
+    ClassCoverageDisplay,
+    DetectionRocDisplay,
+    DetectionTableDisplay,
+    FeatureActivityDisplay,
+    RiskCoverageDisplay,
+)
 
 digits = load_digits()
 images, digit = digits.images / 16, digits.target
 known = digit < 8
-X_train, X_rest, y_train, _ = train_test_split(
+X_train, X_rest, y_train, y_rest = train_test_split(
     images[known], digit[known], train_size=0.5, stratify=digit[known], random_state=0
 )
-X_fresh, X_test = train_test_split(X_rest, train_size=0.5, random_state=0)
+X_fresh, X_test, _, y_test = train_test_split(X_rest, y_rest, train_size=0.5, random_state=0)
 outliers = {
     "8 and 9": images[~known],
     "upside down": X_test[:, ::-1],
@@ -95,4 +102,21 @@ axes[0].set_xlabel("")
 # ``spread``.
 
 DetectionTableDisplay.from_estimator(detectors, X_test, outliers, metric="fpr95")
+
+# %%
+# What rejection is worth
+# -----------------------
+# If a classifier may decline to answer, its errors on what it answers fall. The curve gives their
+# share (the risk) for each share of rows that are answered (the coverage), the most usual rows
+# first. The marker is the detector's own threshold.
+
+RiskCoverageDisplay.from_estimator(detectors, X_test, y_test)
+
+# %%
+# Who is rejected
+# ---------------
+# One threshold for all keeps 95 % of all rows, but not of each class. ``calibrate(X,
+# per_class=True)`` evens that out.
+
+ClassCoverageDisplay.from_estimator(detectors["weight 0.2"], X_test, y_test)
 plt.show()
