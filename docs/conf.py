@@ -25,6 +25,7 @@ extensions = [
     "numpydoc",
     "sphinx.ext.autodoc",
     "sphinx.ext.autosummary",
+    "sphinx_design",
     "sphinx_gallery.gen_gallery",
 ]
 exclude_patterns = ["_build"]
@@ -49,23 +50,15 @@ sphinx_gallery_conf = {
     "show_signature": False,
 }
 
+html_title = "skood"
 html_theme = "pydata_sphinx_theme"
-html_theme_options = {"show_prev_next": False}
-# Pages without others below them.
-html_sidebars = {
-    page: []
-    for page in (
-        "bring_your_own_*",
-        "changelog",
-        "choosing_the_weight",
-        "exporting",
-        "in_production",
-        "results/index",
-        "scaling_out",
-        "scores",
-        "speed/index",
-        "user_guide",
-        "watching",
-    )
+html_theme_options = {
+    "show_prev_next": False,
+    "header_links_before_dropdown": 7,
+    "secondary_sidebar_items": {"**": ["page-toc"], "index": []},
 }
+html_static_path = ["_static"]
+html_css_files = ["skood.css"]
+# Pages without others below them.
+html_sidebars = {page: [] for page in ("changelog", "index", "installation")}
 html_show_sourcelink = False

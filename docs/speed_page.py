@@ -15,7 +15,7 @@ from typing import Any
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 sys.path.insert(0, str(BENCHMARKS))
 from tables import Table  # noqa: E402
-from templates import write_page  # noqa: E402
+from templates import heading, write_page  # noqa: E402
 
 
 def section(name: str, run: dict[str, Any]) -> Iterator[str]:
@@ -38,10 +38,6 @@ def note(text: str) -> str:
     if all(dash and not before for before, dash, _ in lines):
         return "\n".join(f"- {escaped(line)}" for *_, line in lines)
     return escaped(text)
-
-
-def heading(title: str, line: str) -> str:
-    return f"{title}\n{line * len(title)}"
 
 
 def escaped(text: str) -> str:

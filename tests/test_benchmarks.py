@@ -585,7 +585,11 @@ def test_the_page_of_results_is_made_of_the_files(drawing_paper, files, capsys, 
     Path("source/some.csv").write_bytes(Path("kept/results.csv").read_bytes())
     Path("source/some.json").write_bytes(Path("kept/run.json").read_bytes())
     page.write(Path("site"), Path("source"))
-    text = Path("site/index.rst").read_text(encoding="utf-8")
+    first, values, text = (
+        Path(f"site/{name}.rst").read_text(encoding="utf-8") for name in ("index", "values", "some")
+    )
+    assert ":doc:`some`" in first
+    assert "some <some>" in first  # in the table of contents
     assert shlex.join(["python", "benchmarks/paper.py", *arguments(scores=["msp"])]) in text
     assert "intel_scenes stands in for iSUN" in text
     for row in results():
@@ -596,8 +600,7 @@ def test_the_page_of_results_is_made_of_the_files(drawing_paper, files, capsys, 
         next(float(r["fpr95"]) for r in results() if (r["detector"], r["ood_set"]) == (d, "mean"))
         for d in ("untouched", "control")
     )
-    *_, summary = text.partition("All detectors by energy")
-    cells = summary.partition("- control\n")[2].split()[:6]
+    cells = values.partition("- control\n")[2].split()[:6]
     assert cells[1::2] == [
         f"{100 * control:.1f}",
         f"{100 * (control - untouched):+.1f}",
@@ -606,6 +609,27 @@ def test_the_page_of_results_is_made_of_the_files(drawing_paper, files, capsys, 
     drawn = {line.split()[-1] for line in text.splitlines() if line.startswith(".. image::")}
     assert drawn == {path.name for path in Path("site").glob("*.png")}
     assert len(drawn) == 2
+
+
+def test_the_first_page_of_results_has_one_chart_and_one_table(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(Path(__file__).parents[1] / "docs")
+    page = importlib.import_module("results_page")
+    path = Path(__file__).parents[1] / "benchmarks" / "results" / "cifar10_resnet56_kinds.csv"
+    rows = page.read_results(path)
+    run = page.Results(rows, json.loads(path.with_suffix(".json").read_text(encoding="utf-8")))
+    chart, table = page.comparison([run], tmp_path)
+    assert chart.splitlines()[0].split()[-1] == "comparison.png"
+    assert (tmp_path / "comparison.png").exists()
+    cells = table.partition("- untouched, two_views\n")[2].split()[:4]
+    (row,) = (
+        row
+        for row in rows
+        if (row["detector"], row["score"], row["ood_set"])
+        == ("untouched", "two_views", "mean_kinds")
+    )
+    assert cells[1::2] == [f"{100 * row[metric]:.1f}" for metric in ("fpr95", "accuracy")]
+    without = page.Results([row for row in rows if row["score"] == "energy"], run.run)
+    assert not list(page.comparison([without], tmp_path))
 
 
 def test_a_file_of_the_repository_has_its_facts_beside_it():

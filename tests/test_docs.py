@@ -175,6 +175,12 @@ def test_examples_of_the_guides_run(page):
     assert not result.failed
 
 
+def test_the_numbers_of_the_first_page_are_those_of_the_readme():
+    table = re.findall(r"- \**(\d+\.\d)\b", (ROOT / "docs" / "index.rst").read_text("utf-8"))
+    assert len(table) == 12
+    assert set(table) <= {*re.findall(r"\d+\.\d", (ROOT / "README.md").read_text("utf-8"))}
+
+
 def test_changelog_begins_with_this_version():
     versions = re.findall(
         r"^## \[(.+?)\]", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), re.M
