@@ -50,12 +50,15 @@ sphinx_gallery_conf = {
     "show_signature": False,
 }
 
+# Without a table of contents beside them: code and what it prints need the room.
+WIDE_PAGES = ["index", *(f"gallery/{path.stem}" for path in HERE.parent.glob("examples/*.py"))]
+
 html_title = "skood"
 html_theme = "pydata_sphinx_theme"
 html_theme_options = {
     "show_prev_next": False,
     "header_links_before_dropdown": 7,
-    "secondary_sidebar_items": {"**": ["page-toc"], "index": []},
+    "secondary_sidebar_items": {"**": ["page-toc"]} | {page: [] for page in WIDE_PAGES},
 }
 html_static_path = ["_static"]
 html_css_files = ["skood.css"]

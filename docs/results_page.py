@@ -54,7 +54,7 @@ def write(folder: Path, source: Path = BENCHMARKS / "results") -> None:
         folder,
         "results",
         comparison="\n\n".join(comparison(list(runs.values()), folder)),
-        runs="\n".join(f"- :doc:`{name}`: {in_a_line(run)}" for name, run in runs.items()),
+        runs="\n".join(f"- :doc:`{name} <{name}>`: {in_a_line(run)}" for name, run in runs.items()),
         names="\n   ".join(f"{name} <{name}>" for name in runs),
     )
 
@@ -72,26 +72,26 @@ def image(path: str, description: str) -> str:
 
 def comparison(runs: Sequence[Results], folder: Path) -> Iterator[str]:
     """The chart and the table, of the runs that have both scores."""
-    runs = sorted((run for run in runs if {MAIN_SCORE, VIEWS} <= {*run.scores}), key=network)
-    if runs:
-        bars(runs).savefig(folder / "comparison.png", dpi=DPI)
+    with_both = [run for run in runs if {MAIN_SCORE, VIEWS} <= {*run.scores}]
+    if with_both:
+        with_both.sort(key=lambda run: run.run["id"])
+        bars(with_both).savefig(folder / "comparison.png", dpi=DPI)
         yield image("comparison.png", "The FPR95 of the table below as bars")
-        yield compared(runs).rst()
+        yield compared(with_both).rst()
 
 
 def compared(runs: Sequence[Results]) -> Table:
-    """FPR95, the mean over kinds, and the ID accuracy beside it."""
-    lines = [
-        [words]
-        + [
-            run.cell(metric, *of, "mean_kinds") if run.has(*of) else NOT_RUN
-            for run in runs
-            for metric in ("fpr95", "accuracy")
-        ]
-        for words, of in COMPARED.items()
-    ]
-    titles = [title for run in runs for title in (network(run), "ID accuracy")]
-    return Table("FPR95, mean over kinds of outliers, percent", ["detector, score", *titles], lines)
+    """FPR95, the mean over kinds, and the ID accuracy."""
+
+    def cell(run: Results, detector: str, score: str) -> str:
+        if not run.has(detector, score):
+            return NOT_RUN
+        accuracy = 100 * run.values("accuracy", detector, score).mean()
+        return f"{run.cell('fpr95', detector, score, 'mean_kinds')} / {accuracy:.1f}"
+
+    lines = [[words, *(cell(run, *of) for run in runs)] for words, of in COMPARED.items()]
+    title = "FPR95, mean over kinds of outliers / ID accuracy, percent"
+    return Table(title, ["detector, score", *map(network, runs)], lines)
 
 
 def bars(runs: Sequence[Results]) -> Figure:
@@ -140,7 +140,7 @@ def summary(runs: dict[str, Results]) -> Table:
     lines = []
     for name, run in runs.items():
         for detector in run.detectors:
-            texts = [f":doc:`{name}`", detector]
+            texts = [f":doc:`{name} <{name}>`", detector]
             for metric in ("fpr95", "accuracy"):
                 own, *others = (
                     100 * run.values(metric, d).mean() for d in (detector, UNTOUCHED, CONTROL)

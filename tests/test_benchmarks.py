@@ -588,7 +588,7 @@ def test_the_page_of_results_is_made_of_the_files(drawing_paper, files, capsys, 
     first, values, text = (
         Path(f"site/{name}.rst").read_text(encoding="utf-8") for name in ("index", "values", "some")
     )
-    assert ":doc:`some`" in first
+    assert ":doc:`some <some>`" in first
     assert "some <some>" in first  # in the table of contents
     assert shlex.join(["python", "benchmarks/paper.py", *arguments(scores=["msp"])]) in text
     assert "intel_scenes stands in for iSUN" in text
