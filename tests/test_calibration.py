@@ -322,6 +322,8 @@ def test_every_row_is_as_likely_as_any_other_of_its_class_to_calibrate():
 def test_two_rows_are_split_in_halves():
     training, calibration = calibration_split([0, 0], "auto", 0.95, np.random.RandomState(0))
     assert (len(training), len(calibration)) == (1, 1)
+    training, calibration = calibration_split([0] * 4, "auto", 0.95, np.random.RandomState(0))
+    assert (len(training), len(calibration)) == (3, 1)
 
 
 def test_labels_of_another_shape_are_refused():
@@ -367,6 +369,34 @@ def test_a_class_of_few_rows_has_the_threshold_of_all():
         thresholds = place_class_thresholds(scores, classes, 3, 0.95)
     common = place_threshold(scores, 0.95)
     assert thresholds.tolist() == [place_threshold(scores[:50], 0.95), common, common]
+
+
+def test_as_many_rows_as_the_first_rank_needs_give_a_class_its_threshold():
+    scores, classes = np.arange(38.0), np.repeat([0, 1], 19)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert place_class_thresholds(scores, classes, 2, 0.95).tolist() == [0, 19]
+    with pytest.warns(FewCalibrationRowsWarning, match="1 of 3 classes, such as number 2"):
+        assert place_class_thresholds(scores, classes, 3, 0.95).tolist() == [0, 19, 0]
+
+
+@pytest.mark.parametrize(
+    ("function", "name"),
+    [
+        (place_class_thresholds, "calibration_scores"),
+        (tpr_by_cost, "score_id"),
+        (tpr_by_cost, "score_ood"),
+        (outliers_at_fdr, "p_values"),
+    ],
+)
+def test_scores_are_refused_by_the_name_of_their_argument(function, name):
+    with pytest.raises(ValueError, match=f"^{name} is empty"):
+        function(**(RIGHT[function] | {name: []}))
+
+
+def test_scores_of_new_rows_are_refused_by_name():
+    with pytest.raises(ValueError, match=r"^score_new is empty"):
+        tpr_by_cost([1.0], score_new=[], ood_share=0.5)
 
 
 @pytest.mark.parametrize("tpr", [0.7, 0.9, 0.95])

@@ -122,6 +122,18 @@ def test_whole_floats_are_labels_up_to_where_float64_skips_integers():
             as_labels(y, 2)
 
 
+def test_labels_behind_a_mask_and_complex_ones_are_refused():
+    with pytest.raises(ValueError, match=r"^y is a masked array"):
+        as_labels(np.ma.masked_equal([0, 1], 1), 2)
+    with pytest.raises(ValueError, match=r"^Complex data not supported"):
+        as_labels([0j, 1j], 2)
+
+
+def test_labels_of_several_types_are_refused_with_their_names():
+    with pytest.raises(ValueError, match=r"of the types \['NoneType', 'str'\];"):
+        as_labels(["a", None], 2)
+
+
 def test_the_outlier_label_is_of_the_kind_of_the_labels():
     for labels, ood_label in (([0, 1], True), ([True, False], 1), (["a", "b"], 1), ([0, 1], "1")):
         with pytest.raises(ValueError, match="so no row can carry it"):

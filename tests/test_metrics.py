@@ -595,6 +595,17 @@ def test_a_metric_is_found_by_any_of_its_names():
     assert not fpr.is_named("fpr90")
 
 
+@pytest.mark.parametrize("metric", [*METRICS, detection_report])
+@pytest.mark.parametrize(("name", "place"), [("score_id", 0), ("score_ood", 1)])
+def test_scores_are_refused_by_the_name_of_their_argument(metric, name, place):
+    scores = [[1.0], [0.0]]
+    scores[place] = []
+    with pytest.raises(ValueError, match=f"^{name} is empty"):
+        metric(*scores)
+    with pytest.raises(ValueError, match=r"^score_ood is an empty dict"):
+        detection_report([1.0], {})
+
+
 # The module
 
 
