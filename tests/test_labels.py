@@ -283,6 +283,13 @@ def test_few_distinct_rows_give_as_many_clusters():
     assert partition(labels) == {tuple(range(40)), tuple(range(40, 80))}
 
 
+@pytest.mark.parametrize(("n_rows", "expected"), [(20, 2), (59, 2), (60, 3), (400, 8)])
+def test_there_is_a_cluster_for_each_twenty_rows_from_two_to_eight(n_rows, expected):
+    rows = np.random.RandomState(0).randn(n_rows, 3)
+    labels = cluster_labels(lambda picks: rows[picks], n_rows, random_state=0)
+    assert len(np.unique(labels)) == expected
+
+
 def test_rows_all_alike_are_refused():
     with pytest.raises(ValueError, match=r"The 30 rows of X are all alike \(n_samples = 30\)"):
         cluster_labels(lambda picks: np.ones((len(picks), 2)), 30, random_state=0)
