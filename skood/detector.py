@@ -227,7 +227,9 @@ class SparseEnergyOODDetector(OutlierMixin, BaseEstimator):
     1,000, is held out to judge: by the AUROC against rows labelled `ood_label`, or if there are
     none, against each kind of `skood.model_selection.surrogate_outliers` that "auto" takes there.
     Of what loses at most a point of accuracy, the best mean AUROC is kept, the network before
-    fine-tuning being one of the choices. If the score is chosen too, it is "two_views", or
+    fine-tuning being one of the choices. Of the weights, it is the smallest that comes within a
+    standard error over kinds of the best (Breiman, Friedman, Olshen & Stone, "Classification and
+    regression trees", 1984, section 3.4.3). If the score is chosen too, it is "two_views", or
     "energy" if features are hidden. Another can be chosen if it detects no kind worse than these
     do before fine-tuning, and its mean is higher by two standard errors over kinds. The path ends
     early at a weight that loses more accuracy, diverges, or leaves a network that the score

@@ -293,14 +293,26 @@ def robust(records: list[Record]) -> list[Record]:
 
 def _is_better(record: Record, reference: Record) -> bool:
     """Whether no kind is detected worse, and the mean gain is beyond what one kind may bring."""
-    names = [f"{KIND}{kind}" for kind in kinds_of(record)]
-    gains = np.array([record[name] - reference[name] for name in names])
-    error = gains.std(ddof=1) / math.sqrt(len(gains)) if len(gains) > 1 else 0.0
-    return bool(gains.min() >= 0 and gains.mean() > ERRORS * error)
+    gains = _gains(record, reference)
+    return bool(gains.min() >= 0 and gains.mean() > ERRORS * _error(gains))
+
+
+def _gains(record: Record, other: Record) -> Scores:
+    """What is gained of each kind against another record."""
+    return np.array([record[f"{KIND}{kind}"] - other[f"{KIND}{kind}"] for kind in kinds_of(record)])
+
+
+def _error(gains: Scores) -> float:
+    """Standard error of a mean over kinds; 0 of one kind."""
+    return float(gains.std(ddof=1)) / math.sqrt(len(gains)) if len(gains) > 1 else 0.0
 
 
 def best_of(records: list[Record]) -> Record:
-    """What detects best among what is robust and accurate enough."""
+    """What detects best among what is robust and accurate enough.
+
+    Of the weights, it is the smallest that is as good within a standard error (Breiman, Friedman,
+    Olshen & Stone, "Classification and regression trees", 1984, section 3.4.3).
+    """
     # Imported here, as few fits need it, and it takes long.
     from .model_selection import AccuracyGuard
 
@@ -309,7 +321,18 @@ def best_of(records: list[Record]) -> Record:
         "mean_test_auroc": [record["auroc"] for record in records],
         "mean_test_accuracy_change": [accuracy_change(record) for record in records],
     }
-    return records[AccuracyGuard("auroc")(results)]
+    best = records[AccuracyGuard("auroc")(results)]
+    if best["sparsity_weight"] is None:
+        return best
+    return next(record for record in records if record is best or _is_as_good(record, best))
+
+
+def _is_as_good(record: Record, best: Record) -> bool:
+    """Whether another weight is as good with the same score."""
+    if record["sparsity_weight"] is None or record["score_function"] != best["score_function"]:
+        return False
+    gains = _gains(best, record)
+    return is_accurate(record) and bool(gains.mean() <= _error(gains))
 
 
 def outcome_of(run: Fit, best: Record, path: list[Record], history: list[Record]) -> Outcome:
@@ -328,7 +351,7 @@ def told(best: Record, path: list[Record]) -> str:
     next_best = max(others, key=lambda record: record["auroc"], default=None)
     compared = "" if next_best is None else f" ({_named(next_best)}: {next_best['auroc']:.3f})"
     return (
-        f"{_named(best)} detects best of {len(path)} choices, with an AUROC of {best['auroc']:.3f}"
+        f"{_named(best)} is chosen of {len(path)}, with an AUROC of {best['auroc']:.3f}"
         f"{compared} on {', '.join(kinds_of(best))}; accuracy {best['accuracy_after']:.3f}, "
         f"{best['accuracy_before']:.3f} before"
     )

@@ -421,6 +421,22 @@ def test_another_score_is_chosen_only_if_it_is_clearly_better():
     assert path.best_of([blind]) is blind
 
 
+def test_the_smallest_weight_that_is_as_good_is_chosen():
+    untouched = judged("two_views", None, blur=0.80, strokes=0.80, edges=0.80)
+    small = judged("two_views", 0.1, blur=0.88, strokes=0.90, edges=0.90)
+    middle = judged("two_views", 0.3, blur=0.90, strokes=0.94, edges=0.93)
+    large = judged("two_views", 1.0, blur=0.96, strokes=0.93, edges=0.92)
+    # Its gains over the middle one are 0.06, -0.01 and -0.01: a mean of 0.013, an error of 0.023.
+    assert path.best_of([untouched, small, middle, large]) is middle
+    # Over the small one they are 0.08, 0.03 and 0.02: a mean of 0.043, an error of 0.019.
+    assert path.best_of([untouched, small, large]) is large
+    middle["accuracy_after"] = 0.88
+    assert path.best_of([untouched, small, middle, large]) is large
+    # The network as it was is no small weight: it is chosen if it is best.
+    near = judged("two_views", None, blur=0.95, strokes=0.92, edges=0.93)
+    assert path.best_of([near, large]) is large
+
+
 def test_outliers_of_one_kind_decide_by_their_mean():
     reference = judged("two_views", None, outliers=0.90)
     assert path.best_of([reference, judged("vim", None, outliers=0.89)]) is reference
@@ -441,10 +457,10 @@ def test_scores_are_compared_with_the_first_network():
 
 def test_the_choice_is_told_in_a_line(table, capsys):
     detector = fit(table, verbose=1, max_epochs=1, score_function="auto")
-    told = [line for line in capsys.readouterr().out.splitlines() if "detects best" in line]
+    told = [line for line in capsys.readouterr().out.splitlines() if "is chosen" in line]
     (chosen,) = [record for record in detector.path_ if record["chosen"]]
     assert len(told) == 1
-    assert f"of {len(detector.path_)} choices" in told[0]
+    assert f"chosen of {len(detector.path_)}, " in told[0]
     assert f"{chosen['auroc']:.3f}" in told[0]
     assert chosen["score_function"] in told[0]
 
