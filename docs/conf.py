@@ -3,6 +3,8 @@
 import sys
 from pathlib import Path
 
+from sphinx_gallery.sorting import FunctionSortKey
+
 import skood
 
 HERE = Path(__file__).parent
@@ -10,6 +12,7 @@ sys.path.insert(0, str(HERE))
 import api_page  # noqa: E402
 import results_page  # noqa: E402
 import speed_page  # noqa: E402
+from gallery_order import demo_first  # noqa: E402
 
 api_page.write(HERE / "api")
 results_page.write(HERE / "results")
@@ -44,6 +47,8 @@ numpydoc_show_class_members = False
 sphinx_gallery_conf = {
     "examples_dirs": "../examples",
     "gallery_dirs": "gallery",
+    "within_subsection_order": FunctionSortKey(demo_first, "the demo first"),
+    "image_srcset": ["2x"],
     "download_all_examples": False,
     "remove_config_comments": True,
     "show_memory": False,

@@ -250,6 +250,7 @@ display = ImageGridDisplay(
     },
 ).plot()
 display.figure_.savefig("demo.png", dpi=200, bbox_inches="tight")
+# sphinx_gallery_thumbnail_number = 2
 plt.show()
 
 # %%
