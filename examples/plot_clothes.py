@@ -45,7 +45,8 @@ SIZE = 28
 # two kinds are outliers; they are the hardest, as they are clothes, too. Digits, letters, pieces of
 # photographs and noise are the other outliers. Pixels go from 0 to 1.
 
-data = np.load(Path(__file__).parent / "data" / "fashion_mnist.npz")
+here = Path(globals().get("__file__", ".")).parent  # notebooks run in the folder of the script
+data = np.load(here / "data" / "fashion_mnist.npz")
 names = data["classes"]
 
 
