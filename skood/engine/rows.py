@@ -227,6 +227,7 @@ class Loaded(Rows):
     def __init__(self, source: Any, preprocess: Loader | None) -> None:
         self._source = source
         self._preprocess = preprocess
+        self._whole = object()  # the same of all rows that are picked of these
         self.without_numbers = ""
         reader = f"the data set, {type(source).__name__}," if self._has_items else "preprocess"
         self.why_changing = (
@@ -261,7 +262,7 @@ class Loaded(Rows):
                 yield index if self.index is None else self.index[index]
 
         # By their numbers in X, the same processes load whatever rows are picked of it.
-        for batch in load(self._read, numbers(), workers, self._source):
+        for batch in load(self._read, numbers(), workers, self._whole):
             yield asked.popleft(), batch
 
     def labels(self, workers: int | None) -> Any:

@@ -10,6 +10,7 @@ from data_sets import PATHS, TABLE, AtOnce, Listed, N, from_names, from_table
 from torch.utils.data import Dataset, IterableDataset, TensorDataset
 
 from skood.engine.inference import forward_rows
+from skood.engine.loading import workers_kept
 from skood.engine.objective import fine_tuning_terms
 from skood.engine.rows import (
     PIECE,
@@ -534,6 +535,17 @@ def test_a_data_set_that_changes_is_refused_wherever_it_is_read(change, workers)
     indices = (np.arange(start, start + 100) for start in (0, 100))
     with pytest.raises(ValueError, match=r"the data set, Changing, gives other values.*augment="):
         list(rows.stream(indices, workers))
+
+
+@pytest.mark.usefixtures("impatient")
+def test_workers_load_for_none_that_reads_the_same_references_otherwise():
+    references = np.array([f"{i}" for i in range(4)], dtype=object)
+    signs = (1.0, -1.0)
+    with workers_kept():
+        for sign in signs:
+            rows = Loaded(references, lambda some, sign=sign: sign * torch.ones(len(some), 2))
+            for picked in (rows, rows.pick(np.arange(2))):
+                assert all((batch == sign).all() for _, batch in picked.stream([slice(0, 2)], 1))
 
 
 def test_a_data_set_that_draws_without_effect_or_holds_nan_is_read():
