@@ -285,8 +285,9 @@ def robust(records: list[Record]) -> list[Record]:
 
     A score that finds some kinds of outliers easily can have the best mean and be blind to others.
     """
-    scored = {record["score_function"]: record for record in reversed(records)}
-    reference = next((scored[name] for name in REFERENCES if name in scored), records[0])
+    first = [r for r in records if r["sparsity_weight"] == records[0]["sparsity_weight"]]
+    scored = {record["score_function"]: record for record in first}
+    reference = next((scored[name] for name in REFERENCES if name in scored), first[0])
     name = reference["score_function"]
     return [r for r in records if r["score_function"] == name or _is_better(r, reference)]
 

@@ -453,6 +453,10 @@ def test_scores_are_compared_with_the_first_network():
     assert path.best_of([untouched, blind, worse]) is untouched
     clear = judged("vim", 1.0, blur=0.95, strokes=0.97)
     assert path.best_of([untouched, clear, worse]) is clear
+    # What the first network refused is compared like any other: what was best so far stays so.
+    energy = judged("energy", None, blur=0.80, strokes=0.80)
+    late = judged("two_views", 1.0, blur=0.70, strokes=0.81)
+    assert path.best_of([energy, judged("vim", None, blur=0.82, strokes=0.79), late]) is energy
 
 
 def test_the_choice_is_told_in_a_line(table, capsys):
