@@ -14,7 +14,7 @@ from ..labels import labels_named
 from ..model_selection.steps import last_step
 from ..notices import quoted
 from ..validation import number_of_rows
-from .shared import Display
+from .shared import Display, plain
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -175,7 +175,7 @@ class RejectionConfusionDisplay(Display):
             colour = "black" if shares[row, column] <= PALE else "white"
             if count:
                 ax.text(column, row, f"{count}", ha="center", va="center", color=colour)
-        names = [str(label) for label in self.labels.tolist()]
+        names = [plain(label) for label in self.labels.tolist()]
         rows = [*names, OUTLIERS][: len(counts)]
         ax.set_xticks(range(len(names) + 1), [*names, REJECTED], rotation=45, ha="right")
         ax.set_yticks(range(len(rows)), rows)

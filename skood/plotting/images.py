@@ -15,7 +15,7 @@ from ..model_selection.steps import last_step, seen_by_last_step
 from ..notices import quoted
 from ..rows import as_rows, take
 from ..validation import Number, valid_scores
-from .shared import Display, scorer_of
+from .shared import Display, plain, scorer_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -184,7 +184,7 @@ class ImageGridDisplay(Display):
         top = 0.0
         for title, images in self.images.items():
             below = top + 1.5 * LINE + _ratio(images)
-            ax.text(0, top + 1.3 * LINE, title, va="bottom", weight="bold")
+            ax.text(0, top + 1.3 * LINE, plain(title), va="bottom", weight="bold")
             for i, image in enumerate(images):
                 left = i * (1 + GAP)
                 extent = (left, left + 1, below, below - _ratio(images))
@@ -192,7 +192,7 @@ class ImageGridDisplay(Display):
                     image.squeeze(-1) if image.shape[-1] == 1 else image, extent=extent, **GREY
                 )
                 if title in self.captions:
-                    caption = self.captions[title][i]
+                    caption = plain(self.captions[title][i])
                     ax.text(left + 0.5, below + 0.1 * LINE, caption, va="top", ha="center", size=7)
             top += self._height(title)
         ax.set(xlim=(0, width), ylim=(height, 0), aspect="equal")

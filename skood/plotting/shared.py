@@ -33,6 +33,7 @@ __all__ = [
     "markers_at",
     "new_axes",
     "panels",
+    "plain",
     "scorer_of",
     "scores_of",
     "sets_by_name",
@@ -105,8 +106,13 @@ def new_axes(n_panels: int = 1, *, size: tuple[float, float] | None = None) -> N
 
 def wrapped(name: Any, n_lines: int) -> str:
     """A name as a label of at most so many short lines, cut if it is longer."""
-    label = fill(str(name), LABEL_WIDTH, max_lines=n_lines, placeholder="...")
-    return label.replace("$", r"\$")  # which would begin a formula
+    return plain(fill(str(name), LABEL_WIDTH, max_lines=n_lines, placeholder="..."))
+
+
+def plain(text: Any) -> str:
+    """A text that matplotlib shows as it is: no formula, and no label that a legend leaves out."""
+    shown = str(text).replace("$", r"\$")
+    return f" {shown}" if shown.startswith("_") else shown
 
 
 def sets_by_name(sets: Any, name: str) -> dict[str, Any]:

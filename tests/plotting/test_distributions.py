@@ -110,11 +110,6 @@ def test_the_text_of_the_threshold_is_on_the_side_that_has_room(threshold):
     assert whole.x0 < box.x0 < box.x1 < whole.x1
 
 
-def test_a_name_is_no_formula():
-    display = ScoreDistributionDisplay.from_predictions([1, 2], {r"$\\nothing$ {": [0, 1]})
-    display.figure_.canvas.draw()
-
-
 def test_constant_scores_can_be_drawn():
     display = ScoreDistributionDisplay.from_predictions(np.full(5, 3.0), np.full(5, 3.0))
     display.figure_.canvas.draw()

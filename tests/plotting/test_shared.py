@@ -19,6 +19,9 @@ from skood.plotting import (
     DetectionRocDisplay,
     DetectionTableDisplay,
     FeatureActivityDisplay,
+    ImageGridDisplay,
+    RejectionConfusionDisplay,
+    RiskCoverageDisplay,
     ScoreDistributionDisplay,
 )
 
@@ -98,6 +101,19 @@ def test_refuses_an_empty_dict_before_anything_is_computed(from_estimator):
 
     with pytest.raises(ValueError, match="X_ood is an empty dict"):
         from_estimator(Detector(), [[0]], {})
+
+
+def test_names_are_drawn_as_they_are():
+    name = r"$\\nothing$ {"
+    drawn = [
+        ScoreDistributionDisplay.from_predictions([1, 2], {name: [0, 1]}),
+        RejectionConfusionDisplay.from_predictions([name, "b"], ["b", "b"], reject_label="?"),
+        ImageGridDisplay(images={name: [[[0.5]]]}, captions={name: [name]}).plot(),
+    ]
+    for display in drawn:
+        display.figure_.canvas.draw()
+    display = RiskCoverageDisplay.from_predictions({"_a": [1, 2]}, {"_a": [True, False]})
+    assert "_a: AURC" in display.ax_.get_legend().get_texts()[0].get_text()
 
 
 @pytest.mark.parametrize("display", [ScoreDistributionDisplay, DetectionRocDisplay])
