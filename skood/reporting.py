@@ -50,6 +50,9 @@ FALSE_ALARM = 0.01
 
 TITLE = "Detector report"
 
+MARKUP = r"[\\`*<>\[\]|~$]|&(?=#?\w+;)|(?<![^\W_])_|_(?![^\W_])"
+"""What Markdown takes for markup. It leaves alone an underscore within a word."""
+
 # Captions, which name the pictures.
 BY_CLASS = "Share kept of each true class"
 BY_COVERAGE = "Wrong classes among the rows kept, at each share of rows kept"
@@ -305,7 +308,7 @@ class DetectorReport:
                 ["set", "rows", "rejected", fpr.upper(), "AUROC"],
                 *(
                     [
-                        name,
+                        str(name),
                         f"{each['rows']:,}",
                         _share(each, "rejected"),
                         _percent(each[fpr]),
@@ -401,7 +404,7 @@ def report(
     X_id = seen_by_last_step(detector, X_id)
     labels = _labels(fitted, X_id, y_id)
     of_id = judged(fitted, X_id)
-    of_sets = {str(name): judged(detector, rows).margins for name, rows in sets.items()}
+    of_sets = {name: judged(detector, rows).margins for name, rows in sets.items()}
     scores: dict[str, Any] = {"id": of_id.margins, "ood": of_sets}
     if labels is not None:
         scores |= {"y_true": labels, "correct": of_id.classes == labels}
@@ -565,7 +568,7 @@ def _threshold(offsets: float | list[float]) -> str:
 
 def _markdown(text: str) -> str:
     """A text in which nothing is markup."""
-    return re.sub(r"([\\`*<>\[\]|])", r"\\\1", " ".join(text.split()))
+    return re.sub(MARKUP, r"\\\g<0>", " ".join(text.split()))
 
 
 def _html(text: str) -> str:

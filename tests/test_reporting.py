@@ -225,6 +225,16 @@ def test_without_labels_and_outliers_it_says_less(fitted, digits):
     assert not Page(found.to_html()).pictures()
 
 
+def test_sets_keep_their_names(fitted, digits, sets):
+    name = "__init__ and a_b, ~~$x$~~ &amp; co"
+    named = {1: sets["noise"], "1": sets["dark"], name: sets["noise"]}
+    found = report(fitted, digits.X_test, X_ood=named)
+    assert set(found.outliers) == set(named)
+    assert found.outliers[1]["rows"] == len(sets["noise"])
+    assert r"| \_\_init\_\_ and a_b, \~\~\$x\$\~\~ \&amp; co |" in str(found)
+    assert len(Page(found.to_html()).pictures()) == 2
+
+
 def test_one_set_is_neither_the_best_nor_the_worst(fitted, digits, sets):
     (line,) = re.findall("It rejects .*", str(report(fitted, digits.X_test, X_ood=sets["noise"])))
     assert line.endswith("of the outliers 'OOD'.")
