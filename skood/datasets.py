@@ -26,6 +26,9 @@ __all__ = ["ImageFiles", "LoadImages", "find_images"]
 SHOWN = 190
 """Characters that a message shows of a path, or of the reason why it cannot be read."""
 
+DEEP = ("I", "F")
+"""How Pillow's modes of deep pixels begin, whose values Pillow cuts off at 255 for RGB."""
+
 
 @dataclass(frozen=True)
 class ImageFiles:
@@ -62,7 +65,8 @@ def find_images(folder: str | PathLike[str], *, on_error: str = "raise") -> Imag
     folder : str or path
         It has a folder for each class, named after the class, with images in it or in folders below
         it. Or it has images alone; these get no labels. Names that begin with a dot are left out,
-        and so are files whose suffix is none of an image that Pillow reads.
+        and so are files whose suffix is none of an image that Pillow reads. Grey images of more
+        than 8 bits cannot be read.
     on_error : {"raise", "skip"}, default="raise"
         What to do if files cannot be read: raise an error, or leave them out with a warning. Either
         names all of them.
@@ -238,8 +242,13 @@ def _pillow() -> ModuleType:
 
 
 def _opened(path: str | PathLike[str]) -> Any:
-    """An image in RGB, read to its end."""
+    """An image in RGB, read to its end; deep pixels are refused."""
     with _pillow().open(path) as image:
+        if image.mode.startswith(DEEP):
+            raise ValueError(
+                f"its pixels are of more than 8 bits (Pillow's mode {image.mode}), which RGB would "
+                "cut off; save it in 8 bits"
+            )
         return image.convert("RGB")
 
 

@@ -126,6 +126,16 @@ def test_what_cannot_be_read_is_left_out_on_request(folder):
         assert len(find_images(folder / "cat" / "old", on_error="skip").paths) == 1
 
 
+@pytest.mark.parametrize("dtype", [np.uint16, np.int32, np.float32])
+def test_deep_pixels_are_refused(folder, dtype):
+    path = folder / "cat" / "deep.tif"
+    Image.fromarray(np.linspace(0, 60_000, 80, dtype=dtype).reshape(8, 10)).save(path)
+    with pytest.raises(
+        UnreadableImagesError, match=r"deep\.tif: its pixels are of more than 8 bit"
+    ):
+        find_images(folder)
+
+
 def test_of_nothing_but_damaged_files_nothing_can_be_skipped(folder):
     for path in (folder / "dog").iterdir():
         path.write_text("damaged")
