@@ -23,10 +23,11 @@ REQUIREMENTS := pyproject.toml constraints-common.txt
 .PHONY: demo test test-slow test-oldest test-built test-nightly coverage mutants lint docs clean
 
 demo: .venv/demo.stamp
-	OMP_NUM_THREADS=1 MPLBACKEND=Agg .venv/bin/python examples/plot_clothes.py
+	MPLBACKEND=Agg .venv/bin/python examples/plot_clothes.py
 
-# One thread per worker, and scipy's array API switched on so that scikit-learn skips no check.
-test test-slow test-oldest test-built test-nightly coverage mutants: export OMP_NUM_THREADS = 1
+# Small networks are quickest on one thread, and tests have one a worker. scipy's array API is switched
+# on so that scikit-learn skips no check.
+demo docs test test-slow test-oldest test-built test-nightly coverage mutants: export OMP_NUM_THREADS = 1
 test test-slow test-oldest test-nightly coverage mutants: export SCIPY_ARRAY_API = 1
 
 test: .venv/dev.stamp
