@@ -311,7 +311,7 @@ def record_of(row: dict[str, str]) -> dict[str, Any]:
     }
     return {
         **judged,
-        "sparsity_weight": row["weight"],
+        "sparsity_weight": None if row["weight"] == "untouched" else float(row["weight"]),
         "score_function": row["score"],
         "accuracy_before": 0.0,
         "accuracy_after": judged["change"],
