@@ -7,12 +7,14 @@ import itertools
 import pickle
 import sys
 import warnings
+from multiprocessing import active_children
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 from contexts import default_dtype
+from data_sets import Listed
 from modules import WidthAgnostic, trained_mlp
 from numpy.testing import assert_array_equal
 from scipy.special import logsumexp, softmax
@@ -624,6 +626,21 @@ def test_a_fit_starts_its_workers_once(digits, monkeypatch):
     assert len(started) == 2
     detector.score_samples(Pairs(digits.X_test, digits.y_test))
     assert len(started) == 3
+
+
+@pytest.mark.parametrize("fault", ["rows", "network"])
+@pytest.mark.usefixtures("impatient")
+def test_an_error_ends_the_workers_even_if_it_is_kept(digits, fault, monkeypatch):
+    detector = quiet_fit(plain(digits.module, num_workers=1), digits.X, digits.y)
+    X = digits.X_test.copy()
+    if fault == "rows":
+        X[3] = np.nan
+    else:
+        monkeypatch.setattr("skood.engine.inference._forward", lambda *_: 1 / 0)
+    with pytest.raises((ValueError, ZeroDivisionError)) as caught:
+        detector.score_samples(Listed(list(X)))
+    assert caught.value.__traceback__ is not None
+    assert active_children() == []
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])

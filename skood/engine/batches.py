@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -61,10 +62,10 @@ class Batcher:
         batches may hold NaN or infinity.
         """
         indices = slices(len(rows), STREAM_ROWS) if indices is None else indices
-        read = rows.stream(indices, self.workers)
         ahead = self.device.type == "cuda"
-        for index, batch in self._ahead(read) if ahead else read:
-            yield self._ready(rows, index, batch, own=ahead, checked=checked)
+        with closing(rows.stream(indices, self.workers)) as read:  # an error ends its processes
+            for index, batch in self._ahead(read) if ahead else read:
+                yield self._ready(rows, index, batch, own=ahead, checked=checked)
 
     def prepared(self, batch: Tensor) -> Tensor:
         """Raw rows as the network takes them, where they are: preprocessed, centred and cast."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing
 from typing import Any, Generic, TypeVar
 
 import numpy as np
@@ -126,11 +127,12 @@ def _over_batches(
     while done < n_rows:
         steps = _Steps(network, rows, done, forward)
         try:
-            while done < n_rows:
-                # Nothing of torch's is switched at the yield, as the caller's modes are its own.
-                for result in undisturbed(steps, network.device, network.default_dtype):
-                    done = result[0].stop
-                    yield result
+            with closing(steps.batches):  # which what holds an error would keep open
+                while done < n_rows:
+                    # Nothing of torch's is switched at the yield: the caller's modes are its own.
+                    for result in undisturbed(steps, network.device, network.default_dtype):
+                        done = result[0].stop
+                        yield result
         except torch.OutOfMemoryError:
             shape = steps.shape
             if shape == 1 and not network.shapes.small:
@@ -158,12 +160,12 @@ class _Steps(Generic[T]):
         self.shape = network.shapes.ladder[-1]
         self._network = network
         self._rows = rows
-        self._batches = _batches(network, rows, start)
+        self.batches = _batches(network, rows, start)
         self._forward = forward
         self._finish: Callable[[], T] | None = None
 
     def __call__(self) -> list[T]:
-        piece, batch = next(self._batches)
+        piece, batch = next(self.batches)
         if piece.start == 0 and self._rows.watch is not None:
             self._rows.watch.see(batch[: piece.stop], self._rows, self._network.batcher)
         finished = [] if self._finish is None else [self._finish()]
@@ -173,7 +175,9 @@ class _Steps(Generic[T]):
         return [*finished, self._finish()] if piece.stop == len(self._rows) else finished
 
 
-def _batches(network: Network, rows: Rows, start: int) -> Iterator[tuple[slice, Tensor]]:
+def _batches(
+    network: Network, rows: Rows, start: int
+) -> Generator[tuple[slice, Tensor], None, None]:
     """Positions of the rows from `start` on, and the padded batches that hold them."""
     pieces: deque[slice] = deque()
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Generator, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
@@ -80,7 +80,7 @@ class Rows(ABC):
 
     def stream(
         self, indices: Iterable[Index], workers: int | None
-    ) -> Iterator[tuple[Index, Tensor]]:
+    ) -> Generator[tuple[Index, Tensor], None, None]:
         """Rows at each index in turn."""
         for index in indices:
             yield index, self.read(index)
@@ -252,7 +252,7 @@ class Loaded(Rows):
 
     def stream(
         self, indices: Iterable[Index], workers: int | None
-    ) -> Iterator[tuple[Index, Tensor]]:
+    ) -> Generator[tuple[Index, Tensor], None, None]:
         """Rows at each index in turn, loaded ahead by worker processes."""
         asked: deque[Index] = deque()
 
