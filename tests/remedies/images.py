@@ -58,6 +58,20 @@ def without_the_damaged() -> Any:
     return found
 
 
+@functools.cache
+def deep() -> Path:
+    """An image of 16 bits."""
+    made = Path(tempfile.mkdtemp())
+    Image.fromarray(np.full((4, 4), 40_000, dtype=np.uint16)).save(made / "1.png")
+    return made
+
+
+def in_8_bits() -> Any:
+    path = deep() / "1.png"
+    Image.fromarray((np.array(Image.open(path)) // 256).astype(np.uint8)).save(path)
+    return find_images(deep())
+
+
 def skipped(told: Told) -> Any:
     """What is left, with the warning that it is."""
     with warnings.catch_warnings():
@@ -92,6 +106,11 @@ CASES = [
         lambda: find_images(folder()),
         skipped,
         says("remove them", without_the_damaged),
+    ),
+    case(
+        "of more than 8 bits",
+        lambda: find_images(deep()),
+        says("save it in 8 bits", in_8_bits),
     ),
     case(
         "paths cannot be read as images",
