@@ -231,9 +231,9 @@ class SparseEnergyOODDetector(OutlierMixin, BaseEstimator):
     standard error over kinds of the best (Breiman, Friedman, Olshen & Stone, "Classification and
     regression trees", 1984, section 3.4.3). If the score is chosen too, it is "two_views", or
     "energy" if features are hidden. Another can be chosen if it detects no kind worse than these
-    do before fine-tuning, and its mean is higher by two standard errors over kinds. The path ends
-    early at a weight that loses more accuracy, diverges, or leaves a network that the score
-    refuses.
+    do before fine-tuning, and its mean is higher by two standard errors over kinds; of tables, one
+    kind is made, which is not enough. The path ends early at a weight that loses more accuracy,
+    diverges, or leaves a network that the score refuses.
 
     References
     ----------

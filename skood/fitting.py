@@ -102,6 +102,9 @@ ROWS_OF_A_JUDGE = 1000
 OUTLIERS_OF_A_JUDGE = 2
 """Surrogate outliers of all kinds together, for each row that judges."""
 
+KNOWN = "outliers"
+"""Kind of the outliers that the user knows."""
+
 AUTO = "auto"
 """What a parameter is that `fit` chooses."""
 
@@ -270,7 +273,7 @@ class Fit:
     def _outliers_to_judge(self) -> dict[str, Rows]:
         """Known outliers, or surrogates of each kind, to judge what may be chosen."""
         if len(self._judging_outliers) > 0:
-            return {"outliers": self.rows.pick(self._judging_outliers)}
+            return {KNOWN: self.rows.pick(self._judging_outliers)}
         # Imported here, as few fits need it, and it takes long.
         from .model_selection.surrogates import INSTEAD, surrogates_by_kind
 

@@ -26,6 +26,7 @@ from .engine.rows import Rows, as_array, spaced
 from .engine.training import TrainingData
 from .exceptions import DivergenceError, SkoodWarning
 from .fitting import (
+    KNOWN,
     Fit,
     HeldOut,
     Passes,
@@ -294,6 +295,9 @@ def robust(records: list[Record]) -> list[Record]:
 
 def _is_better(record: Record, reference: Record) -> bool:
     """Whether no kind is detected worse, and the mean gain is beyond what one kind may bring."""
+    kinds = kinds_of(record)
+    if len(kinds) == 1 and kinds != [KNOWN]:
+        return False  # one kind that was made shows little
     gains = _gains(record, reference)
     return bool(gains.min() >= 0 and gains.mean() > ERRORS * _error(gains))
 

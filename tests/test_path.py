@@ -200,12 +200,10 @@ def test_the_score_is_chosen_among_all_but_those_of_the_gradient(table):
     names = {record["score_function"] for record in detector.path_}
     assert names <= set(list_scores()) - {"odin"}
     assert {"energy", "two_views", "knn", "vim"} <= names
-    best = max(
-        (r for r in detector.path_ if r["accuracy_after"] >= r["accuracy_before"] - 0.01),
-        key=lambda record: record["auroc"],
-    )
     (chosen,) = [record for record in detector.path_ if record["chosen"]]
-    assert chosen["auroc"] == best["auroc"]
+    # Of a table, one kind is made, which shows too little for another score.
+    assert chosen["score_function"] == "two_views"
+    assert chosen["auroc"] < max(record["auroc"] for record in detector.path_)
     fixed = fit(table, score_function=chosen["score_function"], max_epochs=1)
     assert type(detector.score_function_) is type(fixed.score_function_)
 
@@ -217,7 +215,7 @@ def test_the_score_alone_can_be_chosen(table):
     assert len(detector.history_) == 3
 
 
-def test_a_weight_that_costs_accuracy_takes_the_best_score(table):
+def test_a_weight_that_costs_accuracy_is_no_reason_to_choose_no_score(table):
     with warnings.catch_warnings():
         warnings.simplefilter("error", SelectionWarning)  # there is nothing to select
         X, y, module = table
@@ -231,7 +229,7 @@ def test_a_weight_that_costs_accuracy_takes_the_best_score(table):
                 random_state=0,
             ).fit(X, y)
     (chosen,) = [record for record in detector.path_ if record["chosen"]]
-    assert chosen["auroc"] == max(record["auroc"] for record in detector.path_)
+    assert chosen["score_function"] == "two_views"
 
 
 def test_distillation_keeps_to_the_network_given(table, monkeypatch):
@@ -441,6 +439,9 @@ def test_outliers_of_one_kind_decide_by_their_mean():
     reference = judged("two_views", None, outliers=0.90)
     assert path.best_of([reference, judged("vim", None, outliers=0.89)]) is reference
     assert path.best_of([reference, judged("vim", None, outliers=0.91)]) is not reference
+    # If they were made, one kind shows too little.
+    made = judged("two_views", None, columns=0.90)
+    assert path.best_of([made, judged("vim", None, columns=0.99)]) is made
 
 
 def test_scores_are_compared_with_the_first_network():

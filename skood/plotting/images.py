@@ -193,7 +193,7 @@ class ImageGridDisplay(Display):
                 )
                 if title in self.captions:
                     caption = plain(self.captions[title][i])
-                    ax.text(left + 0.5, below + 0.1 * LINE, caption, va="top", ha="center", size=7)
+                    ax.text(left + 0.5, below + 0.1 * LINE, caption, va="top", ha="center", size=8)
             top += self._height(title)
         ax.set(xlim=(0, width), ylim=(height, 0), aspect="equal")
         ax.set_axis_off()
