@@ -329,11 +329,15 @@ def best_of(records: list[Record]) -> Record:
     best = records[AccuracyGuard("auroc")(results)]
     if best["sparsity_weight"] is None:
         return best
-    return next(record for record in records if record is best or _is_as_good(record, best))
+    untouched = max(
+        (r["auroc"] for r in records if r["sparsity_weight"] is None), default=-math.inf
+    )
+    as_good = (r for r in records if r["auroc"] >= untouched and _is_as_good(r, best))
+    return next(as_good)
 
 
 def _is_as_good(record: Record, best: Record) -> bool:
-    """Whether another weight is as good with the same score."""
+    """Whether a weight is as good as the best one, with the same score."""
     if record["sparsity_weight"] is None or record["score_function"] != best["score_function"]:
         return False
     gains = _gains(best, record)

@@ -430,7 +430,11 @@ def test_the_smallest_weight_that_is_as_good_is_chosen():
     assert path.best_of([untouched, small, large]) is large
     middle["accuracy_after"] = 0.88
     assert path.best_of([untouched, small, middle, large]) is large
-    # The network as it was is no small weight: it is chosen if it is best.
+    # A smaller weight must not be worse than the network as it was, which is no small weight.
+    middle["accuracy_after"] = 0.9
+    better = judged("two_views", None, blur=0.93, strokes=0.92, edges=0.925)
+    assert better["auroc"] > middle["auroc"]
+    assert path.best_of([better, small, middle, large]) is large
     near = judged("two_views", None, blur=0.95, strokes=0.92, edges=0.93)
     assert path.best_of([near, large]) is large
 
