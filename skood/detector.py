@@ -629,9 +629,7 @@ class SparseEnergyOODDetector(OutlierMixin, BaseEstimator):
         """
         scores, winners = self._scores_and_classes(X)
         self._doubts.warn()
-        return conformal_p_values(
-            scores, self.calibration_scores_, self.tpr_, winners, self._calibration_classes
-        )
+        return self._p_values(scores, winners)
 
     def select_outliers(self, X: Any, fdr: float = 0.1) -> NDArray[np.bool_]:
         """Outliers of a batch, of which at most a share `fdr` is in-distribution on average.
@@ -761,15 +759,13 @@ class SparseEnergyOODDetector(OutlierMixin, BaseEstimator):
         rows = self._rows(X)
         if reject_label is None:
             return self.classes_[winners_of(self._network, rows)]
-        scores, winners = outputs_of(self._network, rows, self.score_function_)
-        self._doubts.warn()
+        _, margins, winners = self._judged(rows)
         labels = self.classes_[winners]
         kinds = {np.asarray(reject_label).dtype.kind, labels.dtype.kind}
         if len(kinds) > 1 and kinds != {"i", "u"}:
             labels = labels.astype(object)
         # As an array: a Python int would take the dtype of the labels, which may be unsigned.
-        kept = scores - self._thresholds(winners) >= 0
-        return np.where(kept, labels, np.asarray(reject_label))
+        return np.where(margins >= 0, labels, np.asarray(reject_label))
 
     def predict_class_proba(self, X: Any) -> ScoreArray:
         """Softmax probabilities of the classes, in the order of `classes_`.
@@ -821,20 +817,12 @@ class SparseEnergyOODDetector(OutlierMixin, BaseEstimator):
                 "use predict_class, score_samples, p_values and predict."
             ) from error
         check_is_fitted(self)
-        scores, winners = outputs_of(self._network, self._rows(X), self.score_function_)
-        self._doubts.warn()
-        p_values = conformal_p_values(
-            scores,
-            self.calibration_scores_,
-            self.tpr_,
-            None if self.class_offsets_ is None else winners,
-            self._calibration_classes,
-        )
+        scores, margins, winners = self._judged(self._rows(X))
         columns = {
             "class": self.classes_[winners],
             "score": scores,
-            "p_value": p_values,
-            "rejected": scores - self._thresholds(winners) < 0,
+            "p_value": self._p_values(scores, winners),
+            "rejected": margins < 0,
         }
         return pd.DataFrame(columns, index=X.index if hasattr(X, "iloc") else None)
 
@@ -1143,6 +1131,22 @@ class SparseEnergyOODDetector(OutlierMixin, BaseEstimator):
             as_array(of_rows.argmax(dim=1))
         )
         return as_array(torch.softmax(of_rows, dim=1)), margins >= 0
+
+    def _judged(self, rows: Rows) -> tuple[ScoreArray, ScoreArray, NDArray[np.int64]]:
+        """Scores, how far they lie above the thresholds, and the logit indices of the classes."""
+        scores, winners = outputs_of(self._network, rows, self.score_function_)
+        self._doubts.warn()
+        return scores, scores - self._thresholds(winners), winners
+
+    def _p_values(self, scores: ScoreArray, winners: NDArray[np.int64] | None) -> ScoreArray:
+        """Conformal p-values of scores, within the classes if thresholds go by them."""
+        return conformal_p_values(
+            scores,
+            self.calibration_scores_,
+            self.tpr_,
+            None if self.class_offsets_ is None else winners,
+            self._calibration_classes,
+        )
 
     def _thresholds(self, winners: NDArray[np.int64] | None) -> float | ScoreArray:
         """The threshold, or that of each row if each class has its own."""

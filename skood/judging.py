@@ -10,7 +10,6 @@ from sklearn.utils.validation import check_is_fitted
 
 from .detector import SparseEnergyOODDetector
 from .exchangeability import proportion_interval
-from .fitting import outputs_of
 from .labels import as_labels
 from .model_selection.steps import last_step, seen_by_last_step
 from .notices import quoted
@@ -79,9 +78,7 @@ def judged(estimator: Any, X: Any) -> Judgement:
     """What the detector in an estimator says of rows."""
     detector = fitted_detector(estimator, "estimator")
     rows = detector._rows(seen_by_last_step(estimator, X))
-    scores, winners = outputs_of(detector._network, rows, detector.score_function_)
-    detector._doubts.warn()
-    margins = scores - detector._thresholds(winners)
+    scores, margins, winners = detector._judged(rows)
     return Judgement(scores, margins, detector.classes_[winners])
 
 
