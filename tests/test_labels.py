@@ -8,7 +8,7 @@ import polars as pl
 import pytest
 import torch
 
-from skood.labels import as_labels, cluster_labels, encode_labels, is_outlier
+from skood.labels import as_labels, cluster_labels, encode_labels, is_outlier, labels_named
 
 # One label a row
 
@@ -125,8 +125,14 @@ def test_whole_floats_are_labels_up_to_where_float64_skips_integers():
 def test_labels_behind_a_mask_and_complex_ones_are_refused():
     with pytest.raises(ValueError, match=r"^y is a masked array"):
         as_labels(np.ma.masked_equal([0, 1], 1), 2)
-    with pytest.raises(ValueError, match=r"^Complex data not supported"):
+    with pytest.raises(ValueError, match=r"^Complex data not supported: y has dtype"):
         as_labels([0j, 1j], 2)
+
+
+def test_labels_have_the_name_that_users_know():
+    np.testing.assert_array_equal(labels_named(["a", "b"], "y_true", 2), ["a", "b"])
+    with pytest.raises(ValueError, match=r"^y_true does not hold labels: y has 2 labels"):
+        labels_named([0, 1], "y_true", 3)
 
 
 def test_labels_of_several_types_are_refused_with_their_names():

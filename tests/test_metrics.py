@@ -287,7 +287,7 @@ def test_risk_by_hand():
 
 
 def test_risk_within_ties_is_the_mean_over_their_orders():
-    scores, correct = np.array([2, 1, 1, 1, 0]), np.array([True, False, True, False, True])
+    scores, correct = np.array([2, 2, 1, 1, 1]), np.array([True, False, True, False, True])
     risks = []
     for order in permutations(range(5)):
         if (np.diff(scores[list(order)]) <= 0).all():
