@@ -159,6 +159,10 @@ class SparseEnergyOODDetector(OutlierMixin, BaseEstimator):
     compile : bool, default=False
         Whether to run the network through torch.compile. If training can use CUDA graphs, it is not
         compiled.
+    fold_batch_norm : bool, default=True
+        Whether to score with batch-norms folded into the convolutions and linear layers before
+        them, where features and logits stay the same to a relative 1e-5. It takes memory for a
+        second copy of these layers. `module_` keeps its batch-norms.
     memory : path or joblib.Memory, default=None
         Folder for a checkpoint after each epoch. A repeated fit is loaded; an interrupted one
         resumes. It needs a `random_state`.
@@ -209,8 +213,8 @@ class SparseEnergyOODDetector(OutlierMixin, BaseEstimator):
         Dtype in which the network was "training" and is "scoring".
     execution_ : dict
         What was picked for speed: "layout" of the weights of convolutions, "scoring_rows" (the
-        sizes to which batches are padded), whether the network is "compiled", and whether training
-        replayed "cuda_graphs".
+        sizes to which batches are padded), whether the network is "compiled", whether training
+        replayed "cuda_graphs", and how many batch-norms are "folded" for scoring.
     n_features_in_ : int
         Number of columns, for X of two dimensions.
     feature_names_in_ : ndarray of str
@@ -274,6 +278,7 @@ class SparseEnergyOODDetector(OutlierMixin, BaseEstimator):
         "device": [str, torch.device],
         "precision": [StrOptions({"auto", "float32", "bfloat16"})],
         "compile": ["boolean"],
+        "fold_batch_norm": ["boolean"],
         "memory": [str, PathLike, Memory, None],
         "random_state": ["random_state"],
         "verbose": ["verbose"],
@@ -304,6 +309,7 @@ class SparseEnergyOODDetector(OutlierMixin, BaseEstimator):
         device: str | torch.device = "auto",
         precision: str = "auto",
         compile: bool = False,
+        fold_batch_norm: bool = True,
         memory: str | PathLike[str] | Memory | None = None,
         random_state: int | np.random.RandomState | None = None,
         verbose: int = 0,
@@ -330,6 +336,7 @@ class SparseEnergyOODDetector(OutlierMixin, BaseEstimator):
         self.device = device
         self.precision = precision
         self.compile = compile
+        self.fold_batch_norm = fold_batch_norm
         self.memory = memory
         self.random_state = random_state
         self.verbose = verbose
@@ -1012,7 +1019,7 @@ class SparseEnergyOODDetector(OutlierMixin, BaseEstimator):
 
     @property
     def execution_(self) -> dict[str, Any]:
-        """What was picked for speed: "layout", "scoring_rows", "compiled", "cuda_graphs"."""
+        """What was picked for speed, by name."""
         check_is_fitted(self)
         return self._network.execution
 

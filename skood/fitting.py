@@ -41,7 +41,7 @@ from .engine.objective import (
     fine_tuning_terms,
     pretraining_terms,
 )
-from .engine.opening import check_trainable, open_network
+from .engine.opening import check_trainable, folds, open_network
 from .engine.outputs import as_float64
 from .engine.precision import widened
 from .engine.rounding import blur_message, far_from_zero, rounded_number, rounding_message
@@ -379,7 +379,12 @@ class Fit:
         return self._train("fine-tune", network, data, terms, recipe, seed, before)
 
     def judge_values(self, network: Network, data: TrainingData) -> None:
-        """Warn if the user's network goes on with what it computed before it was trained."""
+        """Warn if the user's network goes on with what it computed before it was trained.
+
+        What skood folds of it must still agree with it.
+        """
+        if not all(self.ranks.gather(folds(network, data.rows))):
+            network.unfold()
         if self.detector.module is not None and self.ranks.first:
             warn_if_stale(network, self.detector.module, data.rows)
 
@@ -859,5 +864,6 @@ def _opened(
         precision=detector.precision,
         compiled=detector.compile,
         small_shape=small_shape,
+        fold_batch_norm=detector.fold_batch_norm,
         given=detector.module,
     )

@@ -317,7 +317,7 @@ class _DetectorReader(Reader):
 
     def _object(self, name: str, fields: Any) -> Any:
         kind = OBJECTS[name]
-        hints, values = _hints(kind), self.read(fields)
+        hints, values = _hints(kind), _defaults(kind) | self.read(fields)
         for field, hint in hints.items():
             if not fits(values[field], hint):
                 raise TypeError(f"{field} of {name} is of another type")
@@ -482,6 +482,12 @@ def _hints(kind: type) -> dict[str, Any]:
         return {"mean": Tensor, "std": Tensor}
     hints = typing.get_type_hints(kind.__init__)  # type: ignore[misc]
     return {name: hints[name] for name in list(inspect.signature(kind).parameters)}
+
+
+def _defaults(kind: type) -> dict[str, Any]:
+    """Arguments that files of older versions may lack."""
+    parameters = inspect.signature(kind).parameters
+    return {n: p.default for n, p in parameters.items() if p.default is not inspect.Parameter.empty}
 
 
 def _field(thing: Any, name: str) -> Any:

@@ -50,6 +50,7 @@ def opened():
             precision=precision,
             compiled=options.get("compiled", False),
             small_shape=options.get("small_shape", False),
+            fold_batch_norm=options.get("fold_batch_norm", True),
         )
 
     return open_module

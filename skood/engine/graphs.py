@@ -78,7 +78,7 @@ def replaying(network: Network, n_steps: int) -> Forward:
         # torch records what runs on the current GPU alone.
         and network.device.index in (None, torch.cuda.current_device())
     )
-    return _Replaying(network) if pays else network.features_and_logits
+    return _Replaying(network) if pays else network.trained
 
 
 def release(forward: Forward) -> bool:
@@ -104,7 +104,7 @@ class _Replaying:
             _free()  # what the tests took
             self.network.replayed |= self.graphs is not None
         if self.graphs is None:
-            return self.network.features_and_logits(batch)
+            return self.network.trained(batch)
         if batch.shape != self.shape:
             return self.network.captured(batch)
         return self.graphs(batch)

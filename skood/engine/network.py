@@ -16,6 +16,7 @@ from ..exceptions import HeadNotFoundError
 from .batches import Batcher
 from .compiling import compiled
 from .copying import deepcopied, make_picklable, on_cpu
+from .folding import Folded, Pair
 from .hardware import Precision, available_device, rows_at_once
 from .modes import set_mode
 from .outputs import run
@@ -58,6 +59,8 @@ class Network:
         Whether forwards run through torch.compile.
     replayed : bool, default=False
         Whether steps of its training were replayed as CUDA graphs.
+    pairs : tuple of pairs of str, default=()
+        Layers, and the batch-norms that are folded into them for scoring.
     """
 
     def __init__(
@@ -72,6 +75,7 @@ class Network:
         default_dtype: torch.dtype = torch.float32,
         compiled: bool = False,
         replayed: bool = False,
+        pairs: tuple[Pair, ...] = (),
     ) -> None:
         self.head = head
         self.batcher = batcher
@@ -82,6 +86,7 @@ class Network:
         self.default_dtype = default_dtype
         self.compiled = compiled
         self.replayed = replayed
+        self.pairs = pairs
         self.adopt(module)
 
     def adopt(self, module: nn.Module) -> None:
@@ -98,6 +103,7 @@ class Network:
         self._hook: RemovableHandle | None = None
         if self.head is not None:
             self._hook = self._seen.watch(self.module.get_submodule(self.head))
+        self._folded: Folded | None = None
         self._forward = compiled(self._run, self.device) if self.compiled else self._run
 
     @property
@@ -108,12 +114,15 @@ class Network:
         """
         if "_public" in vars(self):
             return self._public
-        public, hook = view_of(self.module, self._hook)
-        if hook is not None:
-            hook.remove()
+        public = self._view()
         make_picklable(public)
         # The first that is made while the weights stay is kept, whichever thread makes it.
         return public if self.module.training else vars(self).setdefault("_public", public)
+
+    @property
+    def scorer(self) -> nn.Module:
+        """The module that scores, without a hook of ours: `public`, or what it is folded to."""
+        return Folded(self._view(), self.pairs).module if self.pairs else self.public
 
     @property
     def device(self) -> torch.device:
@@ -151,6 +160,7 @@ class Network:
             "scoring_rows": self.shapes.all,
             "compiled": self.compiled,
             "cuda_graphs": self.replayed,
+            "folded": len(self.pairs),
         }
 
     def describe(self) -> str:
@@ -166,14 +176,16 @@ class Network:
                 f"layout {picked['layout']}",
                 f"rows of a scoring forward {', '.join(map(str, picked['scoring_rows']))}",
                 *(["compiled"] if self.compiled else []),
+                *([f"batch-norms folded {picked['folded']}"] if self.pairs else []),
             ]
         )
 
     def train(self, training: bool) -> None:
         """Put the network in training or in evaluation mode."""
         set_mode(self.module, training)
-        # Training may give it other buffers and attributes, so that the public one is made anew.
+        # Training may give it other buffers and attributes, so that its views are made anew.
         vars(self).pop("_public", None)
+        self._folded = None
 
     def evaluate(self) -> None:
         """Put the network in evaluation mode, if others with whom it shares a part ended that."""
@@ -186,6 +198,10 @@ class Network:
         """Go on without forwards of so many rows, for which there is no memory."""
         self.shapes = self.shapes.below(shape)
 
+    def unfold(self) -> None:
+        """Go on without folded batch-norms, in the one shape whose bits they did not decide."""
+        self.pairs, self.shapes = (), Shapes(self.shapes.ladder[-1:])
+
     def uncompiled_copy(self) -> Network:
         """A network of its own with the weights of this one; functions of the user's are shared."""
         twin = copy.deepcopy(self, {id(self.batcher): self.batcher})
@@ -194,16 +210,42 @@ class Network:
         return twin
 
     def logits(self, batch: Tensor) -> Tensor:
-        """Logits (n, K) of a batch."""
-        return self._forward(batch)[1]
+        """Logits (n, K) of a batch that is scored."""
+        return self._scored(batch)[1]
 
     def features_and_logits(self, batch: Tensor) -> tuple[Tensor, Tensor]:
-        """Features (n, d) and logits (n, K) of a batch, from one forward."""
+        """Features (n, d) and logits (n, K) of a batch that is scored, from one forward."""
+        return self._checked(*self._scored(batch))
+
+    def trained(self, batch: Tensor) -> tuple[Tensor, Tensor]:
+        """Features (n, d) and logits (n, K) of a batch that is trained on."""
         return self._checked(*self._forward(batch))
 
     def captured(self, batch: Tensor) -> tuple[Tensor, Tensor]:
-        """Features (n, d) and logits (n, K) of a batch, without the compiler."""
+        """Features (n, d) and logits (n, K) of a batch that is trained on, without the compiler."""
         return self._checked(*self._run(batch))
+
+    def _scored(self, batch: Tensor) -> tuple[Any, Tensor]:
+        """What enters the head, and logits (n, K), by the folded module if there is one."""
+        if not self.pairs or self.module.training:
+            return self._forward(batch)
+        folded = self._folded
+        if folded is None or not folded.is_fresh():
+            folded = self._folded = self._fold()
+        return self._seen.with_logits(folded.module, batch)
+
+    def _fold(self) -> Folded:
+        folded = Folded(self._view(), self.pairs)
+        if self.head is not None:
+            self._seen.watch(folded.module.get_submodule(self.head))
+        return folded
+
+    def _view(self) -> nn.Module:
+        """The module again, on the same tensors and without a hook of ours."""
+        view, hook = view_of(self.module, self._hook)
+        if hook is not None:
+            hook.remove()
+        return view
 
     def _run(self, batch: Tensor) -> tuple[Any, Tensor]:
         """What enters the head, and logits (n, K)."""

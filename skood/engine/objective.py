@@ -162,9 +162,10 @@ class Distillation(Term):
         precision = self._teacher.precision.training
         with torch.no_grad(), autocast(batch.inputs.device, precision):
             # A copy, as the network may write into it, and other terms may look at it.
-            taught = self._teacher.logits(batch.inputs.clone()).to(batch.logits.dtype)
+            _, taught = self._teacher.trained(batch.inputs.clone())
         before, now = (
-            F.log_softmax(z / DISTILLATION_TEMPERATURE, dim=1) for z in (taught, batch.logits)
+            F.log_softmax(z / DISTILLATION_TEMPERATURE, dim=1)
+            for z in (taught.to(batch.logits.dtype), batch.logits)
         )
         divergence = F.kl_div(now, before, reduction="none", log_target=True).sum(dim=1)
         return DISTILLATION_TEMPERATURE**2 * divergence
@@ -207,7 +208,7 @@ class Objective(nn.Module):
     def __init__(self, network: Network, terms: Sequence[Term]) -> None:
         super().__init__()
         self.terms = terms
-        self.forward_of_network: Forward = network.features_and_logits
+        self.forward_of_network: Forward = network.trained
         self._precision = network.precision.training
         self._trained = nn.ParameterList(network.module.parameters())
 

@@ -40,7 +40,7 @@ class DetectorModule(nn.Module):
         shape: tuple[int, ...] | None,
     ) -> None:
         super().__init__()
-        self.classifier = deepcopied(network.public).requires_grad_(False)
+        self.classifier = deepcopied(network.scorer).requires_grad_(False)
         set_mode(self.classifier, training=False)
         self.preprocess = _own(network.batcher.preprocess)
         self.score = _own(score)

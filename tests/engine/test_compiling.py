@@ -87,7 +87,7 @@ def test_a_compiled_network_trains_the_weights_that_it_shows(opened):
     batch = torch.tensor(X)
     for network in (plain, compiled):
         network.train(True)
-        features, logits = network.features_and_logits(batch)
+        features, logits = network.trained(batch)
         (features.sum() + logits.square().sum()).backward()
         network.train(False)
     for own, expected in zip(compiled.module.parameters(), plain.module.parameters(), strict=True):

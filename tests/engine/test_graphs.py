@@ -248,11 +248,11 @@ def assert_left_as_it_was(network, before):
 
 def test_graphs_are_for_long_trainings_on_the_gpu_in_use(network, on_a_gpu):
     plain = network(Plain())
-    assert replaying(plain, FEWEST_STEPS) == plain.features_and_logits
-    assert on_a_gpu(plain, FEWEST_STEPS - 1) == plain.features_and_logits
-    assert on_a_gpu(plain, device="cuda:1") == plain.features_and_logits
-    assert on_a_gpu(plain) != plain.features_and_logits
-    assert on_a_gpu(plain, device="cuda:0") != plain.features_and_logits
+    assert replaying(plain, FEWEST_STEPS) == plain.trained
+    assert on_a_gpu(plain, FEWEST_STEPS - 1) == plain.trained
+    assert on_a_gpu(plain, device="cuda:1") == plain.trained
+    assert on_a_gpu(plain) != plain.trained
+    assert on_a_gpu(plain, device="cuda:0") != plain.trained
 
 
 def test_threads_train_without_graphs(network, on_a_gpu):
@@ -260,7 +260,7 @@ def test_threads_train_without_graphs(network, on_a_gpu):
     thread = threading.Thread(target=lambda: found.append(on_a_gpu(plain)))
     thread.start()
     thread.join()
-    assert found == [plain.features_and_logits]
+    assert found == [plain.trained]
 
 
 def test_batches_of_another_shape_run_without_graphs(network, on_a_gpu, recorder):
@@ -294,7 +294,7 @@ def test_graphs_are_released_once(network, on_a_gpu, monkeypatch):
     assert release(forward)
     assert not release(forward)
     assert forward(X)[1].shape == (6, 3)
-    assert not release(plain.features_and_logits)
+    assert not release(plain.trained)
 
 
 # What is recorded

@@ -215,7 +215,7 @@ class Crowded(nn.Module):
 
 
 def test_batches_are_halved_until_there_is_memory(opened):
-    network = opened(Crowded(mlp(), 10**6), TABLE)
+    network = opened(Crowded(mlp(), 10**6), TABLE, fold_batch_norm=False)
     whole = outputs(network, TABLE)
     network.shapes, network.module.most = Shapes((512,)), 200
     network.module.seen.clear()
@@ -230,7 +230,7 @@ def test_batches_are_halved_until_there_is_memory(opened):
 
 
 def test_smaller_shapes_that_are_known_are_taken_where_there_is_no_memory(opened):
-    network = opened(Crowded(mlp(), 10**6), TABLE)
+    network = opened(Crowded(mlp(), 10**6), TABLE, fold_batch_norm=False)
     whole = outputs(network, TABLE)
     network.module.most = 100
     with pytest.warns(SlowScoringWarning, match=r"scores are computed (256|64) at a time"):
@@ -239,7 +239,7 @@ def test_smaller_shapes_that_are_known_are_taken_where_there_is_no_memory(opened
 
 
 def test_few_rows_without_memory_run_in_other_shapes(opened):
-    network = opened(Crowded(mlp(), 10**6), TABLE)
+    network = opened(Crowded(mlp(), 10**6), TABLE, fold_batch_norm=False)
     network.shapes = dataclasses.replace(network.shapes, small=16)
     network.module.most = 8
     with pytest.warns(SlowScoringWarning, match="no memory for a forward of 16 rows"):
@@ -249,7 +249,7 @@ def test_few_rows_without_memory_run_in_other_shapes(opened):
 
 
 def test_memory_may_run_out_in_the_middle(opened):
-    network = opened(Crowded(mlp(), 10**6), TABLE)
+    network = opened(Crowded(mlp(), 10**6), TABLE, fold_batch_norm=False)
     expected = scored(network, TABLE, product)
     network.shapes = Shapes((128,))
 
@@ -266,7 +266,7 @@ def test_memory_may_run_out_in_the_middle(opened):
 
 
 def test_a_row_for_which_there_is_no_memory_is_an_error(opened):
-    network = opened(Crowded(mlp(), 10**6), TABLE)
+    network = opened(Crowded(mlp(), 10**6), TABLE, fold_batch_norm=False)
     network.shapes, network.module.most = Shapes((4,)), 0
     with (
         pytest.warns(SlowScoringWarning, match="no memory"),

@@ -237,13 +237,15 @@ def test_a_network_is_described_in_a_line(opened):
     ladder = network.shapes.ladder
     assert network.describe() == (
         "head '5', 4 logits, device cpu, training in bfloat16, scoring in bfloat16, layout "
-        f"channels_last, rows of a scoring forward {', '.join(map(str, ladder))}"
+        f"channels_last, rows of a scoring forward {', '.join(map(str, ladder))}, "
+        "batch-norms folded 1"
     )
     assert network.execution == {
         "layout": "channels_last",
         "scoring_rows": ladder,
         "compiled": False,
         "cuda_graphs": False,
+        "folded": 1,
     }
 
 
