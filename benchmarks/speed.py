@@ -478,7 +478,7 @@ def one_row(settings: Settings) -> Iterator[Section]:
         lines += ratios(title, found, {}, rows=1, scale=1e3)
         if all(result.finished for result in found):
             skood, bare = (result.median() for result in found)
-            value, target = skood / bare, Target(1.5, at_most=True, unit=" times its time")
+            value, target = skood / bare, Target(1.3, at_most=True, unit=" times its time")
             if network == "default":
                 value, target = 1e3 * (skood - bare), Target(0.3, at_most=True, unit=" ms more")
             lines[-1][-2:] = target.cells(value)

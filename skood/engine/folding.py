@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from operator import attrgetter
 from typing import Any
 
 import torch
@@ -56,10 +57,13 @@ class Folded:
     @torch.no_grad()
     def __init__(self, view: nn.Module, pairs: Sequence[Pair]) -> None:
         self.module = view
-        self._tensors: list[Tensor] = []
+        self._weights: list[Tensor] = []
+        self._counted: list[Tensor] = []
         for name, norm_name in pairs:
             layer, norm = view.get_submodule(name), view.get_submodule(norm_name)
-            self._tensors += [*layer.parameters(), *norm.parameters(), *norm.buffers()]
+            self._weights.append(layer.get_parameter("weight"))
+            tensors = [*layer.parameters(), *norm.parameters(), *norm.buffers()]
+            self._counted += [tensor.detach() for tensor in tensors]  # faster to ask, as plain ones
             view.set_submodule(name, LAYERS[type(layer)](layer, norm))
             view.set_submodule(norm_name, nn.Identity())
         self._made_from = self._state()
@@ -69,7 +73,9 @@ class Folded:
         return self._state() == self._made_from
 
     def _state(self) -> tuple[list[int], list[int]]:
-        return [t._version for t in self._tensors], [t.data_ptr() for t in self._tensors]
+        """Changes of tensors as torch counts them, and where weights lie."""
+        changes, place = attrgetter("_version"), Tensor.data_ptr
+        return list(map(changes, self._counted)), list(map(place, self._weights))
 
 
 def _is_plain(part: nn.Module) -> bool:

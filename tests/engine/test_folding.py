@@ -243,26 +243,26 @@ def test_a_batch_norm_whose_values_are_read_is_not_folded(opened):
 # After changes
 
 
-def change_in_place(part):
+def change_in_place(module):
     with torch.no_grad():
-        next(part.parameters()).mul_(2)
+        module.norm.weight.mul_(2)
 
 
-def change_statistics(part):
-    for buffer in part.buffers():
-        buffer.add_(1)
+def change_statistics(module):
+    module.norm.running_mean.add_(1)
 
 
-def replace_values(part):
-    for tensor in part.parameters():
-        tensor.data = tensor.data * 2
+def replace_values(module):
+    # As torch.nn.utils.vector_to_parameters does.
+    for parameter in module.parameters():
+        parameter.data = parameter.data * 2
 
 
 @pytest.mark.parametrize("change", [change_in_place, change_statistics, replace_values])
 def test_changes_of_the_module_that_users_see_reach_the_scores(opened, change):
     network = opened(with_statistics(Parts(conv_then_norm)), IMAGES)
     before = logits_of(network, IMAGES)
-    change(network.public.norm)
+    change(network.public)
     found, expected = logits_of(network, IMAGES), network.public(torch.tensor(IMAGES))
     assert not torch.allclose(found, before)
     torch.testing.assert_close(found.float(), expected, rtol=1e-5, atol=1e-5)
