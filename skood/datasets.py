@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import os
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from glob import glob
 from os import PathLike
 from pathlib import Path
 from types import ModuleType
@@ -41,8 +41,8 @@ class ImageFiles:
     labels : ndarray of str of shape (n,), or None
         The names of the folders that they lie in; None if there are no folders.
     mean, std : ndarray of shape (3,), float64
-        Mean and standard deviation of red, green and blue, on the scale 0..1. Each image counts as
-        much as any other.
+        Mean and standard deviation of red, green and blue, on the scale 0..1, as `LoadImages` reads
+        the images. Each image counts as much as any other.
     unreadable : dict of str to str
         The paths that were left out, each with the reason.
     """
@@ -65,8 +65,9 @@ def find_images(folder: str | PathLike[str], *, on_error: str = "raise") -> Imag
     folder : str or path
         It has a folder for each class, named after the class, with images in it or in folders below
         it. Or it has images alone; these get no labels. Names that begin with a dot are left out,
-        and so are files whose suffix is none of an image that Pillow reads. Grey images of more
-        than 8 bits cannot be read.
+        and so are files whose suffix is not that of an image format that Pillow reads. Links to
+        folders are followed, but each folder is read once. Grey images of more than 8 bits cannot
+        be read.
     on_error : {"raise", "skip"}, default="raise"
         What to do if files cannot be read: raise an error, or leave them out with a warning. Either
         names all of them.
@@ -126,6 +127,9 @@ def find_images(folder: str | PathLike[str], *, on_error: str = "raise") -> Imag
 
 class LoadImages:
     """Load photographs by their paths: a ``preprocess`` for an X of paths.
+
+    The network sees them as a viewer shows them: upright, as the orientation in their EXIF data
+    says, and on white where they are transparent. `torchvision.datasets.ImageFolder` does neither.
 
     Parameters
     ----------
@@ -194,9 +198,9 @@ def _names_of_images(folder: str) -> list[str]:
     suffixes = image.registered_extensions()
     readable = {suffix for suffix, kind in suffixes.items() if kind in image.OPEN}
     names = sorted(
-        name
-        for name in glob("**", root_dir=folder, recursive=True)
-        if Path(name).suffix.lower() in readable and Path(folder, name).is_file()
+        os.path.relpath(path, folder)
+        for path in _files_below(folder)
+        if Path(path).suffix.lower() in readable and Path(path).is_file()
     )
     if not names:
         raise ValueError(
@@ -210,6 +214,22 @@ def _names_of_images(folder: str) -> list[str]:
             "to no class. Move them into a folder, or pass the folder of one class."
         )
     return names
+
+
+def _files_below(folder: str) -> Iterator[str]:
+    """Paths of the files in a folder and below it, without hidden ones; each folder once."""
+    seen, unvisited = set(), [folder]
+    while unvisited:
+        for here, below, names in os.walk(unvisited.pop(0)):
+            if (real := os.path.realpath(here)) in seen:
+                below.clear()
+                continue
+            seen.add(real)
+            below[:] = sorted(name for name in below if not name.startswith("."))
+            paths = [os.path.join(here, name) for name in below]
+            # Links come last, so that a folder that one leads to keeps its own place.
+            unvisited += filter(os.path.islink, paths)
+            yield from (os.path.join(here, name) for name in names if not name.startswith("."))
 
 
 def _refuse_or_warn(
@@ -249,7 +269,18 @@ def _opened(path: str | PathLike[str]) -> Any:
                 f"its pixels are of more than 8 bits (Pillow's mode {image.mode}), which RGB would "
                 "cut off; save it in 8 bits"
             )
-        return image.convert("RGB")
+        return _as_seen(image)
+
+
+def _as_seen(image: Any) -> Any:
+    """An image in RGB as a viewer shows it: upright, on white where it is transparent."""
+    from PIL import Image, ImageOps
+
+    upright = ImageOps.exif_transpose(image)
+    if "transparency" not in upright.info and "A" not in upright.getbands():
+        return upright.convert("RGB")
+    white = Image.new("RGBA", upright.size, "white")
+    return Image.alpha_composite(white, upright.convert("RGBA")).convert("RGB")
 
 
 def _moments(path: str) -> NDArray[np.float64] | str:

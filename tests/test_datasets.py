@@ -28,6 +28,11 @@ TRANSFORM = v2.Compose(
     ]
 )
 
+
+def as_tensor(image):
+    return torch.from_numpy(np.array(image)).movedim(-1, 0)
+
+
 NAMES = ["cat/1.png", "cat/2.JPG", "cat/old/3.bmp", "dog/1.jpeg", "dog/2.png", "dog/3.webp"]
 
 
@@ -35,14 +40,7 @@ NAMES = ["cat/1.png", "cat/2.JPG", "cat/old/3.bmp", "dog/1.jpeg", "dog/2.png", "
 def folder(tmp_path):
     """Two classes of noise in several formats and modes, and what is no image."""
     random = np.random.RandomState(0)
-    for name in [
-        "cat/1.png",
-        "cat/2.JPG",
-        "cat/old/3.bmp",
-        "dog/1.jpeg",
-        "dog/2.png",
-        "dog/3.webp",
-    ]:
+    for name in NAMES:
         path = tmp_path / "photos" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         shape = (12, 10) if name == "dog/2.png" else (12, 10, 3)  # one is grey
@@ -126,6 +124,23 @@ def test_what_cannot_be_read_is_left_out_on_request(folder):
         assert len(find_images(folder / "cat" / "old", on_error="skip").paths) == 1
 
 
+def test_each_folder_is_read_once_whatever_links_to_it(folder):
+    apart = folder.parent / "more birds"
+    (folder / "dog" / "old").mkdir()
+    (folder / "cat" / "old" / "3.bmp").rename(folder / "dog" / "old" / "3.bmp")
+    apart.mkdir()
+    (folder / "dog" / "1.jpeg").rename(apart / "1.jpeg")
+    (folder / "cat" / "loop").symlink_to(folder)
+    (folder / "cat" / "all dogs").symlink_to(folder / "dog")
+    (folder / "bird").symlink_to(apart)
+    (apart / "loop").symlink_to(apart)
+    files = find_images(folder)
+    assert [path.removeprefix(f"{folder}/") for path in files.paths] == [
+        *("bird/1.jpeg", "cat/1.png", "cat/2.JPG"),
+        *("dog/2.png", "dog/3.webp", "dog/old/3.bmp"),
+    ]
+
+
 @pytest.mark.parametrize("dtype", [np.uint16, np.int32, np.float32])
 def test_deep_pixels_are_refused(folder, dtype):
     path = folder / "cat" / "deep.tif"
@@ -159,6 +174,43 @@ def test_images_are_loaded_as_the_transform_gives_them(folder):
     known = ImageFolder(folder.parent, transform=TRANSFORM, allow_empty=True).loader
     for image, path in zip(batch, paths, strict=True):
         assert torch.equal(image, TRANSFORM(known(path)))
+
+
+@pytest.mark.parametrize(
+    ("orientation", "corner"), [(1, (0, 0)), (3, (-1, -1)), (6, (0, -1)), (8, (-1, 0))]
+)
+def test_photographs_are_turned_upright(tmp_path, orientation, corner):
+    """The corner is where a viewer shows the white pixel that the file holds first."""
+    image = Image.new("RGB", (5, 3))
+    image.putpixel((0, 0), (255, 255, 255))
+    exif = image.getexif()
+    exif[0x0112] = orientation
+    image.save(tmp_path / "1.png", exif=exif)
+    (loaded,) = LoadImages(as_tensor)([tmp_path / "1.png"])
+    assert loaded.shape == ((3, 3, 5) if orientation in (1, 3) else (3, 5, 3))
+    assert loaded[(0, *corner)] == 255
+    assert loaded.sum() == 3 * 255
+
+
+@pytest.mark.parametrize(
+    ("pixels", "options"),
+    [
+        (Image.new("RGBA", (1, 1), (40, 40, 40, 0)), {}),
+        (Image.new("LA", (1, 1), (40, 0)), {}),
+        (Image.new("P", (1, 1)), {"transparency": 0}),
+        (Image.new("L", (1, 1), 40), {"transparency": 40}),
+        (Image.new("RGB", (1, 1), (40, 40, 40)), {"transparency": (40, 40, 40)}),
+    ],
+)
+def test_transparent_pixels_are_white(tmp_path, pixels, options):
+    pixels.save(tmp_path / "1.png", **options)
+    assert LoadImages(as_tensor)([tmp_path / "1.png"]).tolist() == [[[[255]]] * 3]
+    assert find_images(tmp_path).mean.tolist() == [1, 1, 1]
+
+
+def test_half_transparent_pixels_are_mixed_with_white(tmp_path):
+    Image.new("RGBA", (1, 1), (0, 0, 255, 51)).save(tmp_path / "1.png")
+    np.testing.assert_allclose(find_images(tmp_path).mean, [0.8, 0.8, 1])
 
 
 def test_a_batch_names_what_it_cannot_read(folder):
