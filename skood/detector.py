@@ -472,12 +472,11 @@ class SparseEnergyOODDetector(OutlierMixin, BaseEstimator):
                 f"ood_label={self.ood_label!r}."
             )
         labels, rows = labels[inliers], rows.pick(inliers)
-        # As in fit, for layers that are lazy.
-        with reproducible(self._seed_of_network, self.device_, self._network.default_dtype):
-            before = self._pretrained or given_network(self, rows, self.device_)
+        after = self.classes_[winners_of(self._network, rows)]
+        before = self._classes_before(rows, after)
         return {
-            name: float(np.mean(self.classes_[winners_of(network, rows)] == labels))
-            for name, network in {"before": before, "after": self._network}.items()
+            "before": float(np.mean(before == labels)),
+            "after": float(np.mean(after == labels)),
         }
 
     def calibrate(self, X: Any, tpr: float | None = None, *, per_class: bool = False) -> Self:
@@ -1144,6 +1143,15 @@ class SparseEnergyOODDetector(OutlierMixin, BaseEstimator):
         scores, winners = outputs_of(self._network, rows, self.score_function_)
         self._doubts.warn()
         return scores, scores - self._thresholds(winners), winners
+
+    def _classes_before(self, rows: Rows, after: NDArray[Any]) -> NDArray[Any]:
+        """Classes of rows before fine-tuning; those `after` it if there was none."""
+        if all(record["phase"] != "fine-tune" for record in self.history_):
+            return after
+        # As in fit, for layers that are lazy.
+        with reproducible(self._seed_of_network, self.device_, self._network.default_dtype):
+            before = self._pretrained or given_network(self, rows, self.device_)
+        return self.classes_[winners_of(before, rows)]
 
     def _p_values(self, scores: ScoreArray, winners: NDArray[np.int64] | None) -> ScoreArray:
         """Conformal p-values of scores, within the classes if thresholds go by them."""

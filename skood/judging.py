@@ -5,12 +5,11 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 from sklearn.utils.validation import check_is_fitted
 
 from .detector import SparseEnergyOODDetector
 from .exchangeability import proportion_interval
-from .labels import as_labels
 from .model_selection.steps import last_step, seen_by_last_step
 from .notices import quoted
 from .rejection import RejectingClassifier
@@ -83,14 +82,17 @@ def judged(estimator: Any, X: Any) -> Judgement:
 
 
 def known_labels(
-    y: ArrayLike, n_rows: int, detector: SparseEnergyOODDetector
-) -> tuple[NDArray[Any], NDArray[np.bool_]]:
-    """Labels of rows, and whether each is a class of the detector; at least one must be."""
-    labels = as_labels(y, n_rows)
+    labels: NDArray[Any], detector: SparseEnergyOODDetector, name: str, *, outliers: bool
+) -> NDArray[np.bool_]:
+    """Which labels are classes of the detector: at least one, and without outliers all of them.
+
+    A ValueError names those that are not, and calls the labels as the user does.
+    """
     known = np.isin(labels, detector.classes_)
-    if not known.any():
+    if not (known.any() if outliers else known.all()):
         raise ValueError(
-            f"y holds the labels {quoted(np.unique(labels).tolist())}, none of the classes "
-            f"{quoted(detector.classes_.tolist())}; pass the true class of each row."
+            f"{name} holds the labels {quoted(np.unique(labels[~known]).tolist())}, which are none "
+            f"of the classes {quoted(detector.classes_.tolist())}. Pass the true class of each "
+            f"row{'' if outliers else ', and outliers apart, as X_ood'}."
         )
-    return labels, known
+    return known

@@ -27,7 +27,14 @@ from .detector import SparseEnergyOODDetector
 from .engine.inference import forward_rows
 from .exchangeability import COVERAGE
 from .fitting import n_workers
-from .judging import Judgement, Share, fitted_detector, judged, shares_by_class
+from .judging import (
+    Judgement,
+    Share,
+    fitted_detector,
+    judged,
+    known_labels,
+    shares_by_class,
+)
 from .labels import labels_named
 from .metrics import METRICS, aurc, detection_report
 from .model_selection.steps import seen_by_last_step
@@ -379,8 +386,8 @@ def report(
 
     Notes
     -----
-    Each set is scored in one pass. With labels, `X_id` passes twice more, for the accuracy before
-    and after fine-tuning.
+    Each set is scored in one pass. If there are labels and the network was fine-tuned, `X_id`
+    passes through the network before fine-tuning, too.
 
     Examples
     --------
@@ -427,13 +434,7 @@ def _labels(detector: SparseEnergyOODDetector, X: Any, y: ArrayLike | None) -> N
     if y is None:
         return None
     labels = labels_named(y, "y_id", len(rows))
-    strange = labels[~np.isin(labels, detector.classes_)]
-    if len(strange):
-        raise ValueError(
-            f"y_id holds the labels {quoted(np.unique(strange).tolist())}, which are none of the "
-            f"classes {quoted(detector.classes_.tolist())}. Pass in-distribution rows alone, and "
-            "outliers as X_ood."
-        )
+    known_labels(labels, detector, "y_id", outliers=False)
     return labels
 
 
@@ -477,8 +478,10 @@ def _in_distribution(
     check = _check_new_scores(of_rows.scores, ~kept, detector, FALSE_ALARM)
     found = _counted(Share.of(kept), "kept") | {"verdict": check.verdict}
     if labels is not None:
-        accuracy, correct = detector.id_accuracy(X, labels), of_rows.classes == labels
-        found |= {f"accuracy_{when}": share for when, share in accuracy.items()}
+        correct = of_rows.classes == labels
+        before = detector._classes_before(detector._rows(X), of_rows.classes)
+        found["accuracy_before"] = float(np.mean(before == labels))
+        found["accuracy_after"] = float(correct.mean())
         found["accuracy_kept"] = float(correct[kept].mean()) if kept.any() else None
         found["aurc"] = aurc(of_rows.margins, correct)
     return found

@@ -24,8 +24,10 @@ def test_shares_of_classes_are_in_the_order_of_the_labels():
 
 
 def test_rows_of_no_class_are_told_apart(fitted):
-    labels, known = known_labels([3, -1, 99], 3, fitted)
-    assert (labels.tolist(), known.tolist()) == ([3, -1, 99], [True, False, False])
+    labels = np.array([3, -1, 99])
+    assert known_labels(labels, fitted, "y", outliers=True).tolist() == [True, False, False]
+    with pytest.raises(ValueError, match=r"^y holds the labels \[-1, 99\], which are none of"):
+        known_labels(labels, fitted, "y", outliers=False)
 
 
 def test_a_row_at_the_threshold_is_kept():

@@ -14,6 +14,7 @@ from sklearn.exceptions import NotFittedError
 from sklearn.frozen import FrozenEstimator
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer
+from torch import nn
 
 from skood import RejectingClassifier, SparseEnergyOODDetector
 from skood.calibration import place_threshold
@@ -133,6 +134,28 @@ def test_each_row_is_loaded_once(fitted, digits):
     report(detector, digits.X_test, X_ood=outliers)
     # But for the first, which tells what rows are like.
     assert sorted(row for row in loaded if row) == list(range(1, 30))
+
+
+@pytest.mark.parametrize("epochs", [0, 1])
+def test_rows_pass_once_through_the_network_with_labels_too(digits, epochs):
+    """And once through the one before fine-tuning, if that is another."""
+    calls = []
+
+    class Counted(nn.Sequential):
+        def forward(self, X):
+            calls.append(self[-1].weight.detach().clone())
+            return super().forward(X)
+
+    detector = SparseEnergyOODDetector(Counted(*digits.module), max_epochs=epochs, random_state=0)
+    detector.fit(digits.X, digits.y).calibrate(digits.X_fresh)
+    calls.clear()
+    detector.score_samples(digits.X_test)
+    n_calls = len(calls)
+    calls.clear()
+    report(detector, digits.X_test, digits.y_test)
+    of_detector = [torch.equal(weight, detector.module_[-1].weight) for weight in calls]
+    assert sum(of_detector) == n_calls + 1  # one row tells how many features there are
+    assert all(of_detector) == (epochs == 0)
 
 
 def test_labels_that_a_data_set_brings_are_taken(digits):

@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike
 from sklearn.utils._param_validation import validate_parameter_constraints
 
 from ..judging import Share, fitted_detector, judged, known_labels, shares_by_class
-from ..labels import labels_named
+from ..labels import as_labels, labels_named
 from ..metrics import risk_coverage_curve
 from ..notices import quoted
 from ..validation import Number, number_of_rows, valid_scores, valid_truths
@@ -157,7 +157,8 @@ class RiskCoverageDisplay(Display):
         scores, correct = {}, {}
         for name, each in _by_name(estimator, "estimator").items():
             detector = fitted_detector(each, "estimator")
-            labels, _ = known_labels(y, number_of_rows(X, "X"), detector)
+            labels = as_labels(y, number_of_rows(X, "X"))
+            known_labels(labels, detector, "y", outliers=True)
             judgement = judged(each, X)
             scores[name], correct[name] = judgement.margins, judgement.classes == labels
         return cls.from_predictions(scores, correct, threshold=0, ax=ax)
@@ -339,7 +340,8 @@ class ClassCoverageDisplay(Display):
             If the threshold of ``fit`` is doubtful; ``calibrate`` clears that.
         """
         detector = fitted_detector(estimator, "estimator")
-        labels, known = known_labels(y, number_of_rows(X, "X"), detector)
+        labels = as_labels(y, number_of_rows(X, "X"))
+        known = known_labels(labels, detector, "y", outliers=True)
         kept = judged(estimator, X).kept
         return cls.from_predictions(labels[known], kept[known], target=detector.tpr_, ax=ax)
 

@@ -164,7 +164,7 @@ def test_refuses_scores_without_their_answers(arguments, error, message):
 
 @pytest.mark.parametrize("display", [RiskCoverageDisplay, ClassCoverageDisplay])
 def test_refuses_labels_of_no_class_before_anything_is_computed(display, fitted, digits):
-    with pytest.raises(ValueError, match=r"y holds the labels .*'a'.*, none of the classes"):
+    with pytest.raises(ValueError, match=r"y holds the labels .*'a'.*, which are none of"):
         display.from_estimator(fitted, digits.X_test, np.full(len(digits.X_test), "a"))
     with pytest.raises(TypeError, match=r"estimator=FunctionTransformer.* holds no detector"):
         display.from_estimator(FunctionTransformer(), digits.X_test, digits.y_test)

@@ -285,7 +285,7 @@ CASES = [
         "none of the classes",
         lambda: ClassCoverageDisplay.from_estimator(fitted(), X, Y + 10),
         says(
-            "pass the true class of each row",
+            "Pass the true class of each row",
             lambda: ClassCoverageDisplay.from_estimator(fitted(), X, Y),
         ),
     ),

@@ -65,8 +65,8 @@ CASES = [
     case(
         "which are none of the classes",
         lambda: report(fitted(), X, Y + 1),
-        says("Pass in-distribution rows alone", lambda: report(fitted(), X[Y < 2], Y[Y < 2] + 1)),
-        says("and outliers as X_ood", lambda: report(fitted(), X, Y, X_ood=OUTLIERS)),
+        says("Pass the true class of each row", lambda: report(fitted(), X, Y)),
+        says("and outliers apart, as X_ood", lambda: report(fitted(), X, Y, X_ood=OUTLIERS)),
     ),
     case(
         "expected the name of a file that ends in",
