@@ -6,6 +6,7 @@ A new file needs no line here. The text of the pages is in `_templates`.
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 sys.path.insert(0, str(BENCHMARKS))
+from kinds import SIX, by_kind, kind_row  # noqa: E402
 from tables import CONTROL, MAIN_SCORE, UNTOUCHED, Results, Table, read_results  # noqa: E402
 from templates import heading, write_page  # noqa: E402
 
@@ -32,6 +34,9 @@ COMPARED = {
 }
 """Detectors and scores on the first page, by the words for them."""
 NOT_RUN = "not run"
+
+FAMILIES = {"cifar": "CIFAR", "densenet": "DenseNet", "resnet": "ResNet", "wrn": "WideResNet"}
+"""As papers write them; numbers follow after hyphens."""
 
 
 def write(folder: Path, source: Path = BENCHMARKS / "results") -> None:
@@ -54,13 +59,36 @@ def write(folder: Path, source: Path = BENCHMARKS / "results") -> None:
         folder,
         "results",
         comparison="\n\n".join(comparison(list(runs.values()), folder)),
-        runs="\n".join(f"- :doc:`{name} <{name}>`: {in_a_line(run)}" for name, run in runs.items()),
-        names="\n   ".join(f"{name} <{name}>" for name in runs),
+        runs="\n".join(f"- {link(name, run)}: {in_a_line(run)}" for name, run in runs.items()),
+        names="\n   ".join(f"{title(run)} <{name}>" for name, run in runs.items()),
     )
 
 
 def network(run: Results) -> str:
-    return f"{run.run['network']}, {run.run['id']}"
+    return f"{written(run.run['network'])}, {written(run.run['id'])}"
+
+
+def written(name: str) -> str:
+    """The name of a network or a data set, as papers write it."""
+    family, numbers = re.fullmatch(r"(\D*)(.*)", name).groups()
+    if family not in FAMILIES:
+        return name
+    return "-".join([FAMILIES[family], *numbers.split("_")])
+
+
+def title(run: Results) -> str:
+    """The network, and what its detectors are compared by."""
+    if {*run.kinds} - {*map(kind_row, by_kind(SIX))}:
+        subject = "kinds of outliers"
+    elif run.run["outliers"]:
+        subject = "auxiliary outliers"
+    else:
+        subject = "scores" if len(run.scores) > len(run.detectors) else "weights"
+    return f"{network(run)}: {subject}"
+
+
+def link(name: str, run: Results) -> str:
+    return f":doc:`{title(run)} <{name}>`"
 
 
 def image(path: str, description: str) -> str:
@@ -90,8 +118,8 @@ def compared(runs: Sequence[Results]) -> Table:
         return f"{run.cell('fpr95', detector, score, 'mean_kinds')} / {accuracy:.1f}"
 
     lines = [[words, *(cell(run, *of) for run in runs)] for words, of in COMPARED.items()]
-    title = "FPR95, mean over kinds of outliers / ID accuracy, percent"
-    return Table(title, ["detector, score", *map(network, runs)], lines)
+    caption = "FPR95, mean over kinds of outliers / ID accuracy, percent"
+    return Table(caption, ["detector, score", *map(network, runs)], lines)
 
 
 def bars(runs: Sequence[Results]) -> Figure:
@@ -126,7 +154,7 @@ def in_a_line(run: Results) -> str:
         "scores": run.scores,
         "seeds": run.run["seeds"],
     }
-    return f"{network(run)}; " + ", ".join(f"{noun}: {len(of)}" for noun, of in counts.items())
+    return ", ".join(f"{noun}: {len(of)}" for noun, of in counts.items())
 
 
 # The other pages
@@ -140,7 +168,7 @@ def summary(runs: dict[str, Results]) -> Table:
     lines = []
     for name, run in runs.items():
         for detector in run.detectors:
-            texts = [f":doc:`{name} <{name}>`", detector]
+            texts = [link(name, run), detector]
             for metric in ("fpr95", "accuracy"):
                 own, *others = (
                     100 * run.values(metric, d).mean() for d in (detector, UNTOUCHED, CONTROL)
@@ -165,17 +193,16 @@ def summary(runs: dict[str, Results]) -> Table:
 
 def run_page(name: str, run: Results, folder: Path) -> Iterator[str]:
     """One run: its facts, tables and figures."""
-    title = f"{network(run)} ({name})"
-    yield heading(title, "=")
+    yield heading(title(run), "=")
     yield f"Values: ``benchmarks/results/{name}.csv``. :doc:`values` says how to read the tables."
     yield f".. code-block:: text\n\n   {run.run['command']}"
     yield "\n".join(f"- {line}" for line in run.header())
     yield from run.notes()
     run.front().savefig(folder / f"{name}-front.png", dpi=DPI)
-    yield image(f"{name}-front.png", f"mean FPR95 against ID accuracy, {title}")
+    yield image(f"{name}-front.png", f"mean FPR95 against ID accuracy, {title(run)}")
     yield heading("Sets", "-")
     run.heat_table().savefig(folder / f"{name}-fpr95.png", dpi=DPI)
-    yield image(f"{name}-fpr95.png", f"FPR95 of methods on OOD sets, {title}")
+    yield image(f"{name}-fpr95.png", f"FPR95 of methods on OOD sets, {title(run)}")
     metrics = ("fpr95", "auroc", "aupr", "fpr95_nearest")
     yield from (run.of_main_score(metric).rst() for metric in metrics)
     yield heading("Kinds of outliers", "-")

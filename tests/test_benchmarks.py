@@ -588,8 +588,10 @@ def test_the_page_of_results_is_made_of_the_files(drawing_paper, files, capsys, 
     first, values, text = (
         Path(f"site/{name}.rst").read_text(encoding="utf-8") for name in ("index", "values", "some")
     )
-    assert ":doc:`some <some>`" in first
-    assert "some <some>" in first  # in the table of contents
+    name = "ResNet-8, id: kinds of outliers"
+    assert f":doc:`{name} <some>`" in first
+    assert f"   {name} <some>\n" in first  # in the table of contents
+    assert text.startswith(f"{name}\n=")
     assert shlex.join(["python", "benchmarks/paper.py", *arguments(scores=["msp"])]) in text
     assert "intel_scenes stands in for iSUN" in text
     for row in results():
@@ -630,6 +632,23 @@ def test_the_first_page_of_results_has_one_chart_and_one_table(tmp_path, monkeyp
     assert cells[1::2] == [f"{100 * row[metric]:.1f}" for metric in ("fpr95", "accuracy")]
     without = page.Results([row for row in rows if row["score"] == "energy"], run.run)
     assert not list(page.comparison([without], tmp_path))
+
+
+def test_each_run_of_the_repository_has_a_title_of_its_own(monkeypatch):
+    monkeypatch.syspath_prepend(Path(__file__).parents[1] / "docs")
+    page = importlib.import_module("results_page")
+    folder = Path(__file__).parents[1] / "benchmarks" / "results"
+    titles = {
+        path.stem: page.title(
+            page.Results(page.read_results(path), json.loads(path.with_suffix(".json").read_text()))
+        )
+        for path in folder.glob("*.csv")
+    }
+    assert titles["cifar10_wrn40_2"] == "WideResNet-40-2, CIFAR-10: weights"
+    assert titles["cifar10_resnet56"] == "ResNet-56, CIFAR-10: auxiliary outliers"
+    assert titles["cifar10_resnet56_scores"] == "ResNet-56, CIFAR-10: scores"
+    assert titles["cifar100_densenet_kinds"] == "DenseNet-100-12, CIFAR-100: kinds of outliers"
+    assert len({*titles.values()}) == len(titles)
 
 
 def test_a_file_of_the_repository_has_its_facts_beside_it():
