@@ -33,7 +33,7 @@ outliers = {
 # %%
 # The classifier is trained on one half of the known digits. The search uses most of the other half,
 # because on rows that the classifier was trained on every candidate would look too good. The rest
-# of the digits is for the threshold.
+# of the digits are for the threshold.
 
 X_train, X_rest, y_train, y_rest = train_test_split(
     images[known], digit[known], train_size=0.5, stratify=digit[known], random_state=0
@@ -57,7 +57,7 @@ for _ in range(20):
 # The search
 # ----------
 # The scorer gets the outliers, here two named sets. Each score is the mean over the sets, and
-# ``<score>_<set>`` is the score of one set. ``AccuracyGuard`` chooses the weight with the least
+# ``<score>_<set>`` is the score of one set. ``AccuracyGuard`` chooses the weight with the lowest
 # FPR95 among those that cost at most one point of accuracy.
 
 search = GridSearchCV(

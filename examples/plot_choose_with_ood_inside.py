@@ -3,9 +3,9 @@ Choosing the weight with outliers among the rows
 ================================================
 
 One array holds rows of known classes and rows of other classes. The others have the label "other".
-They must never be trained on, neither in the folds nor in the fit that follows. Yet each fold
-should be tested on some of them. The rows are ordered by class, as they often are; plain folds go
-wrong there.
+They must never be trained on, neither in the folds nor in the fit that follows. But each fold
+should be tested on some of them. The rows are ordered by class, as they often are; plain folds fail
+there.
 
 This shows how to do it. It does not prove that the weight matters: on digits, folds and seeds
 matter more. ``benchmarks/README.md`` has results on real images.

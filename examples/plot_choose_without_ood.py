@@ -3,11 +3,11 @@ Choosing the weight without outliers
 ====================================
 
 If you have no outliers, the scorer makes some from the rows held out in each fold: images with
-their patches permuted, with less detail or contrast, and simple shapes such as strokes. Nobody will
-meet such surrogates in practice. Use them to rank the weights; the scores themselves mean little.
+permuted patches, less detail or less contrast, and simple shapes such as strokes. You will not meet
+such surrogates in practice. Use them to rank the weights; the scores themselves mean little.
 
 This shows how to do it. On digits, folds and seeds matter more than weights, so nothing here shows
-that surrogates rank weights rightly. ``benchmarks/README.md`` measures that on real images.
+that surrogates rank weights correctly. ``benchmarks/README.md`` measures that on real images.
 """
 
 import matplotlib.pyplot as plt
@@ -35,7 +35,8 @@ X_train, X, y_train, y = train_test_split(
 # %%
 # What the scorer makes
 # ---------------------
-# For images it makes these six kinds in turn. For a table it permutes each column separately.
+# For images it makes these six kinds in equal shares. For a table it permutes each column
+# separately.
 
 kinds = ["patches", "blur", "contrast", "edges", "strokes", "silhouettes"]
 made = {"digits": X[:8]} | {
@@ -77,11 +78,11 @@ search = GridSearchCV(
 print("chosen on surrogates:", search.best_params_)
 
 # %%
-# Beside real outliers
-# --------------------
+# Compared with real outliers
+# ---------------------------
 # Here we do have outliers, the digits 8 and 9, so we can compare. The left column shows the search
 # with surrogates, the right column the same search with these digits. The heights differ, but good
-# surrogates would agree on which weights are better. The bars say if either search can tell.
+# surrogates would agree on which weights are better. The bars show whether either search can tell.
 
 real = GridSearchCV(
     search.estimator,

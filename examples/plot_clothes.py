@@ -2,20 +2,20 @@
 Clothes that the classifier has never seen
 ==========================================
 
-A small convolutional network learns eight of the ten kinds of clothes of Fashion-MNIST. If you show
-it a bag, an ankle boot, a digit, a letter, a piece of a photograph or plain noise, it names one of
-its eight kinds, and mostly with confidence. How many of these images does a detector let pass if
-it keeps 95 % of the clothes that the network knows? This script compares six detectors:
+A small convolutional network learns eight of the ten kinds of clothes in Fashion-MNIST. If you show
+it a bag, an ankle boot, a digit, a letter, a patch of a photograph or plain noise, it names one of
+its eight kinds, usually with confidence. How many of these images does a detector let pass if it
+keeps 95 % of the clothes that the network knows? This script compares six detectors:
 
 * **untouched**: the energy of the classifier as it is;
 * **control**: the energy after fine-tuning without the penalty;
 * **paper**: the energy after fine-tuning with the paper's penalty and weight;
-* **two views**: the score "two_views", and the classifier as it is;
-* **advised**: "two_views" after fine-tuning with the weight that the README advises;
-* **auto**: the weight and the score that ``fit`` chooses. It sees no outliers for that.
+* **two views**: the score "two_views" with the classifier as it is;
+* **advised**: "two_views" after fine-tuning with the weight that the README recommends;
+* **auto**: the weight and the score that ``fit`` chooses without seeing any outliers.
 
-Everything is repeated with several seeds, which draw the classifier, the fine-tuning and the rows
-that place the threshold.
+Everything is repeated with several seeds, which determine the classifier, the fine-tuning and the
+rows that place the threshold.
 """
 
 import time
@@ -42,8 +42,8 @@ SIZE = 28
 # The data
 # --------
 # The network learns from 4,800 images of eight kinds. Of the 2,000 test images, those of the other
-# two kinds are outliers; they are the hardest, as they are clothes, too. Digits, letters, pieces of
-# photographs and noise are the other outliers. Pixels go from 0 to 1.
+# two kinds are outliers; they are the hardest, because they are clothes, too. Digits, letters,
+# patches of photographs and noise are the other outliers. Pixels range from 0 to 1.
 
 here = Path(globals().get("__file__", ".")).parent  # notebooks run in the folder of the script
 data = np.load(here / "data" / "fashion_mnist.npz")
@@ -112,7 +112,7 @@ plt.show()
 # %%
 # The classifier
 # --------------
-# Any torch network that gives logits works. This one is trained in a plain loop.
+# Any torch network that returns logits works. This one is trained in a plain loop.
 
 
 def train_classifier(seed):
@@ -152,7 +152,7 @@ def block(n_in, n_out):
 # Six detectors
 # -------------
 # The classifier was trained on the rows that ``fit`` gets, so ``calibrate`` places the threshold on
-# 600 fresh ones. The other 1,000 known clothes of the test part and all outliers judge.
+# 600 fresh ones. The other 1,000 known clothes in the test part and all outliers are for judging.
 
 methods = {
     "untouched": {"max_epochs": 0},
@@ -189,12 +189,11 @@ for seed in SEEDS:
     )
 
 # %%
-# What came out
-# -------------
-# Of each kind, the share of outliers that pass at the threshold that keeps 95 % of the known
-# clothes of the test (FPR95): lower is better. "accuracy" is that of the classes, without
-# rejection. "kept" is the share of known clothes that the threshold from ``calibrate`` keeps. It
-# should be near 95 %.
+# Results
+# -------
+# For each kind, the share of outliers that pass at the threshold that keeps 95 % of the known test
+# clothes (FPR95): lower is better. "accuracy" is that of the classes, without rejection. "kept" is
+# the share of known clothes that the threshold from ``calibrate`` keeps. It should be near 95 %.
 
 columns = [*outliers, "mean", "accuracy", "kept"]
 results = {method: 100 * np.array(rows) for method, rows in figures.items()}
@@ -222,15 +221,16 @@ print(compared("advised", "two views"))
 print(compared("auto", "two views"))
 
 # %%
-# Here the score decides. The energy lets more than half of the outliers pass, and fine-tuning does
-# not help it; the paper's weight even harms. Two views find nearly nine in ten, with fine-tuning
-# and without. What "auto" chose is as good within what three seeds can tell, and it saw no
-# outliers. On CIFAR, fine-tuning helps larger networks: the results on real images have the tables.
+# Here the score makes the difference. The energy lets more than half of the outliers pass, and
+# fine-tuning does not help; the paper's weight even hurts. Two views find nearly nine in ten, with
+# fine-tuning and without. What "auto" chose is as good, as far as three seeds can tell, and it saw
+# no outliers. On CIFAR, fine-tuning helps larger networks: the results on real images have the
+# tables.
 #
 # The pictures
 # ------------
-# One image of each kind of outliers, with the answers: these passed with the highest energies, and
-# are rejected now.
+# One image of each kind of outliers, with the answers. These had passed with the highest energies,
+# and are now rejected.
 
 before, after = detectors["untouched"], detectors["advised"]
 
@@ -255,9 +255,9 @@ display.figure_.savefig("demo.png", dpi=200, bbox_inches="tight")
 plt.show()
 
 # %%
-# And the whole balance: of each kind, two that passed before and are rejected now, and what has got
-# worse. Below each is the answer of the classifier. The known clothes that are rejected are the
-# price: about one in twenty, as before, but not the same ones.
+# And both sides: for each kind, two that passed before and are now rejected, and what has got
+# worse. Below each is the classifier's answer. The known clothes that are rejected are the price:
+# about one in twenty, as before, but not the same ones.
 
 
 def row(title, sets, kept_by, rejected_by):
@@ -299,7 +299,7 @@ DetectionRocDisplay.from_estimator(after, X_test, outliers)
 plt.show()
 
 # %%
-# In use, a row gets a class, or none:
+# In use, a row gets a class or none:
 
 print("\nknown clothes:", *after.predict_class(X_test[:8], reject_label="unknown"), sep="  ")
 bags = outliers["bags, boots"][:8]

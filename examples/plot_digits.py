@@ -3,16 +3,16 @@ Digits that the classifier has never seen
 =========================================
 
 A small convolutional network learns eight of the ten digits. If you show it one of the other two, a
-piece of a photograph or plain noise, it still names one of its eight, often with confidence. This
-script turns it into a detector in three ways and compares them by their energy:
+patch of a photograph or plain noise, it still names one of its eight, often with confidence. This
+script turns it into a detector in three ways and compares them, all with the energy as score:
 
 * **untouched**: the classifier as it is;
 * **weight 0**: fine-tuned without the penalty, the control;
 * **weight 0.02**: fine-tuned with the penalty, as in the paper.
 
-Everything is repeated with several seeds, which draw the split, the classifier and the fine-tuning.
-Digits show how the detector works. They cannot show if the penalty pays: with some 900 images,
-seeds usually matter more, and the script says so. That takes larger data.
+Everything is repeated with several seeds, which determine the split, the classifier and the
+fine-tuning. Digits show how the detector works. They cannot show whether the penalty pays off: with
+about 900 images, seeds usually matter more, and the script says so. That takes more data.
 """
 
 import matplotlib.pyplot as plt
@@ -32,8 +32,9 @@ SEEDS = range(5)
 # %%
 # The data
 # --------
-# The digits that the classifier knows have three parts: for training, for the threshold and for the
-# test. Outliers come from three sources. All images have 8 x 8 pixels with values from 0 to 16.
+# The digits that the classifier knows are split into three parts: for training, for the threshold
+# and for the test. Outliers come from three sources. All images have 8 x 8 pixels with values from
+# 0 to 16.
 
 digits = load_digits()
 known = ~np.isin(digits.target, LEFT_OUT)
@@ -72,7 +73,7 @@ outliers = {
 # %%
 # The classifier
 # --------------
-# Any torch network that gives logits works. This one is trained in a plain loop.
+# Any torch network that returns logits works. This one is trained in a plain loop.
 
 
 def train_classifier(X, y, seed):
@@ -135,8 +136,8 @@ for seed in SEEDS:
     print(f"seed {seed} of {len(SEEDS)} done", flush=True)
 
 # %%
-# What came out
-# -------------
+# Results
+# -------
 # FPR95 is the share of outliers that are kept at the threshold that keeps 95 % of the test digits.
 # Lower is better. "kept" is the share of test digits that the threshold from ``calibrate`` keeps.
 # It should be near 95 %.

@@ -3,9 +3,9 @@ Pictures of a detector
 ======================
 
 Pictures show how good a detector is. :doc:`plot_digits` has the distributions of the scores, and
-:doc:`plot_clothes` images in a grid. Here are the ROC with the operating point, the activity of the
-features, a table of several detectors, the risk that rejection leaves, and the share that is kept
-of each class.
+:doc:`plot_clothes` has images in a grid. Here are the ROC curve with the operating point, the
+activity of the features, a table of several detectors, the risk that rejection leaves, and the
+share of each class that is kept.
 
 A classifier learns the digits 0 to 7. The outliers are the digits 8 and 9, digits upside down, and
 noise. With so few rows you can learn to read the pictures, but not which detector is best.
@@ -73,9 +73,9 @@ detectors = {
 # %%
 # The ROC and the operating point
 # -------------------------------
-# Each point of a curve is a threshold: its height is the share of test digits that are kept, and
-# its distance to the right the share of outliers. The line is the share of test digits that the
-# detector's own threshold keeps; it was placed on fresh digits to keep 95 %. The black markers give
+# Each point of a curve is a threshold: the vertical axis has the share of test digits that are
+# kept, the horizontal axis the share of outliers. The line is the share of test digits that the
+# detector's own threshold keeps; it was placed on fresh digits to keep 95 %. The black markers show
 # the share of each set of outliers that it keeps.
 
 DetectionRocDisplay.from_estimator(detectors["weight 0.2"], X_test, outliers)
@@ -98,25 +98,25 @@ axes[0].set_xlabel("")
 # --------------------------
 # There is one number for each detector and set. The threshold that keeps 95 % is taken from the
 # test rows themselves, as in published tables, so all detectors keep the same share. If you have
-# several seeds, pass their means to ``DetectionTableDisplay`` itself, and their deviations as
-# ``spread``.
+# several seeds, pass their means to ``DetectionTableDisplay`` itself, and their standard deviations
+# as ``spread``.
 
 DetectionTableDisplay.from_estimator(detectors, X_test, outliers, metric="fpr95")
 
 # %%
 # What rejection is worth
 # -----------------------
-# If a classifier may decline to answer, its errors on what it answers fall. The curve gives their
-# share (the risk) for each share of rows that are answered (the coverage), the most usual rows
-# first. The marker is the detector's own threshold.
+# If a classifier may decline to answer, it makes fewer errors on what it answers. The curve shows
+# the share of errors (the risk) for each share of rows that are answered (the coverage), the most
+# usual rows first. The marker is the detector's own threshold.
 
 RiskCoverageDisplay.from_estimator(detectors, X_test, y_test)
 
 # %%
 # Who is rejected
 # ---------------
-# One threshold for all keeps 95 % of all rows, but not of each class. ``calibrate(X,
-# per_class=True)`` evens that out.
+# One threshold for all classes keeps 95 % of all rows, but not of each class.
+# ``calibrate(X, per_class=True)`` evens that out.
 
 ClassCoverageDisplay.from_estimator(detectors["weight 0.2"], X_test, y_test)
 plt.show()
