@@ -72,13 +72,13 @@ ScoreArray = NDArray[np.float64]
 class SparseEnergyOODDetector(OutlierMixin, BaseEstimator):
     """Turn a trained classifier into one that tells which inputs are unlike its training data.
 
-    ``fit`` fine-tunes a copy of the classifier on in-distribution rows, with the loss ``CE(z(x), y)
-    + sparsity_weight * mean ||h(x)||_1 / m``. Here h are the penultimate features, z the logits,
-    and m is the mean of ``||h(x)||_1`` before. The score of a row is its negative energy,
-    ``logsumexp(z(x))``. A row is kept if its score is at least a threshold, which keeps a share
-    `tpr` of in-distribution rows. Place it on rows that the classifier has never seen:
-    ``fit(X_train, y_train).calibrate(X_fresh)``. With ``penalty="l1", sparsity_weight=0.02`` the
-    loss is the paper's.
+    ``fit`` fine-tunes a copy of the classifier on in-distribution rows, with the loss
+    ``CE(z(x), y) + sparsity_weight * mean ||h(x)||_1 / m``. Here h are the penultimate features, z
+    the logits, and m is the mean of ``||h(x)||_1`` before fine-tuning. The score of a row is its
+    negative energy, ``logsumexp(z(x))``. A row is kept if its score is at least a threshold, which
+    keeps a share `tpr` of in-distribution rows. Place it on rows that the classifier has never
+    seen: ``fit(X_train, y_train).calibrate(X_fresh)``. With ``penalty="l1", sparsity_weight=0.02``
+    the loss is the paper's.
 
     The parameters, by what they decide:
 
@@ -731,7 +731,7 @@ class SparseEnergyOODDetector(OutlierMixin, BaseEstimator):
         return _check_batch(self, X, false_alarm)
 
     def predict_class(self, X: Any, reject_label: Any = None) -> NDArray[Any]:
-        """Class of each row, or a label of rejection if the row is out-of-distribution.
+        """Class of each row, or `reject_label` if the row is out-of-distribution.
 
         Parameters
         ----------
@@ -791,7 +791,7 @@ class SparseEnergyOODDetector(OutlierMixin, BaseEstimator):
         return np.concatenate([as_array(torch.softmax(logits, dim=1)) for _, _, logits in pieces])
 
     def predict_frame(self, X: Any) -> pd.DataFrame:
-        """All that a decision rests on, row by row, from one pass over the rows.
+        """Class, score, p-value and decision of each row, from one pass over the rows.
 
         Parameters
         ----------
@@ -833,7 +833,7 @@ class SparseEnergyOODDetector(OutlierMixin, BaseEstimator):
         return pd.DataFrame(columns, index=X.index if hasattr(X, "iloc") else None)
 
     def features(self, X: Any) -> NDArray[Any]:
-        """Penultimate features: what enters the head.
+        """Penultimate features: the input of the head.
 
         Parameters
         ----------

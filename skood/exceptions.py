@@ -55,7 +55,7 @@ class HeadNotFoundError(ValueError):
 
 
 class ExportError(ValueError):
-    """A detector, or a part of it, cannot be exported, or the file would say something else."""
+    """A detector or a part of it cannot be exported, or the file would give different results."""
 
 
 class LostRankError(RuntimeError):
@@ -63,7 +63,7 @@ class LostRankError(RuntimeError):
 
 
 class SavedFileError(ValueError):
-    """A file is not one that can be loaded as a detector, or a detector cannot be kept in one."""
+    """A file cannot be loaded as a detector, or a detector cannot be saved to one."""
 
 
 class UnreadableImagesError(ValueError):
@@ -71,7 +71,7 @@ class UnreadableImagesError(ValueError):
 
 
 class SkoodWarning(UserWarning):
-    """Any warning of skood's."""
+    """Any warning that skood gives."""
 
 
 class ThresholdWarning(SkoodWarning):
@@ -83,7 +83,7 @@ class FewCalibrationRowsWarning(ThresholdWarning):
 
 
 class TiedScoresWarning(ThresholdWarning):
-    """So many calibration rows score the same that the threshold tells little apart."""
+    """So many calibration rows score the same that the threshold separates little."""
 
 
 class AccuracyDropWarning(SkoodWarning):
@@ -95,7 +95,7 @@ class NearChanceWarning(SkoodWarning):
 
 
 class LabelOrderWarning(SkoodWarning):
-    """The labels seem to be in another order than the logits of the given network."""
+    """The labels seem to be in a different order from the logits of the given network."""
 
 
 class LostRejectionWarning(SkoodWarning):
@@ -111,11 +111,11 @@ class UnscaledImagesWarning(SkoodWarning):
 
 
 class AnotherScaleWarning(SkoodWarning):
-    """Rows to score are on another scale than those of fit, as 0 to 255 after 0 to 1."""
+    """Rows to score are on another scale than those of fit, such as 0 to 255 after 0 to 1."""
 
 
 class RoundedValuesWarning(SkoodWarning):
-    """Values of X are rounded in the cast to the network's dtype, and differ less than that."""
+    """Values of X differ by less than the rounding in the cast to the network's dtype."""
 
 
 class SeenRowsWarning(SkoodWarning):
@@ -123,7 +123,7 @@ class SeenRowsWarning(SkoodWarning):
 
 
 class PenaltyWithoutEffectWarning(SkoodWarning):
-    """The penalty can change nothing, because the features cannot be trained."""
+    """The penalty has no effect, because the features cannot be trained."""
 
 
 class PrecisionWarning(SkoodWarning):
@@ -131,11 +131,11 @@ class PrecisionWarning(SkoodWarning):
 
 
 class RandomScoresWarning(SkoodWarning):
-    """Something draws random numbers where scores are computed, so they may change with calls."""
+    """Scores may change between calls, because something draws random numbers in computing them."""
 
 
 class StaleValuesWarning(SkoodWarning):
-    """A network goes on, after training, with what it computed from its weights before."""
+    """After training, a network still uses what it computed from its earlier weights."""
 
 
 class FewTrainingRowsWarning(SkoodWarning):
@@ -155,7 +155,7 @@ class MemoryEntryWarning(SkoodWarning):
 
 
 class SavedFileWarning(SkoodWarning):
-    """A detector that was kept may not score as it did."""
+    """A detector that was saved may not score as it did."""
 
 
 class SelectionWarning(SkoodWarning):

@@ -367,7 +367,7 @@ class DriftMonitor:
 
     @property
     def alarm(self) -> bool:
-        """Whether the alarm was raised. It stays."""
+        """Whether the alarm was raised. Once raised, it stays on."""
         return len(self._alarm) > 0
 
     @property
@@ -415,7 +415,7 @@ class DriftMonitor:
         return self.alarm
 
     def report(self) -> DriftReport:
-        """Say what was seen.
+        """Report what was seen.
 
         Returns
         -------
@@ -459,7 +459,7 @@ class DriftMonitor:
 
     @classmethod
     def from_state(cls, detector: Any, state: Mapping[str, Any]) -> Self:
-        """Go on where another monitor was.
+        """Continue where another monitor stopped.
 
         Parameters
         ----------

@@ -407,8 +407,8 @@ class CifarDenseNet(nn.Module):
     """Densely connected network with bottlenecks and compression, for 32 by 32 images [1]_.
 
     It is the paper's DenseNet-BC. A layer sees the maps of all layers before it in its block, and
-    adds `growth` of its own behind them. Between blocks, half of the maps and a quarter of the
-    pixels go on. The features are global averages: 342 at depth 100 and growth 12.
+    appends `growth` of its own. Between blocks, half of the maps and a quarter of the pixels
+    remain. The features are global averages: 342 at depth 100 and growth 12.
 
     Parameters
     ----------

@@ -29,8 +29,8 @@ Penalty = Callable[[Tensor], Tensor]
 def l1(features: Tensor) -> Tensor:
     """Sum of absolute features of each row.
 
-    This is the penalty of the paper. What a weight of it does depends on the number and the size of
-    the features; see `Relative` for one that does not.
+    This is the penalty of the paper. The effect of a weight depends on the number and the size of
+    the features; with `Relative` it does not.
 
     Parameters
     ----------
@@ -104,7 +104,7 @@ def l1_over_l2(features: Tensor) -> Tensor:
 def hoyer_index(features: Tensor) -> Tensor:
     """Sparsity of each row, from 0 (all features equal) to 1 (one feature active).
 
-    This is no penalty, as higher is sparser. ``history_`` reports it.
+    It is not a penalty, because higher is sparser. ``history_`` reports it.
 
     Parameters
     ----------
@@ -143,7 +143,7 @@ def hoyer_index(features: Tensor) -> Tensor:
 class Relative:
     """A penalty divided by its mean before fine-tuning.
 
-    So it starts at 1 for every network, and a weight means the same at any number and size of the
+    So it starts at 1 for every network, and a weight means the same for any number and size of
     features.
 
     Parameters
@@ -230,7 +230,7 @@ PENALTIES: dict[str, Penalty] = {
 
 
 def get_penalty(penalty: str | Penalty) -> Penalty:
-    """Look a penalty up by name; a callable is taken as it is.
+    """Look up a penalty by name; a callable is returned as it is.
 
     Parameters
     ----------

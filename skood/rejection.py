@@ -43,9 +43,9 @@ class _Classifying(HasMethods):
 
 
 class RejectingClassifier(ClassifierMixin, MetaEstimatorMixin, BaseEstimator):
-    """Classifier that answers with a label of its own if a row is unlike the training data.
+    """Classifier that gives rows unlike the training data a label of their own.
 
-    Put a `Pipeline` or a search around it, as around any classifier of scikit-learn.
+    Put a `Pipeline` or a search around it, as around any scikit-learn classifier.
 
     Parameters
     ----------

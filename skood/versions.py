@@ -14,7 +14,7 @@ PACKAGES = ("skood", "torch", "scikit-learn", "numpy", "scipy", "joblib", "tqdm"
 
 
 def show_versions() -> None:
-    """Print the versions of what skood computes with, and the machine, for reports of faults.
+    """Print the versions of skood and its libraries, and the machine, for bug reports.
 
     Examples
     --------

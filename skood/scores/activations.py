@@ -24,7 +24,7 @@ PERCENTILE = [Number(Real, 0, 100, closed="neither")]
 
 @named("dice")
 class Dice(FittedScore):
-    """Energy through the weights of the head that contribute most on in-distribution rows.
+    """Energy computed with the weights of the head that contribute most on in-distribution rows.
 
     The contribution of a weight is ``w_kj mean(h_j)``. The share `sparsity` of the weights, those
     with the smallest contributions, is set to zero.

@@ -42,8 +42,8 @@ class TwoViews(FittedScore):
     Each of the two is standardised on in-distribution rows that are held out of fine-tuning (on the
     training rows if ``calibration_size`` is None), and becomes a p-value under a logistic
     distribution. The score is the sum of their logarithms, which is Fisher's method. So a row that
-    one view finds very unlike scores low whatever the other says, and more than usual counts for
-    little: no energy makes up for features that lie far away.
+    looks very unusual in one view scores low whatever the other says, and a value above the usual
+    counts for little: no energy makes up for features that lie far away.
 
     Parameters
     ----------

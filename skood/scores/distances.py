@@ -267,12 +267,12 @@ class MahalanobisPlusPlus(Mahalanobis):
 class DirectionLength(FittedScore):
     """Negative squared Mahalanobis distance of the direction and the log length of the features.
 
-    The features h become ``(h / ||h||, log ||h||)``. Lengths below a hundredth of the usual count
-    as that, so that features that are all zero spoil no variance. All classes share one covariance,
-    which is shrunk: the share `shrinkage` of it is that of directions that vary alike and
-    independently of the length. So it can be told from few rows. In comparison with
-    `MahalanobisPlusPlus`, rows with features far longer or shorter than those of in-distribution
-    rows score low in any direction.
+    The features h become ``(h / ||h||, log ||h||)``. Lengths below a hundredth of the usual one are
+    raised to that, so that features that are all zero do not distort the variance. All classes
+    share one covariance, which is shrunk: the share `shrinkage` of it is that of directions that
+    vary alike and independently of the length. So it can be estimated from few rows. In comparison
+    with `MahalanobisPlusPlus`, rows with features far longer or shorter than those of
+    in-distribution rows score low in any direction.
 
     Parameters
     ----------

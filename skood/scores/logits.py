@@ -103,7 +103,7 @@ class Gen(BaseEstimator):
     """Negative generalized entropy of the largest probabilities of the softmax.
 
     It is ``-sum_j p_j^gamma (1 - p_j)^gamma`` over the `n_largest` largest probabilities. A small
-    gamma makes much of classes that are unlikely but not impossible.
+    gamma gives weight to classes that are unlikely but not impossible.
 
     Parameters
     ----------
@@ -148,11 +148,12 @@ class Gen(BaseEstimator):
 
 @named("odin")
 class Odin(BaseEstimator):
-    """Largest softmax probability at a high temperature, of inputs moved to raise it.
+    """Largest softmax probability at a high temperature, of inputs perturbed to raise it.
 
-    Each input of the network moves one step along the sign of the gradient of its largest
-    log-probability: ``x + magnitude sign(grad_x log max softmax(z / T))``. This helps
-    in-distribution rows more than others. It takes a backward pass and a second forward pass.
+    Each input of the network is moved one step along the sign of the gradient of its largest
+    log-probability: ``x + magnitude sign(grad_x log max softmax(z / T))``. This raises the score of
+    in-distribution rows more than that of others. It needs a backward pass and a second forward
+    pass.
 
     Parameters
     ----------

@@ -154,7 +154,7 @@ def named(name: str) -> Callable[[Score], Score]:
 
 
 def list_scores() -> list[str]:
-    """Names that ``score_function=`` takes.
+    """Names that ``score_function=`` accepts.
 
     Returns
     -------
