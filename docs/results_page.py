@@ -138,7 +138,7 @@ def bars(runs: Sequence[Results]) -> Figure:
                 ax.bar_label(bar, fmt="%.1f", padding=2)
             else:
                 ax.text(1, row, NOT_RUN, verticalalignment="center")
-        ax.set(title=network(run), xlabel="FPR95, %")
+        ax.set(title=network(run).replace(", ", ",\n"), xlabel="FPR95, %")
         ax.spines[["top", "right"]].set_visible(False)
     panels[0].set_yticks(range(len(COMPARED)), [*COMPARED])
     panels[0].invert_yaxis()
