@@ -246,7 +246,7 @@ def _refuse_or_warn(
         return
     or_skip = ', or pass on_error="skip" to go on without them' * others
     raise UnreadableImagesError(
-        f"{told}. Mend or remove them{or_skip}:{_on_lines_of_their_own(unreadable)}"
+        f"{told}. Repair or remove them{or_skip}:{_on_lines_of_their_own(unreadable)}"
     )
 
 

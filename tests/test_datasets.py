@@ -154,7 +154,7 @@ def test_deep_pixels_are_refused(folder, dtype):
 def test_of_nothing_but_damaged_files_nothing_can_be_skipped(folder):
     for path in (folder / "dog").iterdir():
         path.write_text("damaged")
-    with pytest.raises(UnreadableImagesError, match=r"3 of 3 .* Mend or remove them:"):
+    with pytest.raises(UnreadableImagesError, match=r"3 of 3 .* Repair or remove them:"):
         find_images(folder / "dog", on_error="skip")
 
 
