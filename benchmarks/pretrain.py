@@ -149,7 +149,7 @@ class Training:
         for step, rows in enumerate(order.split(BATCH)):
             for group in self.optimizer.param_groups:
                 group["lr"] = self.rate(self.done * self.steps + step)
-            batch = flip_crop(normalised(self.images[rows]), draws)
+            batch, _ = flip_crop(normalised(self.images[rows]), draws)
             batch = batch.contiguous(memory_format=torch.channels_last)
             with self.autocast():
                 loss = F.cross_entropy(self.forward(batch), self.labels[rows])

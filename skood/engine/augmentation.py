@@ -25,7 +25,14 @@ class Share(NamedTuple):
     n_rows: int
 
 
-Augment = Callable[[Tensor, torch.Generator, Share | None], Tensor]
+class Augmented(NamedTuple):
+    """A batch after augmentation, and which rows are mirrored; None if more may have changed."""
+
+    batch: Tensor
+    mirrored: Tensor | None  # (n,), bool, on the CPU
+
+
+Augment = Callable[[Tensor, torch.Generator, Share | None], Augmented]
 
 
 def get_augment(augment: str | Callable[[Tensor], Tensor] | None) -> Augment | None:
@@ -37,7 +44,7 @@ def get_augment(augment: str | Callable[[Tensor], Tensor] | None) -> Augment | N
     return AUGMENTATIONS[augment]
 
 
-def flip(batch: Tensor, generator: torch.Generator, share: Share | None = None) -> Tensor:
+def flip(batch: Tensor, generator: torch.Generator, share: Share | None = None) -> Augmented:
     """Mirror half of the images, left to right; each is drawn on its own.
 
     If the batch is a `share` of a larger one, draws are those of the whole, and its rows get
@@ -46,14 +53,20 @@ def flip(batch: Tensor, generator: torch.Generator, share: Share | None = None) 
     _check_images(batch)
     share = share or _whole(batch)
     draws = torch.rand(share.n_rows, generator=generator, dtype=torch.float32, device="cpu") < 0.5
-    mirrored = sent(draws[share.positions], batch.device).view(-1, *[1] * (batch.ndim - 1))
+    mirrored = draws[share.positions]
+    return Augmented(mirror(batch, mirrored), mirrored)
+
+
+def mirror(batch: Tensor, which: Tensor) -> Tensor:
+    """Mirror some images, left to right; `which` (n,) is on the CPU."""
+    mirrored = sent(which, batch.device).view(-1, *[1] * (batch.ndim - 1))
     return torch.where(mirrored, batch.flip(-1), batch)
 
 
-def flip_crop(batch: Tensor, generator: torch.Generator, share: Share | None = None) -> Tensor:
+def flip_crop(batch: Tensor, generator: torch.Generator, share: Share | None = None) -> Augmented:
     """Mirror, and shift by up to 4 pixels into a zero border; each image is drawn on its own."""
     share = share or _whole(batch)
-    batch = flip(batch, generator, share)
+    batch, _ = flip(batch, generator, share)
     height, width = batch.shape[-2:]
     shape = (2, share.n_rows)
     draws = torch.randint(2 * CROP_PADDING + 1, shape, generator=generator, device="cpu")
@@ -63,9 +76,9 @@ def flip_crop(batch: Tensor, generator: torch.Generator, share: Share | None = N
     columns = left[:, None] + torch.arange(width, device=batch.device)
     images = torch.arange(len(batch), device=batch.device)[:, None, None]
     if batch.ndim == 3:
-        return padded[images, rows[:, :, None], columns[:, None, :]]
+        return Augmented(padded[images, rows[:, :, None], columns[:, None, :]], None)
     cropped = padded.movedim(1, -1)[images, rows[:, :, None], columns[:, None, :]]
-    return cropped.movedim(-1, 1)
+    return Augmented(cropped.movedim(-1, 1), None)
 
 
 AUGMENTATIONS: dict[str, Augment] = {"flip": flip, "flip-crop": flip_crop}
@@ -76,8 +89,8 @@ def _transformed(
     batch: Tensor,
     generator: torch.Generator,
     share: Share | None = None,
-) -> Tensor:
-    return transformed(batch, augment, "augment").detach()
+) -> Augmented:
+    return Augmented(transformed(batch, augment, "augment").detach(), None)
 
 
 def _whole(batch: Tensor) -> Share:

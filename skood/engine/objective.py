@@ -18,6 +18,7 @@ from ..penalties import hoyer_index, l1
 from .hardware import autocast
 from .network import Forward, Network
 from .precision import widened
+from .teacher import Teacher, Views
 
 DISTILLATION_TEMPERATURE = 2.0
 
@@ -30,6 +31,7 @@ class Pass(NamedTuple):
     logits: Tensor  # (n, K)
     labels: Tensor  # (n,), int64, logit indices
     outlier_logits: Tensor  # (m, K), of the outliers of the batch
+    views: Views | None = None  # of the n rows, if they come again as they are
 
 
 class Counts(NamedTuple):
@@ -155,14 +157,11 @@ class Distillation(Term):
 
     def start(self, network: Network) -> None:
         """Keep the network as it is now."""
-        self._teacher = network.uncompiled_copy()
+        self._teacher = Teacher(network)
 
     def __call__(self, batch: Pass) -> Tensor:
         """One value a row."""
-        precision = self._teacher.precision.training
-        with torch.no_grad(), autocast(batch.inputs.device, precision):
-            # A copy, as the network may write into it, and other terms may look at it.
-            _, taught = self._teacher.trained(batch.inputs.clone())
+        taught = self._teacher.logits(batch.inputs, batch.views)
         before, now = (
             F.log_softmax(z / DISTILLATION_TEMPERATURE, dim=1)
             for z in (taught.to(batch.logits.dtype), batch.logits)
@@ -213,7 +212,7 @@ class Objective(nn.Module):
         self._trained = nn.ParameterList(network.module.parameters())
 
     def forward(
-        self, batch: Tensor, labels: Tensor, counts: Counts
+        self, batch: Tensor, labels: Tensor, counts: Counts, views: Views | None = None
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Loss of a batch whose first rows are in-distribution.
 
@@ -226,6 +225,8 @@ class Objective(nn.Module):
         counts : Counts
             Rows of the batch on all processes, per process. A term is a sum over the rows here,
             divided by its count: averaged over processes, it is the mean over all rows.
+        views : Views, optional
+            Which training rows the first n rows are, if they come again as they are.
 
         Returns
         -------
@@ -241,7 +242,7 @@ class Objective(nn.Module):
         with autocast(batch.device, self._precision):
             features, logits = self.forward_of_network(batch)
         features, logits = widened(features), widened(logits)
-        passed = Pass(inputs, features[:n], logits[:n], labels, logits[n:])
+        passed = Pass(inputs, features[:n], logits[:n], labels, logits[n:], views)
         loss = logits.new_zeros(())
         record = {}
         for term in self.terms:

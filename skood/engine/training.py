@@ -30,6 +30,7 @@ from .outputs import all_finite
 from .precision import in_float32
 from .rows import Rows
 from .surroundings import own_defaults
+from .teacher import Views
 
 Record = dict[str, float]
 
@@ -244,6 +245,7 @@ class Training:
                 positions = np.concatenate([own, len(picks) + ranks.share(np.arange(len(others)))])
             yield _StepInput(
                 batch,
+                picks[own],
                 labels,
                 Share(positions, len(picks) + len(others)),
                 Counts(len(picks) / ranks.size, len(others) / ranks.size),
@@ -254,13 +256,10 @@ class Training:
         """One step down the gradient: the rows that count, and means over them."""
         for group in self._optimizer.param_groups:
             group["lr"] = step.rate
-        batch = step.batch
-        if self.augment is not None:
-            batch = self.augment(batch, draws, step.share).to(batch.dtype)
-            batch = self.network.batcher.laid_out(batch)
-        record = self._in_memory(batch, step)
+        batch, views = self._augmented(step, draws)
+        record = self._in_memory(batch, views, step)
         if record is None and release(self._objective.forward_of_network):
-            record = self._in_memory(batch, step)
+            record = self._in_memory(batch, views, step)
         if record is None:
             raise torch.OutOfMemoryError(
                 f"{batch.device} has no memory for a training step at batch_size="
@@ -269,10 +268,25 @@ class Training:
             )
         return step.counts.inliers, record
 
-    def _in_memory(self, batch: Tensor, step: _StepInput) -> dict[str, Tensor] | None:
+    def _augmented(self, step: _StepInput, draws: torch.Generator) -> tuple[Tensor, Views | None]:
+        """The batch to train on, and which rows it holds, if they will come again as they are."""
+        # A process among several would get other rows in each epoch.
+        alone = self.data.ranks.size == 1
+        views = Views(step.rows, len(self.data.rows)) if alone else None
+        if self.augment is None:
+            return step.batch, views
+        batch, mirrored = self.augment(step.batch, draws, step.share)
+        batch = self.network.batcher.laid_out(batch.to(step.batch.dtype))
+        if views is None or mirrored is None:
+            return batch, None
+        return batch, views._replace(mirrored=mirrored[: len(step.rows)].numpy())
+
+    def _in_memory(
+        self, batch: Tensor, views: Views | None, step: _StepInput
+    ) -> dict[str, Tensor] | None:
         """What a step gives; None if there is no memory for it."""
         try:
-            loss, record = self._loss(batch, step.labels, step.counts)
+            loss, record = self._loss(batch, step.labels, step.counts, views)
             self._optimizer.zero_grad(set_to_none=True)
             loss.backward()
             self._optimizer.step()
@@ -351,6 +365,7 @@ class Training:
 @dataclass(frozen=True)
 class _StepInput:
     batch: Tensor
+    rows: NDArray[np.intp]  # positions among the training rows of those that are no outliers
     labels: Tensor
     share: Share
     counts: Counts

@@ -35,10 +35,11 @@ def shifts_of(image):
 @pytest.mark.parametrize("shape", SHAPES)
 def test_flip_mirrors_about_half_of_the_images_each_drawn_on_its_own(shape):
     batch = distinct_images(shape)
-    flipped = flip(batch, seeded())
+    flipped, said = flip(batch, seeded())
     images = list(zip(flipped.numpy(), batch.numpy(), strict=True))
     mirrored = [np.array_equal(new, image[..., ::-1]) for new, image in images]
     kept = [np.array_equal(new, image) for new, image in images]
+    assert said.tolist() == mirrored
     assert np.array_equal(np.add(mirrored, kept, dtype=int), np.ones(400))
     # Four standard deviations of a fair coin, for heads and for changes of side.
     assert abs(np.mean(mirrored) - 0.5) < 4 * 0.5 / np.sqrt(400)
@@ -48,7 +49,8 @@ def test_flip_mirrors_about_half_of_the_images_each_drawn_on_its_own(shape):
 @pytest.mark.parametrize("shape", SHAPES)
 def test_flip_crop_gives_shifted_windows_of_the_padded_image_or_its_mirror(shape):
     batch = distinct_images(shape)
-    cropped = flip_crop(batch, seeded())
+    cropped, said = flip_crop(batch, seeded())
+    assert said is None
     assert cropped.shape == batch.shape
     assert cropped.dtype == batch.dtype
     drawn = []
@@ -71,8 +73,9 @@ def test_flip_crop_gives_shifted_windows_of_the_padded_image_or_its_mirror(shape
 def test_layout_in_memory_does_not_matter(augment, dtype):
     batch = torch.arange(40 * 3 * 8 * 8).reshape(40, 3, 8, 8).to(dtype)
     last = batch.contiguous(memory_format=torch.channels_last)
-    assert torch.equal(augment(batch, seeded()), augment(last, seeded()))
-    assert augment(last, seeded()).is_contiguous(memory_format=torch.channels_last)
+    augmented, _ = augment(last, seeded())
+    assert torch.equal(augment(batch, seeded()).batch, augmented)
+    assert augmented.is_contiguous(memory_format=torch.channels_last)
 
 
 @pytest.mark.parametrize("augment", AUGMENTATIONS.values(), ids=list(AUGMENTATIONS))
@@ -81,9 +84,9 @@ def test_draws_come_from_the_generator_alone(augment, generator_states):
     kept = batch.clone()
     before = generator_states()
     generator = seeded()
-    first, next_one = augment(batch, generator), augment(batch, generator)
+    first, next_one = (augment(batch, generator).batch for _ in range(2))
     assert generator_states() == before
-    assert torch.equal(first, augment(batch, seeded()))
+    assert torch.equal(first, augment(batch, seeded()).batch)
     assert not torch.equal(first, next_one)
     assert torch.equal(batch, kept)
 
@@ -103,7 +106,9 @@ def test_augmentations_are_found_by_name():
 
 def test_a_callable_is_applied_to_the_batch():
     augment = get_augment(lambda batch: batch + 1)
-    assert augment(torch.zeros(2, 3), seeded()).tolist() == [[1] * 3] * 2
+    batch, mirrored = augment(torch.zeros(2, 3), seeded())
+    assert batch.tolist() == [[1] * 3] * 2
+    assert mirrored is None
 
 
 def test_a_callable_must_keep_the_rows():
@@ -116,4 +121,4 @@ def test_a_callable_must_keep_the_rows():
 def test_no_gradient_reaches_what_an_augmentation_holds():
     weight = torch.ones(4, requires_grad=True)
     augment = get_augment(lambda batch: batch * weight)
-    assert not augment(torch.zeros(3, 4), seeded()).requires_grad
+    assert not augment(torch.zeros(3, 4), seeded()).batch.requires_grad

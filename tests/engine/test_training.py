@@ -23,7 +23,7 @@ from modules import InPlace
 from torch import nn
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
-from skood.engine.augmentation import get_augment
+from skood.engine.augmentation import Augmented, get_augment
 from skood.engine.distributed import Ranks
 from skood.engine.hardware import Precision
 from skood.engine.objective import Distillation, fine_tuning_terms
@@ -106,7 +106,7 @@ def watching(X, batches):
 
     def augment(batch, generator, share):
         batches.append([numbers[tuple(row)] for row in batch.tolist()])
-        return batch
+        return Augmented(batch, None)
 
     return augment
 
@@ -278,7 +278,7 @@ def test_the_network_before_training_teaches_in_evaluation_mode_on_the_same_batc
 
     def augment(batch, generator, share):
         seen.append(batch + torch.rand(batch.shape, generator=generator))
-        return seen[-1]
+        return Augmented(seen[-1], None)
 
     def spy(term, batch):
         taught.append(divergence(term, batch).detach())
@@ -408,7 +408,7 @@ def test_augmentation_draws_anew_for_every_batch_and_every_seed(opened):
 
         def augment(batch, generator, share):
             found.append(torch.rand(1, generator=generator).item())
-            return batch
+            return Augmented(batch, None)
 
         data = data_of(IMAGES, np.arange(48) % N_CLASSES)
         network = opened(image_network(), IMAGES)
@@ -609,7 +609,7 @@ def test_augmentation_reaches_rows_and_outliers_but_not_the_labels(opened):
 
     def augment(batch, generator, share):
         seen.append(len(batch))
-        return batch
+        return Augmented(batch, None)
 
     data = data_of(X, labels[:14], range(14, 20))
     train(network, data, terms_of(l1, 0, 0.5), Recipe(1, 7, 0.1, 0, 0), augment=augment, seed=0)
