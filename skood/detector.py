@@ -117,7 +117,8 @@ class SparseEnergyOODDetector(OutlierMixin, BaseEstimator):
         divergence at temperature 2 (not in the paper). It protects accuracy. Try 1. The logits
         before are kept, in rows x classes x 4 bytes: 20 MB for 50,000 rows and 100 classes, and
         twice as much if `augment` is "flip". Each step computes them anew with any other `augment`,
-        on several processes, and where they would take more than 256 MB.
+        on several processes, in a last batch of another size, where they would take more than 256
+        MB, and where the network draws random numbers or rounds a row otherwise at another place.
     score_function : str, object or callable, default="energy"
         What a row is judged by. See `skood.scores` for what each one uses. A callable maps features
         (n, d) and logits (n, K), both float64, to values (n,), higher for in-distribution. "auto"

@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 import dataclasses
+import warnings
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
+from skood import SparseEnergyOODDetector
 from skood.engine import teacher as module_of_teacher
 from skood.engine.augmentation import get_augment
 from skood.engine.objective import fine_tuning_terms
@@ -34,10 +36,11 @@ def perceptron():
 
 
 def exact():
-    """A network of images in whole numbers, which no order of additions rounds."""
+    """A network of images in multiples of 1 / 64, which no order of additions rounds."""
     network = nn.Sequential(nn.Flatten(), nn.Linear(192, 16), nn.ReLU(), nn.Linear(16, 4))
+    generator = torch.Generator().manual_seed(0)
     for p in network.parameters():
-        p.data = (4 * p.data).round()
+        p.data = torch.randint(-3, 4, p.shape, generator=generator) / 64
     return network
 
 
@@ -145,3 +148,24 @@ class Drawing(nn.Module):
 def test_a_network_that_draws_computes_all(fit, forwards):
     fit(Drawing, n_rows=48)
     assert forwards == [BATCH] * 9
+
+
+def forwards_on_a_rank():
+    computed, calls = Teacher._computed, []
+    with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        patch.setattr(Teacher, "_computed", lambda *args: calls.append(1) or computed(*args))
+        SparseEnergyOODDetector(
+            exact(),
+            distillation_weight=1.0,
+            calibration_size=8,
+            batch_size=BATCH,
+            max_epochs=3,
+            random_state=0,
+        ).fit(IMAGES, np.arange(56) % 4)
+    return len(calls)
+
+
+def test_a_process_among_several_computes_all(group):
+    assert forwards_on_a_rank() == 1 + 3
+    assert group(forwards_on_a_rank) == [9, 9]
