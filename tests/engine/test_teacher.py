@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 import dataclasses
 import warnings
 
@@ -61,7 +62,7 @@ def forwards(monkeypatch):
 def fit(opened):
     """Weights and history of a training with distillation."""
 
-    def fit(build, *, n_rows=51, n_outliers=0, augment=None, precision=None, epochs=3):
+    def fit(build, *, n_rows=51, n_outliers=0, augment=None, precision=None, epochs=3, **run):
         torch.manual_seed(0)
         X = as_rows(ROWS if build is perceptron else IMAGES)
         network = opened(build(), X.read(slice(0, 56)).numpy())
@@ -71,7 +72,7 @@ def fit(opened):
         )
         weights = WEIGHTS | {"outlier_weight": 0.5 if n_outliers else 0.0}
         terms, recipe = fine_tuning_terms(l1, weights), Recipe(epochs, BATCH, 0.1, 0.9, 0)
-        history = Training(network, data, terms, recipe, 0, get_augment(augment)).run()
+        history = Training(network, data, terms, recipe, 0, get_augment(augment)).run(**run)
         return network.module.state_dict(), [{**record, "seconds": 0} for record in history]
 
     return fit
@@ -102,6 +103,17 @@ def test_each_view_of_a_row_is_computed_once(fit, forwards, augment, epochs):
     fit(exact, n_rows=48, augment=augment, epochs=5)
     tried = [BATCH] if epochs < 5 else []
     assert forwards == tried + [BATCH] * 3 * epochs
+
+
+def test_a_training_that_goes_on_ends_as_one_in_one_go(fit):
+    kept = []
+    whole, history = fit(
+        resnet, augment="flip", after_epoch=lambda progress: kept.append(copy.deepcopy(progress))
+    )
+    weights, resumed = fit(resnet, augment="flip", resume=kept[0])
+    assert resumed == history
+    for name, value in weights.items():
+        assert torch.equal(value, whole[name]), name
 
 
 def test_batches_of_another_size_are_computed(fit, forwards):
