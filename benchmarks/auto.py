@@ -191,9 +191,9 @@ def walked(
         ) -> list[dict[str, Any]]:
             nonlocal aside
             records = super().__call__(network, weight, start)
-            begun = time.perf_counter()
+            begun = time.process_time()
             rungs.extend(on_panel(self, network, records, panel))
-            aside += time.perf_counter() - begun
+            aside += time.process_time() - begun
             return records
 
     with patch.object(path, "Judge", Keeping):
@@ -238,9 +238,9 @@ def on_panel(
 def timed(estimator: Any, x: Any, y: Any) -> tuple[float, Any]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of accuracy lost, which the report shows
-        start = time.perf_counter()
+        start = time.process_time()
         estimator.fit(x, y)
-        return time.perf_counter() - start, estimator
+        return time.process_time() - start, estimator
 
 
 # The report
