@@ -21,6 +21,7 @@ from torch.nn.parameter import is_lazy
 from . import exceptions
 from .engine.batches import Batcher, channels_first
 from .engine.copying import copy_module
+from .engine.folding import are_in
 from .engine.hardware import MOST_ROWS, Precision
 from .engine.network import Network
 from .engine.shapes import Shapes
@@ -471,6 +472,8 @@ def _check_network(fields: Mapping[str, Any]) -> None:
         raise ValueError(f"no network scores {quoted(ladder)} rows at a time")
     if not 0 <= small <= most or fields["widest"] < 1:
         raise ValueError("no network scores so few rows at a time")
+    if not are_in(fields["module"], fields["pairs"]):
+        raise ValueError("the network has no such layers to fold")
     dtypes = (fields["default_dtype"], fields["batcher"].dtype)
     if not all(dtype.is_floating_point for dtype in dtypes):
         raise ValueError("the dtype of a network is none of floats")

@@ -346,8 +346,8 @@ def tied():
             {},
         ),
         (
-            lambda: nn.Sequential(nn.LazyLinear(8), nn.ReLU(), nn.Linear(8, 4)),
-            lambda: nn.Sequential(nn.LazyLinear(8), nn.ReLU(), nn.Linear(8, 4)),
+            lambda: nn.Sequential(nn.LazyLinear(8), nn.LazyBatchNorm1d(), nn.Linear(8, 4)),
+            lambda: nn.Sequential(nn.LazyLinear(8), nn.LazyBatchNorm1d(), nn.Linear(8, 4)),
             {},
         ),
         (
@@ -706,6 +706,8 @@ SCORE = ("fitted", "score_function_")
         ((*NETWORK, "head"), "strange"),
         ((*NETWORK, "n_logits"), 3),
         ((*NETWORK, "widest"), -1),
+        ((*NETWORK, "pairs"), {"$tuple": [{"$tuple": ["0", "strange"]}]}),
+        ((*NETWORK, "pairs"), {"$tuple": [{"$tuple": ["0", "0"]}]}),
         ((*NETWORK, "default_dtype"), {"$dtype": "int64"}),
         ((*NETWORK, "shapes", "fields", "ladder"), {"$tuple": [10**12]}),
         ((*NETWORK, "batcher", "fields", "device"), {"$device": "meta"}),

@@ -8,25 +8,23 @@ batch-norm takes whose output is told by a forward, in which each operation is l
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from operator import attrgetter
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.utils.fusion import fuse_conv_bn_weights
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+from torch.utils.weak import WeakTensorKeyDictionary
 
-LAYERS: dict[type[nn.Module], Callable[[Any, Any], nn.Module]] = {
-    nn.Linear: fuse_linear_bn_eval,
-    **dict.fromkeys((nn.Conv1d, nn.Conv2d, nn.Conv3d), fuse_conv_bn_eval),
-}
-"""Layers with which a batch-norm becomes one layer, and what makes it."""
+LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+"""Layers that can do the work of a batch-norm after them."""
 
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
-
 
 Pair = tuple[str, str]
 """Names of a layer, and of the batch-norm that alone takes its output."""
@@ -48,8 +46,17 @@ def foldable(module: nn.Module, batch: Tensor) -> tuple[Pair, ...]:
     return flow.pairs()
 
 
+def are_in(module: nn.Module, pairs: Sequence[Pair]) -> bool:
+    """Whether a module has layers and batch-norms by the names of pairs; they may be lazy."""
+    parts = dict(module.named_modules())
+    return all(
+        isinstance(parts.get(layer), LAYERS) and isinstance(parts.get(norm), _BatchNorm)
+        for layer, norm in pairs
+    )
+
+
 class Folded:
-    """A view of a module in which one layer has taken the place of each pair.
+    """A view of a module in which one layer does the work of each pair.
 
     Its tensors are those of the module, but for the layers that are folded.
     """
@@ -59,13 +66,12 @@ class Folded:
         self.module = view
         self._weights: list[Tensor] = []
         self._counted: list[Tensor] = []
-        for name, norm_name in pairs:
-            layer, norm = view.get_submodule(name), view.get_submodule(norm_name)
+        for names in pairs:
+            layer, norm = (view.get_submodule(name) for name in names)
             self._weights.append(layer.get_parameter("weight"))
             tensors = [*layer.parameters(), *norm.parameters(), *norm.buffers()]
             self._counted += [tensor.detach() for tensor in tensors]  # faster to ask, as plain ones
-            view.set_submodule(name, LAYERS[type(layer)](layer, norm))
-            view.set_submodule(norm_name, nn.Identity())
+            _fold(layer, norm)
         self._made_from = self._state()
 
     def is_fresh(self) -> bool:
@@ -76,6 +82,22 @@ class Folded:
         """Changes of tensors as torch counts them, and where weights lie."""
         changes, place = attrgetter("_version"), Tensor.data_ptr
         return list(map(changes, self._counted)), list(map(place, self._weights))
+
+
+def _fold(layer: Any, norm: Any) -> None:
+    """Let a layer do the work of a batch-norm too.
+
+    Both stay in their places, as the module may hold them by other names, or in lists.
+    """
+    layer.weight, layer.bias = fuse_conv_bn_weights(
+        *(layer.weight, layer.bias),
+        *(norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias),
+    )
+    norm.forward = _unchanged
+
+
+def _unchanged(x: Tensor) -> Tensor:
+    return x
 
 
 def _is_plain(part: nn.Module) -> bool:
@@ -91,13 +113,13 @@ class _Flow(TorchDispatchMode):
         super().__init__()
         self._norm: str | None = None
         self._calls: list[str] = []
-        self._made: dict[int, tuple[str, Tensor]] = {}  # tensors too, to keep their identity
+        self._made = WeakTensorKeyDictionary()  # outputs that are still there: names of layers
         self._takers: dict[str, set[str | None]] = {}
 
     def made(self, layer: str, output: Tensor) -> None:
         """Note the output of a layer."""
         self._calls.append(layer)
-        self._made[id(output)] = layer, output
+        self._made[output] = layer
 
     def enter(self, norm: str) -> None:
         """Note that a batch-norm runs."""
@@ -112,9 +134,8 @@ class _Flow(TorchDispatchMode):
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         for leaf in tree_leaves((args, kwargs)):
-            if id(leaf) in self._made:
-                layer, _ = self._made[id(leaf)]
-                self._takers.setdefault(layer, set()).add(self._norm)
+            if isinstance(leaf, Tensor) and leaf in self._made:
+                self._takers.setdefault(self._made[leaf], set()).add(self._norm)
         return func(*args, **(kwargs or {}))
 
     def pairs(self) -> tuple[Pair, ...]:

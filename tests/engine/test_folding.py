@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+import weakref
 
 import numpy as np
 import pytest
@@ -181,7 +182,7 @@ def test_what_is_folded_by_hand_is_the_same():
     scale = norm.weight / (norm.running_var + norm.eps).sqrt()
     torch.testing.assert_close(folded[0].weight, layer.weight * scale[:, None])
     torch.testing.assert_close(folded[0].bias, (layer.bias - norm.running_mean) * scale + norm.bias)
-    assert isinstance(folded[1], nn.Identity)
+    assert torch.equal(folded[1](layer.weight.T), layer.weight.T)
 
 
 # What stays as it is
@@ -223,14 +224,63 @@ def test_training_is_by_the_batch_norms_themselves(opened):
     assert all(changed)
 
 
-@pytest.mark.parametrize("n_times", [1, 2])
-def test_a_layer_with_two_names_does_not_lose_its_batch_norm(opened, n_times):
-    module = Parts(lambda m, x: m.norm(m.conv(x)))
+def test_a_batch_norm_with_two_names_that_is_called_twice_is_not_folded(opened):
+    module = Parts(lambda m, x: m.again[0](m.conv(x)) + m.norm(m.conv2(m.norm(m.conv(x)))))
     module.again = nn.ModuleList([module.norm])
-    module.function = lambda m, x: m.again[0](m.conv(x)) if n_times == 1 else m.norm(m.conv(x))
+    assert opened(with_statistics(module), IMAGES).pairs == ()
+
+
+@pytest.mark.parametrize("kind", [list, nn.ModuleList, lambda parts: nn.Sequential(*parts)])
+def test_layers_with_other_names_or_in_lists_are_folded(opened, kind, monkeypatch):
+    module = Parts(lambda m, x: m.held[1](m.held[0](x)))
+    module.held = kind([module.conv, module.norm])
     network = opened(with_statistics(module), IMAGES)
-    found, expected = logits_of(network, IMAGES), network.module(torch.tensor(IMAGES))
-    torch.testing.assert_close(found.float(), expected, rtol=1e-5, atol=1e-5)
+    expected = network.module(torch.tensor(IMAGES))
+    monkeypatch.delattr(nn.functional, "batch_norm")
+    torch.testing.assert_close(logits_of(network, IMAGES).float(), expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("layer", [nn.Linear(6, 4), nn.Linear(6, 4, bias=False)])
+@pytest.mark.parametrize("options", [{"affine": False}, {"momentum": None}, {"eps": 10.0}])
+def test_batch_norms_of_all_options_are_folded(opened, layer, options):
+    module = nn.Sequential(layer, nn.BatchNorm1d(4, **options), nn.ReLU(), nn.Linear(4, 3))
+    network = opened(with_statistics(module), X)
+    assert network.pairs == (("0", "1"),)
+    expected = network.module(torch.tensor(X))
+    torch.testing.assert_close(logits_of(network, X).float(), expected, rtol=1e-5, atol=1e-5)
+
+
+class OwnModes(nn.Sequential):
+    """Switches the mode of its batch-norms alone."""
+
+    def train(self, mode=True):
+        for part in self:
+            if isinstance(part, nn.BatchNorm1d):
+                part.training = mode
+        return self
+
+
+def test_layers_whose_mode_nobody_switches_are_folded(opened):
+    module = OwnModes(nn.Linear(6, 4), nn.BatchNorm1d(4), nn.Linear(4, 3))
+    network = opened(with_statistics(module), X)
+    assert module[0].training
+    assert len(network.pairs) == 1
+    expected = network.module(torch.tensor(X))
+    torch.testing.assert_close(logits_of(network, X).float(), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_looking_for_pairs_keeps_no_outputs_of_layers():
+    released = []
+
+    def function(m, x):
+        hidden = m.conv(x)
+        output = weakref.ref(hidden)
+        hidden = m.norm(hidden)
+        released.append(output() is None)
+        return hidden
+
+    assert names(Parts(function), IMAGES) == (("conv", "norm"),)
+    assert released == [True]
 
 
 def test_a_batch_norm_whose_values_are_read_is_not_folded(opened):
