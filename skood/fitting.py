@@ -41,7 +41,7 @@ from .engine.objective import (
     fine_tuning_terms,
     pretraining_terms,
 )
-from .engine.opening import check_trainable, folds, open_network
+from .engine.opening import check_trainable, folds, open_network, unfold
 from .engine.outputs import as_float64
 from .engine.precision import widened
 from .engine.rounding import blur_message, far_from_zero, rounded_number, rounding_message
@@ -384,7 +384,7 @@ class Fit:
         What skood folds of it must still agree with it.
         """
         if not all(self.ranks.gather(folds(network, data.rows))):
-            network.unfold()
+            unfold(network, data.rows)
         if self.detector.module is not None and self.ranks.first:
             warn_if_stale(network, self.detector.module, data.rows)
 

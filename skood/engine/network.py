@@ -198,10 +198,6 @@ class Network:
         """Go on without forwards of so many rows, for which there is no memory."""
         self.shapes = self.shapes.below(shape)
 
-    def unfold(self) -> None:
-        """Go on without folded batch-norms, in the one shape whose bits they did not decide."""
-        self.pairs, self.shapes = (), Shapes(self.shapes.ladder[-1:])
-
     def uncompiled_copy(self) -> Network:
         """A network of its own with the weights of this one; functions of the user's are shared."""
         twin = copy.deepcopy(self, {id(self.batcher): self.batcher})

@@ -151,8 +151,17 @@ def open_network(
 
 def folds(network: Network, rows: Rows) -> bool:
     """Whether a network scores some rows folded as it does by itself, to a relative 1e-5."""
-    tried = rows.spaced(TRIAL_ROWS)
-    return _folds(network.module, network.head, network.batcher, tried, network.pairs)
+    few = rows.spaced(TRIAL_ROWS)
+    return _folds(network.module, network.head, network.batcher, few, network.pairs)
+
+
+def unfold(network: Network, rows: Rows) -> None:
+    """Let a network score by itself, in shapes that give the same bits of that."""
+    most, small = network.shapes.ladder[-1], network.shapes.small
+    tried = rows.spaced(min(most, ROWS_OF_A_SHAPE))
+    precision = network.precision.scoring
+    results = _results(network.module, network.head, network.batcher, precision, tried)
+    network.pairs, network.shapes = (), _choose_shapes(results, most, small)
 
 
 def _folds(
