@@ -130,7 +130,7 @@ def open_network(
         tried = rows.spaced(min(most, ROWS_OF_A_SHAPE))
         if fold_batch_norm:
             pairs = foldable(module, batch)
-            pairs = pairs if _folds(module, head, batcher, tried, pairs) else ()
+            pairs = pairs if _folds(module, head, batcher, few, pairs) else ()
         small = rows_of_small_shape(batcher.device) if small_shape and batch.ndim > 2 else 0
         scored = Folded(view_of(module)[0], pairs).module if pairs else module
         results = _results(scored, head, batcher, dtypes.scoring, tried)
