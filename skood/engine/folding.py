@@ -96,8 +96,8 @@ def _fold(layer: Any, norm: Any) -> None:
     norm.forward = _unchanged
 
 
-def _unchanged(x: Tensor) -> Tensor:
-    return x
+def _unchanged(input: Tensor) -> Tensor:
+    return input
 
 
 def _is_plain(part: nn.Module) -> bool:

@@ -223,7 +223,7 @@ class Network:
 
     def _scored(self, batch: Tensor) -> tuple[Any, Tensor]:
         """What enters the head, and logits (n, K), by the folded module if there is one."""
-        if not self.pairs or self.module.training:
+        if not self.pairs:
             return self._forward(batch)
         folded = self._folded
         if folded is None or not folded.is_fresh():

@@ -52,6 +52,13 @@ def names(module, batch):
     return foldable(with_statistics(module), torch.as_tensor(batch))
 
 
+def assert_scores_without_batch_norm(network, rows, monkeypatch):
+    """What scores gives what the network does, and calls no batch-norm."""
+    expected = network.module(torch.as_tensor(rows))
+    monkeypatch.delattr(nn.functional, "batch_norm")
+    torch.testing.assert_close(logits_of(network, rows).float(), expected, rtol=1e-5, atol=1e-5)
+
+
 def logits_of(network, rows):
     return torch.cat([logits for _, _, logits in forward_rows(network, as_rows(rows))])
 
@@ -234,19 +241,15 @@ def test_layers_with_other_names_or_in_lists_are_folded(opened, kind, monkeypatc
     module = Parts(lambda m, x: m.held[1](m.held[0](x)))
     module.held = kind([module.conv, module.norm])
     network = opened(with_statistics(module), IMAGES)
-    expected = network.module(torch.tensor(IMAGES))
-    monkeypatch.delattr(nn.functional, "batch_norm")
-    torch.testing.assert_close(logits_of(network, IMAGES).float(), expected, rtol=1e-5, atol=1e-5)
+    assert_scores_without_batch_norm(network, IMAGES, monkeypatch)
 
 
 @pytest.mark.parametrize("layer", [nn.Linear(6, 4), nn.Linear(6, 4, bias=False)])
 @pytest.mark.parametrize("options", [{"affine": False}, {"momentum": None}, {"eps": 10.0}])
-def test_batch_norms_of_all_options_are_folded(opened, layer, options):
+def test_batch_norms_of_all_options_are_folded(opened, layer, options, monkeypatch):
     module = nn.Sequential(layer, nn.BatchNorm1d(4, **options), nn.ReLU(), nn.Linear(4, 3))
     network = opened(with_statistics(module), X)
-    assert network.pairs == (("0", "1"),)
-    expected = network.module(torch.tensor(X))
-    torch.testing.assert_close(logits_of(network, X).float(), expected, rtol=1e-5, atol=1e-5)
+    assert_scores_without_batch_norm(network, X, monkeypatch)
 
 
 class OwnModes(nn.Sequential):
@@ -259,13 +262,18 @@ class OwnModes(nn.Sequential):
         return self
 
 
-def test_layers_whose_mode_nobody_switches_are_folded(opened):
+def test_a_network_whose_mode_nobody_switches_is_folded(opened, monkeypatch):
     module = OwnModes(nn.Linear(6, 4), nn.BatchNorm1d(4), nn.Linear(4, 3))
     network = opened(with_statistics(module), X)
+    assert module.training
     assert module[0].training
-    assert len(network.pairs) == 1
-    expected = network.module(torch.tensor(X))
-    torch.testing.assert_close(logits_of(network, X).float(), expected, rtol=1e-5, atol=1e-5)
+    assert_scores_without_batch_norm(network, X, monkeypatch)
+
+
+def test_layers_called_by_keyword_are_folded(opened, monkeypatch):
+    module = Parts(lambda m, x: m.norm(input=m.conv(input=x)))
+    network = opened(with_statistics(module), IMAGES)
+    assert_scores_without_batch_norm(network, IMAGES, monkeypatch)
 
 
 def test_looking_for_pairs_keeps_no_outputs_of_layers():
