@@ -26,6 +26,7 @@ from images import (
     NORMALISATIONS,
     Data,
     add_data_options,
+    add_precision_option,
     check_available,
     complete,
     count,
@@ -78,12 +79,13 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     add = parser.add_argument
     add("--learning-rate", type=number, default=1e-3, help="default: 0.001")
     add("--seeds", type=int, nargs="+", default=[0, 1, 2], help="default: 0 1 2")
-    add("--epochs", type=count, default=3, help="of fine-tuning (default: 3)")
+    add("--epochs", type=int, default=3, help="of fine-tuning; 0 tries scores alone (default: 3)")
     add("--train-rows", type=count, default=8000, help="drawn by each seed (default: 8000)")
     add("--test-rows", type=count, default=1500, help="default: 1500")
     add("--ood-rows", type=count, default=300, help="of each set (default: 300)")
     add("--time", action="store_true", help="compare with fits by one score and a fixed weight")
     add("--search", action="store_true", help="compare with a grid search, by energy")
+    add_precision_option(parser)
     add("--folder", type=Path, required=True, help="for the results, to go on from")
     options = parser.parse_args(argv)
     complete(options)
@@ -117,6 +119,7 @@ def measured(module: nn.Module, seed: int, options: argparse.Namespace, data: Da
             learning_rate=options.learning_rate,
             max_epochs=options.epochs,
             preprocess=NORMALISATIONS[options.normalise],
+            precision=options.precision,
             augment="flip",
             random_state=seed,
             **parameters,

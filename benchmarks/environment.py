@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import shlex
+import types
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -30,3 +31,17 @@ def command_line(script: str, arguments: Iterable[str]) -> str:
     """To be repeated elsewhere: files without their folders."""
     words = [Path(word).name if os.sep in word else word for word in arguments]
     return shlex.join(["python", *script.split(), *words])
+
+
+def import_torchvision() -> types.ModuleType:
+    """Import torchvision, also where its operators were built for another torch: none is used."""
+    try:
+        import torchvision
+    except RuntimeError:
+        library = torch.library.Library("torchvision", "FRAGMENT")
+        for name in ("nms", "qnms"):
+            library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+        import torchvision
+
+        torchvision.schemas = library  # which live as long as this
+    return torchvision

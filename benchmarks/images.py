@@ -14,9 +14,11 @@ from typing import Any
 
 import numpy as np
 import torch
+from environment import import_torchvision
 from kinds import NOISE, SUMMARIES
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
+from torch.nn import functional as F
 
 from skood import SparseEnergyOODDetector
 from skood.networks import CifarDenseNet, CifarResNet, NormalizeImages, WideResNet
@@ -29,6 +31,7 @@ NORMALISATIONS = {
         (125.3 / 255, 123.0 / 255, 113.9 / 255), (63.0 / 255, 62.1 / 255, 66.7 / 255)
     ),
     "densenet": NormalizeImages((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)),
+    "efficientnet": NormalizeImages((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
 }
 
 RESERVED = (*NOISE, *SUMMARIES, "id_test", "id_held_out", "surrogates")
@@ -72,14 +75,28 @@ def add_data_options(parser: argparse.ArgumentParser) -> None:
         "--normalise",
         choices=sorted(NORMALISATIONS),
         help="mean and std that the network was trained with "
-        "(default: imagenet for a resnet, cifar for a wrn, densenet for a densenet)",
+        "(default: imagenet for a resnet, cifar for a wrn; a densenet and an efficientnet have "
+        "their own)",
+    )
+
+
+def add_precision_option(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--precision",
+        choices=["auto", "float32", "bfloat16"],
+        default="auto",
+        help="of training and scoring (default: auto)",
     )
 
 
 def complete(options: argparse.Namespace) -> None:
     """Fill in what depends on the network."""
     if options.normalise is None:
-        families = {"resnet": "imagenet", "densenet": "densenet"}
+        families = {
+            "resnet": "imagenet",
+            "densenet": "densenet",
+            "efficientnet_lite": "efficientnet",
+        }
         options.normalise = families.get(options.network.rstrip("_0123456789"), "cifar")
 
 
@@ -260,11 +277,41 @@ def make_network(name: str, n_classes: int) -> nn.Module:
         return WideResNet(int(depth), int(width), dropout=float(dropout), n_classes=n_classes)
     if match := re.fullmatch(r"densenet(\d+)_(\d+)", name):
         return CifarDenseNet(int(match[1]), int(match[2]), n_classes=n_classes)
+    if match := re.fullmatch(r"efficientnet_lite0_(\d+)", name):
+        return Enlarged(efficientnet_lite0(n_classes), int(match[1]))
     raise ValueError(
         f"--network {name} is unknown; expected resnet<depth>, wrn<depth>_<width>, "
-        "wrn<depth>_<width>_dropout<share> or densenet<depth>_<growth>, such as resnet20, wrn16_2, "
-        "wrn40_2_dropout0.3 or densenet100_12."
+        "wrn<depth>_<width>_dropout<share>, densenet<depth>_<growth> or "
+        "efficientnet_lite0_<pixels>, such as resnet20, wrn16_2, wrn40_2_dropout0.3, "
+        "densenet100_12 or efficientnet_lite0_80."
     )
+
+
+def efficientnet_lite0(n_classes: int) -> nn.Module:
+    """EfficientNet-lite0 of timm, with 1,280 features.
+
+    Batch-norm is frozen, and so is all before the last two stages.
+    """
+    import_torchvision()  # which timm imports
+    import timm
+
+    network = timm.create_model("tf_efficientnet_lite0", num_classes=n_classes)
+    norms = (part for part in network.modules() if isinstance(part, nn.BatchNorm2d))
+    for part in (network.conv_stem, network.blocks[:-2], *norms):
+        part.requires_grad_(False)
+    return network
+
+
+class Enlarged(nn.Module):
+    """A network that sees its images enlarged to squares of `pixels`."""
+
+    def __init__(self, network: nn.Module, pixels: int) -> None:
+        super().__init__()
+        self.network, self.pixels = network, pixels
+
+    def forward(self, x: Tensor) -> Tensor:
+        size = (self.pixels, self.pixels)
+        return self.network(F.interpolate(x, size, mode="bilinear", align_corners=False))
 
 
 def read_network(options: argparse.Namespace, n_classes: int) -> nn.Module:

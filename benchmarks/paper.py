@@ -34,6 +34,7 @@ from images import (
     Data,
     Images,
     add_data_options,
+    add_precision_option,
     check_available,
     complete,
     count,
@@ -137,6 +138,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     add("--test-rows", type=count, help="the same for all seeds (default: all)")
     add("--ood-rows", type=count, help="of each OOD set, at most (default: all)")
     add("--fit-rows", type=count, help="of the training rows, for scores that are fitted")
+    add_precision_option(parser)
     add("--folder", type=Path, required=True, help="where everything goes, and is found again")
     options = parser.parse_args(argv)
     complete(options)
@@ -270,6 +272,7 @@ class Study:
         return SparseEnergyOODDetector(
             module,
             preprocess=NORMALISATIONS[self.options.normalise],
+            precision=self.options.precision,
             random_state=seed,
             **parameters,
         )

@@ -22,6 +22,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
+from environment import import_torchvision
 from images import NORMALISATIONS, make_network, read_id
 from numpy.typing import NDArray
 from torch import Tensor, nn
@@ -182,20 +183,6 @@ def quietly(call: Callable[[], T]) -> T:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return call()
-
-
-def import_torchvision() -> types.ModuleType:
-    """Import torchvision, also where its operators were built for another torch: none is used."""
-    try:
-        import torchvision
-    except RuntimeError:
-        library = torch.library.Library("torchvision", "FRAGMENT")
-        for name in ("nms", "qnms"):
-            library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-        import torchvision
-
-        torchvision.schemas = library  # which live as long as this
-    return torchvision
 
 
 class PilImages(Dataset[Any]):

@@ -6,6 +6,7 @@ import json
 import shlex
 import time
 import warnings
+from collections import OrderedDict
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -659,7 +660,12 @@ def test_a_file_of_the_repository_has_its_facts_beside_it():
 
 @pytest.mark.parametrize(
     ("network", "expected"),
-    [("resnet20", "imagenet"), ("resnet56", "imagenet"), ("wrn40_2", "cifar")],
+    [
+        ("resnet20", "imagenet"),
+        ("resnet56", "imagenet"),
+        ("wrn40_2", "cifar"),
+        ("efficientnet_lite0_64", "efficientnet"),
+    ],
 )
 def test_each_network_has_its_normalisation(paper, network, expected):
     assert paper.parse(arguments(network=network)).normalise == expected
@@ -876,6 +882,67 @@ def test_pretraining_goes_on_where_it_was_interrupted(script, files, monkeypatch
     again = pretrained(script)
     assert capsys.readouterr().err.startswith("epoch 2 of 2")
     assert all(torch.equal(again[name], whole[name]) for name in whole)
+
+
+def test_an_efficientnet_has_1280_features_of_enlarged_images(script):
+    pytest.importorskip("timm")
+    module = script("images").make_network("efficientnet_lite0_64", 10).eval()
+    assert module.network.classifier.weight.shape == (10, 1280)
+    seen = []
+    module.network.conv_stem.register_forward_pre_hook(lambda _, x: seen.append(x[0].shape))
+    assert module(torch.rand(2, 3, 32, 32)).shape == (2, 10)
+    assert seen == [(2, 3, 64, 64)]
+    trained = {name.split(".")[1] for name, p in module.named_parameters() if p.requires_grad}
+    assert trained == {"blocks", "conv_head", "classifier"}
+
+
+def small_network(n_classes):
+    """Stands in for EfficientNet."""
+    layers = {
+        "conv": torch.nn.Conv2d(3, 4, 3),
+        "relu": torch.nn.ReLU(),
+        "pool": torch.nn.AdaptiveAvgPool2d(1),
+        "flatten": torch.nn.Flatten(),
+        "classifier": torch.nn.Linear(4, n_classes),
+    }
+    return torch.nn.Sequential(OrderedDict(layers))
+
+
+@pytest.fixture
+def transferred(script, files, monkeypatch):
+    """A function that trains a stand-in from a file of weights for seven classes."""
+    monkeypatch.setattr(script("images"), "efficientnet_lite0", small_network)
+
+    def transferred(published):
+        torch.save(published.state_dict(), "published.pth")
+        line = ["--id", "id.npz", "--network", "efficientnet_lite0_12", "--train-rows", "120"]
+        line += ["--weights", "published.pth", "--epochs", "1", "--learning-rate", "1e-9"]
+        script("transfer").main([*line, "--folder", "kept"])
+
+    return transferred
+
+
+def test_a_transfer_starts_from_the_weights_and_leaves_the_other_rows(script, transferred):
+    published = small_network(7)
+    transferred(published)
+    record = json.loads(Path("kept/id_efficientnet_lite0_12.json").read_text(encoding="utf-8"))
+    assert record["command"].startswith("python benchmarks/transfer.py --id id.npz")
+    options = SimpleNamespace(
+        network="efficientnet_lite0_12", checkpoint=Path("kept/id_efficientnet_lite0_12.pt")
+    )
+    module = script("images").read_network(options, 2)
+    torch.testing.assert_close(module.network.conv.weight, published.conv.weight)
+    whole, rest = np.load("id.npz"), np.load("kept/id.npz")
+    assert len(rest["x_train"]) == len(rest["y_train"]) == 180
+    assert {image.tobytes() for image in rest["x_train"]} < {
+        image.tobytes() for image in whole["x_train"]
+    }
+    np.testing.assert_array_equal(rest["x_test"], whole["x_test"])
+
+
+def test_a_transfer_refuses_the_weights_of_another_network(transferred):
+    with pytest.raises(SystemExit, match=r"weights are 2 arrays .*expected those of Efficient"):
+        transferred(torch.nn.Linear(4, 7))
 
 
 def surrogate_arguments(**changed):
