@@ -35,8 +35,14 @@ COMPARED = {
 """Detectors and scores on the first page, by the words for them."""
 NOT_RUN = "not run"
 
-FAMILIES = {"cifar": "CIFAR", "densenet": "DenseNet", "resnet": "ResNet", "wrn": "WideResNet"}
-"""As papers write them; numbers follow after hyphens."""
+FAMILIES = {
+    "cifar": "CIFAR-",
+    "densenet": "DenseNet-",
+    "efficientnet_lite": "EfficientNet-lite",
+    "resnet": "ResNet-",
+    "wrn": "WideResNet-",
+}
+"""As papers write them; numbers follow, with hyphens between them."""
 
 
 def write(folder: Path, source: Path = BENCHMARKS / "results") -> None:
@@ -73,7 +79,7 @@ def written(name: str) -> str:
     family, numbers = re.fullmatch(r"(\D*)(.*)", name).groups()
     if family not in FAMILIES:
         return name
-    return "-".join([FAMILIES[family], *numbers.split("_")])
+    return FAMILIES[family] + numbers.replace("_", "-")
 
 
 def title(run: Results) -> str:
@@ -84,7 +90,8 @@ def title(run: Results) -> str:
         subject = "auxiliary outliers"
     else:
         subject = "scores" if len(run.scores) > len(run.detectors) else "weights"
-    return f"{network(run)}: {subject}"
+    others = [score for score in run.scores if score != MAIN_SCORE]
+    return f"{network(run)}: {subject}" + (f", by {others[0]}" if len(others) == 1 else "")
 
 
 def link(name: str, run: Results) -> str:

@@ -589,7 +589,7 @@ def test_the_page_of_results_is_made_of_the_files(drawing_paper, files, capsys, 
     first, values, text = (
         Path(f"site/{name}.rst").read_text(encoding="utf-8") for name in ("index", "values", "some")
     )
-    name = "ResNet-8, id: kinds of outliers"
+    name = "ResNet-8, id: kinds of outliers, by msp"
     assert f":doc:`{name} <some>`" in first
     assert f"   {name} <some>\n" in first  # in the table of contents
     assert text.startswith(f"{name}\n=")
@@ -623,14 +623,16 @@ def test_the_first_page_of_results_has_one_chart_and_one_table(tmp_path, monkeyp
     chart, table = page.comparison([run], tmp_path)
     assert chart.splitlines()[0].split()[-1] == "comparison.png"
     assert (tmp_path / "comparison.png").exists()
-    cells = table.partition("- untouched, two_views\n")[2].split()[:4]
-    (row,) = (
+    line = table.partition("- untouched, two_views\n")[2].splitlines()[0]
+    seeds = [
         row
         for row in rows
         if (row["detector"], row["score"], row["ood_set"])
         == ("untouched", "two_views", "mean_kinds")
-    )
-    assert cells[1::2] == [f"{100 * row[metric]:.1f}" for metric in ("fpr95", "accuracy")]
+    ]
+    means = [100 * np.mean([row[metric] for row in seeds]) for metric in ("fpr95", "accuracy")]
+    fpr95, accuracy = line.split("/")
+    assert [fpr95.split()[1], accuracy.strip()] == [f"{mean:.1f}" for mean in means]
     without = page.Results([row for row in rows if row["score"] == "energy"], run.run)
     assert not list(page.comparison([without], tmp_path))
 
@@ -649,6 +651,8 @@ def test_each_run_of_the_repository_has_a_title_of_its_own(monkeypatch):
     assert titles["cifar10_resnet56"] == "ResNet-56, CIFAR-10: auxiliary outliers"
     assert titles["cifar10_resnet56_scores"] == "ResNet-56, CIFAR-10: scores"
     assert titles["cifar100_densenet_kinds"] == "DenseNet-100-12, CIFAR-100: kinds of outliers"
+    wide = "EfficientNet-lite0-80, CIFAR-10: kinds of outliers"
+    assert titles["cifar10_efficientnet_vim"] == f"{wide}, by vim"
     assert len({*titles.values()}) == len(titles)
 
 
