@@ -464,7 +464,7 @@ def test_groups_of_images(speed, in_process, tmp_path, monkeypatch):
     assert "oodeel left out" in tables[1]["note"]
     assert cells(tables[3])[::2] == [["default MLP", "skood"], ["ResNet-20", "skood"]]
     assert tables[3]["lines"][1][-2] == "at most 0.3 ms more"
-    assert tables[3]["lines"][3][-2] == "at most 1.5 times its time"
+    assert tables[3]["lines"][3][-2] == "at most 1.3 times its time"
     assert all(len(line) == len(table["columns"]) for table in tables for line in table["lines"])
 
 
