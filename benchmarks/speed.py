@@ -17,7 +17,6 @@ import json
 import math
 import os
 import platform
-import shlex
 import shutil
 import subprocess
 import sys
@@ -682,7 +681,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         serve(argv[1])
         return
     settings = parse(argv)
-    command = shlex.join(["python", "benchmarks/speed.py", *argv])
+    command = environment.command_line("benchmarks/speed.py", argv)
     facts = {"command": command, "machine": machine(settings.device), "versions": versions()}
     sections: list[Section] = []
     try:
