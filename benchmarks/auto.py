@@ -30,6 +30,7 @@ from images import (
     check_available,
     complete,
     count,
+    count_or_zero,
     draw,
     number,
     read_data,
@@ -79,7 +80,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     add = parser.add_argument
     add("--learning-rate", type=number, default=1e-3, help="default: 0.001")
     add("--seeds", type=int, nargs="+", default=[0, 1, 2], help="default: 0 1 2")
-    add("--epochs", type=int, default=3, help="of fine-tuning; 0 tries scores alone (default: 3)")
+    add("--epochs", type=count_or_zero, default=3, help="0 tries scores alone (default: 3)")
     add("--train-rows", type=count, default=8000, help="drawn by each seed (default: 8000)")
     add("--test-rows", type=count, default=1500, help="default: 1500")
     add("--ood-rows", type=count, default=300, help="of each set (default: 300)")

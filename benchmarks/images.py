@@ -108,12 +108,17 @@ def number(text: str) -> float:
     return value
 
 
-def count(text: str) -> int:
-    """A number that is at least 1."""
+def count(text: str, least: int = 1) -> int:
+    """A number that is at least 1, or another least."""
     value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not at least 1")
+    if value < least:
+        raise argparse.ArgumentTypeError(f"{text} is not at least {least}")
     return value
+
+
+def count_or_zero(text: str) -> int:
+    """A number that is at least 0."""
+    return count(text, least=0)
 
 
 def draw(n_rows: int, size: int | None, seed: int) -> NDArray[np.intp]:

@@ -99,7 +99,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     return options
 
 
-def copy_weights(published: dict[str, torch.Tensor], module: nn.Module) -> None:
+def copy_weights(published: dict[str, Tensor], module: nn.Module) -> None:
     """Copy all but the head; the same arrays in the same order, whatever their names."""
     state = module.state_dict()
     own = list(state.items())[:-2]

@@ -127,14 +127,12 @@ def open_network(
     shapes = Shapes((most,))
     pairs: tuple[Pair, ...] = ()
     if not compiled:  # each shape would be compiled on its own, which takes long
-        tried = rows.spaced(min(most, ROWS_OF_A_SHAPE))
         if fold_batch_norm:
             pairs = foldable(module, batch)
             pairs = pairs if _folds(module, head, batcher, few, pairs) else ()
         small = rows_of_small_shape(batcher.device) if small_shape and batch.ndim > 2 else 0
         scored = Folded(view_of(module)[0], pairs).module if pairs else module
-        results = _results(scored, head, batcher, dtypes.scoring, tried)
-        shapes = _choose_shapes(results, most, small)
+        shapes = _choose_shapes(scored, head, batcher, dtypes.scoring, rows, most, small)
     return Network(
         module,
         head,
@@ -158,10 +156,11 @@ def folds(network: Network, rows: Rows) -> bool:
 def unfold(network: Network, rows: Rows) -> None:
     """Let a network score by itself, in shapes that give the same bits of that."""
     most, small = network.shapes.ladder[-1], network.shapes.small
-    tried = rows.spaced(min(most, ROWS_OF_A_SHAPE))
     precision = network.precision.scoring
-    results = _results(network.module, network.head, network.batcher, precision, tried)
-    network.pairs, network.shapes = (), _choose_shapes(results, most, small)
+    network.shapes = _choose_shapes(
+        network.module, network.head, network.batcher, precision, rows, most, small
+    )
+    network.pairs = ()
 
 
 def _folds(
@@ -246,8 +245,17 @@ def _results(
     return results
 
 
-def _choose_shapes(results: Callable[..., list[Tensor]], most: int, small: int) -> Shapes:
+def _choose_shapes(
+    module: nn.Module,
+    head: str | None,
+    batcher: Batcher,
+    precision: torch.dtype | None,
+    rows: Rows,
+    most: int,
+    small: int,
+) -> Shapes:
     """Let few rows run in smaller forwards, if these give the same bits, or nearly so."""
+    results = _results(module, head, batcher, precision, rows.spaced(min(most, ROWS_OF_A_SHAPE)))
     while not _has_memory(results, most):
         most //= 2
     ladder = same_bits(results, most)
