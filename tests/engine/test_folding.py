@@ -244,10 +244,11 @@ def test_layers_with_other_names_or_in_lists_are_folded(opened, kind, monkeypatc
     assert_scores_without_batch_norm(network, IMAGES, monkeypatch)
 
 
-@pytest.mark.parametrize("layer", [nn.Linear(6, 4), nn.Linear(6, 4, bias=False)])
+@pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("options", [{"affine": False}, {"momentum": None}, {"eps": 10.0}])
-def test_batch_norms_of_all_options_are_folded(opened, layer, options, monkeypatch):
-    module = nn.Sequential(layer, nn.BatchNorm1d(4, **options), nn.ReLU(), nn.Linear(4, 3))
+def test_batch_norms_of_all_options_are_folded(opened, bias, options, monkeypatch):
+    layer, norm = nn.Linear(6, 4, bias=bias), nn.BatchNorm1d(4, **options)
+    module = nn.Sequential(layer, norm, nn.ReLU(), nn.Linear(4, 3))
     network = opened(with_statistics(module), X)
     assert_scores_without_batch_norm(network, X, monkeypatch)
 
