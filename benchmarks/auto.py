@@ -82,6 +82,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     add("--seeds", type=int, nargs="+", default=[0, 1, 2], help="default: 0 1 2")
     add("--epochs", type=count_or_zero, default=3, help="0 tries scores alone (default: 3)")
     add("--train-rows", type=count, default=8000, help="drawn by each seed (default: 8000)")
+    add("--new-rows", action="store_true", help="fit test rows that are new to the network")
     add("--test-rows", type=count, default=1500, help="default: 1500")
     add("--ood-rows", type=count, default=300, help="of each set (default: 300)")
     add("--time", action="store_true", help="compare with fits by one score and a fixed weight")
@@ -110,9 +111,10 @@ def of_seed(
 
 
 def measured(module: nn.Module, seed: int, options: argparse.Namespace, data: Data) -> list[Row]:
-    drawn = draw(len(data.x_train), options.train_rows, seed)
-    x, y = data.x_train[drawn], data.y_train[drawn]
     panel = Panel(options, data)
+    x, y = (panel.x_new, panel.y_new) if options.new_rows else (data.x_train, data.y_train)
+    drawn = draw(len(x), options.train_rows, seed)
+    x, y = x[drawn], y[drawn]
 
     def detector(**parameters: Any) -> SparseEnergyOODDetector:
         return SparseEnergyOODDetector(
@@ -165,6 +167,8 @@ class Panel:
     def __init__(self, options: argparse.Namespace, data: Data) -> None:
         testing = draw(len(data.x_test), options.test_rows, seed=0)
         self.x_test, self.y_test = data.x_test[testing], data.y_test[testing]
+        new = np.setdiff1d(np.arange(len(data.x_test)), testing)
+        self.x_new, self.y_new = data.x_test[new], data.y_test[new]
         sets = data.ood | noise_sets(self.x_test.shape[1:])
         self.ood = {name: x[draw(len(x), options.ood_rows, seed=0)] for name, x in sets.items()}
 
@@ -234,6 +238,7 @@ def on_panel(
                 # Of all surrogates, and by kind.
                 **{f"judged_{of}": value for of, value in record.items() if of.startswith("auroc")},
                 "judged_change": path.accuracy_change(record),
+                "judged_worse": record["worse"],
             }
         )
     return rows
@@ -311,10 +316,11 @@ def record_of(row: dict[str, str]) -> dict[str, Any]:
     judged = {
         name.removeprefix("judged_"): float(value)
         for name, value in row.items()
-        if name.startswith("judged_")
+        if name.startswith("judged_") and name != "judged_worse"
     }
     return {
         **judged,
+        "worse": row.get("judged_worse", ""),  # files of before the rule have none
         "sparsity_weight": None if row["weight"] == "untouched" else float(row["weight"]),
         "score_function": row["score"],
         "accuracy_before": 0.0,

@@ -189,7 +189,8 @@ class SparseEnergyOODDetector(OutlierMixin, BaseEstimator):
     path_ : list of dict
         What "auto" tried: one record a weight and score, in the order of the weights. The first
         "sparsity_weight" is None, the network before fine-tuning. "auroc" is the mean over the
-        kinds of outliers, "auroc_<kind>", that judge. Further "accuracy_before" and
+        kinds of outliers, "auroc_<kind>", that judge. "worse" names the kinds of which clearly more
+        are kept than before fine-tuning, by the same score. Further "accuracy_before" and
         "accuracy_after", on the in-distribution rows that judge, "mean_l1" of their features,
         "seconds" to train and judge, "score_function", and whether it was "chosen". Empty if
         nothing was to be chosen.

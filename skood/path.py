@@ -56,7 +56,10 @@ REFERENCES = ("two_views", "energy")
 """Scores that another has to be better than, the first that can be had."""
 
 ERRORS = 2
-"""Standard errors, over kinds of outliers, by which it has to be better."""
+"""Standard errors that a difference has to exceed to be clear."""
+
+TOLERATED_RISE = 0.02
+"""Share of the outliers of a kind that fine-tuning may let in besides."""
 
 INLIERS = "in-distribution"
 """Name of the in-distribution rows among the sets that judge."""
@@ -127,7 +130,7 @@ class Path:
         return outcome_of(run, best, path, kept_history)
 
     def _rungs(self) -> Iterator[tuple[list[Record], list[Record]]]:
-        """What each rung comes to, and its epochs, up to the first that no longer classifies well.
+        """What each rung comes to, and its epochs, up to the first that diverges.
 
         The lowest is the network untouched.
         """
@@ -160,8 +163,6 @@ class Path:
             except REFUSALS:  # of what the network has become: the one given was judged
                 return
             yield found, trained
-            if not is_accurate(found[0]):
-                return
 
     def _weights(self, penalty: Penalty) -> list[float]:
         """The ladder, in weights of the penalty."""
@@ -196,6 +197,7 @@ class Judge:
         picks = spaced(len(data.rows), max(len(data.rows) // 5, ROWS_OF_A_FIT))
         self.few = HeldOut(data.rows.pick(picks), data.labels[picks])
         self.accuracy_before = self._accuracy(winners_of(network, run.judging.rows))
+        self.kept_before: dict[str, dict[str, NDArray[np.bool_]]] = {}
 
     def __call__(self, network: Network, weight: float | None, start: float) -> list[Record]:
         """What a network comes to whose training began at a time, a record for each score."""
@@ -212,12 +214,19 @@ class Judge:
         for name, values in self._scored(network, rows, outputs):
             inliers = values.pop(INLIERS)
             by_kind = {kind: auroc(inliers, outliers) for kind, outliers in values.items()}
+            threshold = np.quantile(inliers, 1 - self.run.detector.tpr, method="lower")
+            kept = {kind: outliers >= threshold for kind, outliers in values.items()}
+            if weight is None:
+                self.kept_before[name] = kept
+            before = self.kept_before.get(name, kept)
+            worse = [kind for kind in kept if is_clearly_worse(before[kind], kept[kind])]
             records.append(
                 {
                     **network_record,
                     "score_function": name,
                     "auroc": float(np.mean(list(by_kind.values()))),
                     **{f"{KIND}{kind}": value for kind, value in by_kind.items()},
+                    "worse": ", ".join(worse),
                 }
             )
         seconds = time.perf_counter() - start
@@ -312,8 +321,19 @@ def _error(gains: Scores) -> float:
     return float(gains.std(ddof=1)) / math.sqrt(len(gains)) if len(gains) > 1 else 0.0
 
 
+def is_clearly_worse(before: NDArray[np.bool_], after: NDArray[np.bool_]) -> bool:
+    """Whether clearly more outliers are kept than before, given which ones are.
+
+    McNemar, "Note on the sampling error of the difference between correlated proportions or
+    percentages", Psychometrika 12, 1947.
+    """
+    let_in, shut_out = int((after & ~before).sum()), int((before & ~after).sum())
+    rise = let_in - shut_out
+    return rise > TOLERATED_RISE * len(after) and rise > ERRORS * math.sqrt(let_in + shut_out)
+
+
 def best_of(records: list[Record]) -> Record:
-    """What detects best among what is robust and accurate enough.
+    """What detects best among what is robust and accurate enough, and on no kind clearly worse.
 
     Of the weights, it is the smallest that is as good within a standard error (Breiman, Friedman,
     Olshen & Stone, "Classification and regression trees", 1984, section 3.4.3).
@@ -321,7 +341,7 @@ def best_of(records: list[Record]) -> Record:
     # Imported here, as few fits need it, and it takes long.
     from .model_selection import AccuracyGuard
 
-    records = robust(records)
+    records = [record for record in robust(records) if not record["worse"]]
     results = {
         "mean_test_auroc": [record["auroc"] for record in records],
         "mean_test_accuracy_change": [accuracy_change(record) for record in records],
@@ -358,12 +378,19 @@ def told(best: Record, path: list[Record]) -> str:
     trained = best["sparsity_weight"] is not None
     others = [r for r in robust(path) if (r["sparsity_weight"] is not None) != trained]
     next_best = max(others, key=lambda record: record["auroc"], default=None)
-    compared = "" if next_best is None else f" ({_named(next_best)}: {next_best['auroc']:.3f})"
+    compared = "" if next_best is None else f" ({_told_of(next_best)})"
     return (
         f"{_named(best)} is chosen of {len(path)}, with an AUROC of {best['auroc']:.3f}"
         f"{compared} on {', '.join(kinds_of(best))}; accuracy {best['accuracy_after']:.3f}, "
         f"{best['accuracy_before']:.3f} before"
     )
+
+
+def _told_of(record: Record) -> str:
+    """What a record that is not chosen comes to, and what speaks against it beside that."""
+    faults = [f"worse on {record['worse']}"] if record["worse"] else []
+    faults += [] if is_accurate(record) else [f"accuracy {record['accuracy_after']:.3f}"]
+    return f"{_named(record)}: {record['auroc']:.3f}" + "".join(f", but {f}" for f in faults)
 
 
 def _named(record: Record) -> str:

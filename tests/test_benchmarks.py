@@ -949,6 +949,23 @@ def test_a_transfer_refuses_the_weights_of_another_network(transferred):
         transferred(torch.nn.Linear(4, 7))
 
 
+def test_kinds_are_drawn_by_their_seed(script, tmp_path):
+    drawn = script("drawn")
+    for folder, seed in (("first", "0"), ("again", "0"), ("other", "1")):
+        drawn.main(["--rows", "6", "--seed", seed, "--folder", str(tmp_path / folder)])
+    for name in drawn.KINDS:
+        first, again, other = (
+            np.load(tmp_path / folder / f"{name}.npz")["x"]
+            for folder in ("first", "again", "other")
+        )
+        assert first.shape == (6, 32, 32, 3)
+        assert first.dtype == np.uint8
+        assert len(np.unique(first.reshape(6, -1), axis=0)) == 6
+        assert np.ptp(first.reshape(6, -1).astype(int), axis=1).max() > 50
+        np.testing.assert_array_equal(first, again)
+        assert not np.array_equal(first, other)
+
+
 def surrogate_arguments(**changed):
     options = {"test_rows": None, "scores": None, "detectors": None, "rows": "90"}
     options |= {"weights": ["0", "0.01:1", "20"], "seeds": ["0", "1"]}

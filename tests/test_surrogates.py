@@ -61,7 +61,7 @@ def test_patches_move_whole_within_their_image():
 def test_layouts_of_the_same_images_agree():
     images = np.random.RandomState(0).permutation(6 * 3 * 12 * 8).reshape(6, 3, 12, 8)
     kinds = ["auto", "patches", "blur", "contrast", "edges", "strokes", "silhouettes"]
-    for kind in [*kinds, "frequencies", "colours", "mixture"]:
+    for kind in [*kinds, "shapes", "frequencies", "colours", "mixture"]:
         first = surrogate_outliers(images, kind=kind, random_state=1)
         last = surrogate_outliers(np.moveaxis(images, 1, -1), kind=kind, random_state=1)
         assert (np.moveaxis(last, -1, 1) == first).all()
@@ -152,7 +152,8 @@ def test_words_are_refused():
 DIGITS = load_digits().images[:200]
 BINARY = DIGITS > 7
 SMOOTH = ndimage.gaussian_filter(np.random.RandomState(0).rand(60, 24, 24), (0, 6, 6))
-SIX = ("patches", "blur", "contrast", "edges", "strokes", "silhouettes")
+KINDS = ("patches", "blur", "contrast", "edges", "strokes", "silhouettes", "shapes")
+DRAWN = ("patches", "strokes", "shapes")
 
 
 @pytest.mark.parametrize(
@@ -168,11 +169,11 @@ SIX = ("patches", "blur", "contrast", "edges", "strokes", "silhouettes")
     ids=["grey", "two colours", "0 and 1", "blurred", "2 by 2", "one image"],
 )
 def test_kinds_that_do_not_change_images_are_left_out_and_refused_by_name(X, left_out):
-    kinds = tuple(kind for kind in SIX if kind not in left_out)
+    kinds = tuple(kind for kind in KINDS if kind not in left_out)
     assert auto_kinds(X) == kinds
     outliers = surrogate_outliers(X, random_state=0)
-    for place, kind in enumerate(kinds if kinds != SIX else ()):
-        if kind not in ("patches", "strokes"):  # which draw
+    for place, kind in enumerate(kinds if kinds != KINDS else ()):
+        if kind not in DRAWN:
             made = surrogate_outliers(X, kind=kind, random_state=0)[place :: len(kinds)]
             assert np.array_equal(outliers[place :: len(kinds)], made)
     for kind in left_out:
@@ -184,20 +185,28 @@ def test_kinds_that_do_not_change_images_are_left_out_and_refused_by_name(X, lef
 def test_a_kind_that_changes_all_but_a_few_rows_is_taken():
     X = DIGITS.copy()
     X[::3] = 16 * BINARY[::3]
-    assert auto_kinds(X) == SIX
+    assert auto_kinds(X) == KINDS
     X = 16.0 * BINARY
     X[::6] = DIGITS[::6]
     assert "silhouettes" not in auto_kinds(X)
 
 
 @pytest.mark.parametrize("shape", [(50, 1, 1), (50, 1, 1, 3), (50, 3, 1, 1)])
-@pytest.mark.parametrize("kind", ["auto", "patches", "mixture", "colours"])
+@pytest.mark.parametrize("kind", ["patches", "mixture", "colours"])
 def test_images_of_one_colour_have_few_surrogates(shape, kind):
     X = np.random.RandomState(0).rand(*shape)
     X = X.repeat(8, axis=-2 if shape[-1] == 3 else -1).repeat(8, axis=-3 if shape[-1] == 3 else -2)
-    with pytest.raises(ValueError, match=r"or of one colour. Use known outliers instead"):
+    with pytest.raises(ValueError, match="Pass kind='auto', which takes 'shapes' here"):
         surrogate_outliers(X, kind=kind)
+    assert auto_kinds(X) == ("shapes",)
     assert surrogate_outliers(X, kind="noise").shape == X.shape
+
+
+@pytest.mark.parametrize("shape", [(50, 8, 8), (50, 8, 8, 3)])
+@pytest.mark.parametrize("kind", ["auto", "shapes", "patches"])
+def test_images_that_are_all_the_same_colour_have_no_surrogates(shape, kind):
+    with pytest.raises(ValueError, match=r"or of one colour. Use known outliers instead"):
+        surrogate_outliers(np.full(shape, 3.0), kind=kind)
 
 
 @pytest.mark.parametrize("n_rows", [2, 3, 4, 50])
@@ -231,14 +240,14 @@ RANDOM = np.random.RandomState(0)
 IMAGES = RANDOM.rand(30, 3, 16, 16)
 
 
-def test_auto_takes_six_kinds_in_turn():
+def test_auto_takes_seven_kinds_in_turn():
     outliers = surrogate_outliers(IMAGES, random_state=0)
-    for place, kind in enumerate(
-        ["patches", "blur", "contrast", "edges", "strokes", "silhouettes"]
-    ):
-        made, images = outliers[place::6], IMAGES[place::6]
+    for place, kind in enumerate(KINDS):
+        made, images = outliers[place::7], IMAGES[place::7]
         some = surrogate_outliers(images, kind=kind, random_state=0)
-        if kind in ("patches", "strokes"):  # drawn from a generator that has drawn before
+        if kind == "shapes":  # of colours that no image has
+            assert all(len(np.unique(image)) <= 4 * 3 for image in made)
+        elif kind in DRAWN:  # from a generator that has drawn before
             assert all(np.isin(one, other).all() for one, other in zip(made, some, strict=True))
             assert (made != images).any(axis=(1, 2, 3)).all()
         else:
@@ -294,6 +303,22 @@ def test_silhouettes_are_bright_where_the_image_is_brighter_than_its_mean():
     X[0, 3, 3] = 210
     (outlier,) = surrogate_outliers(X, kind="silhouettes", random_state=0)
     np.testing.assert_array_equal(outlier, np.where(X[0] > 100, 210, 0))
+
+
+@pytest.mark.parametrize("images", [IMAGES, IMAGES[:, 0], np.moveaxis(IMAGES, 1, 3)])
+def test_shapes_are_polygons_one_inside_another(images):
+    outliers = surrogate_outliers(images, kind="shapes", random_state=0)
+    if outliers.ndim == 4 and outliers.shape[1] == 3:
+        outliers = np.moveaxis(outliers, 1, 3)
+    colours = [np.unique(image.reshape(16 * 16, -1), axis=0) for image in outliers]
+    assert {len(each) for each in colours} == {2, 3, 4}
+    assert images.min() <= outliers.min() < 0.1 < 0.9 < outliers.max() <= images.max()
+    for image in outliers:
+        ground = (image == image[0, 0]).reshape(16, 16, -1).all(axis=2)
+        assert 0.15 < ground.mean() < 0.95
+        # Every line through a shape enters and leaves it once.
+        for line in (*~ground, *~ground.T):
+            assert (np.diff(line.astype(int)) == 1).sum() + line[0] <= 1
 
 
 def test_strokes_are_thin_curves_light_on_dark_or_dark_on_light():
@@ -369,6 +394,7 @@ def test_scaled_rows_lie_three_times_as_far_from_the_mean():
         "edges",
         "strokes",
         "silhouettes",
+        "shapes",
         "frequencies",
         "noise",
         "colours",

@@ -33,6 +33,12 @@ CONTRAST = 0.2
 STROKES = 1 / 16
 """How smooth the field is whose zero lines are strokes, as a share of the larger side."""
 
+CORNERS = (3, 4, 5, 6, 8, 32)
+"""Corners that a shape may have; with the most it looks round."""
+
+MOST_SHAPES = 3
+"""Shapes one inside another, at most."""
+
 NOISE = 0.3
 CHUNK_ROWS = 1024
 
@@ -65,9 +71,9 @@ def surrogate_outliers(
         mixes any two rows.
     kind : str, default="auto"
         What to do to the rows; see the notes. For images "patches", "blur", "contrast", "edges",
-        "strokes", "silhouettes", "frequencies", "noise", "colours" or "mixture"; for a table
-        "columns", "mixture" or "scale". "auto" takes the first six in turn for images, without
-        those that would not change them, and "columns" for a table.
+        "strokes", "silhouettes", "shapes", "frequencies", "noise", "colours" or "mixture"; for a
+        table "columns", "mixture" or "scale". "auto" takes the first seven in turn for images,
+        without those that would not change them, and "columns" for a table.
     random_state : int, RandomState or None, default=None
         Seed. Pass an int for the same outliers at every call.
 
@@ -95,6 +101,8 @@ def surrogate_outliers(
     - "strokes" draws random curves in an image's brightest colour on its darkest, or the reverse;
     - "silhouettes" gives the brightest colour to what is brighter than the image's mean, and the
       darkest to the rest;
+    - "shapes" draws one to three regular polygons, one inside another, each and the ground in a
+      random colour within the range of X;
     - "frequencies" keeps the amplitudes of an image's Fourier transform and takes the phases of
       another image;
     - "noise" adds Gaussian noise of 0.3 times the range of X;
@@ -113,8 +121,9 @@ def surrogate_outliers(
     images, it is refused, and "auto" goes without it; for a table, if it makes no new row of them.
 
     On CIFAR-10, "patches", "blur" and "contrast" choose detectors that are good on real scenes and
-    textures, "edges", "strokes" and "silhouettes" such as are good on faces and garments. "noise",
-    "colours" and "mixture" are no kinds to choose by. The guide on choosing the sparsity weight has
+    textures, "edges", "strokes" and "silhouettes" such as are good on faces and garments. "shapes"
+    shows whether signs and symbols get lost. "noise", "colours" and "mixture" are no kinds to
+    choose by. The guide on choosing the sparsity weight has
     the figures.
 
     Examples
@@ -239,6 +248,7 @@ def _makers(X: Rows) -> dict[str, Maker]:
             "edges": _edges(*map(float, bounds)),
             "strokes": _strokes,
             "silhouettes": _silhouettes,
+            "shapes": _shapes(*map(float, bounds)),
             "frequencies": _frequencies,
             "noise": _noise(float(bounds[1]) - float(bounds[0])),
             "colours": _colours(float(bounds[1]) + float(bounds[0])),
@@ -281,7 +291,7 @@ def _contrasts(images: Rows) -> Rows:
 
 AUTO = {
     True: ("columns",),
-    False: ("patches", "blur", "contrast", "edges", "strokes", "silhouettes"),
+    False: ("patches", "blur", "contrast", "edges", "strokes", "silhouettes", "shapes"),
 }
 """Kinds that "auto" takes in turn, for a table and for images."""
 
@@ -400,6 +410,32 @@ def _strokes(images: Rows, _: Rows, random: np.random.RandomState) -> Rows:
 def _silhouettes(images: Rows, _: Rows, __: np.random.RandomState) -> Rows:
     brightness = _brightness(images)
     return _in_two_colours(images, brightness > brightness.mean(axis=(1, 2), keepdims=True))
+
+
+def _shapes(least: float, largest: float) -> Maker:
+    def make(images: Rows, _: Rows, random: np.random.RandomState) -> Rows:
+        return np.stack([_nested(image, least, largest, random) for image in images])
+
+    return make
+
+
+def _nested(image: Rows, least: float, largest: float, random: np.random.RandomState) -> Rows:
+    """An image of polygons, one inside another."""
+    height, width = image.shape[:2]
+    y, x = np.ogrid[0.5:height, 0.5:width]
+    x, y = x / width - random.uniform(0.4, 0.6), y / height - random.uniform(0.4, 0.6)
+    drawn = np.empty_like(image)
+    drawn[:] = random.uniform(least, largest, image.shape[2:])
+    radius = random.uniform(0.3, 0.5)
+    for _ in range(random.randint(1, MOST_SHAPES + 1)):
+        corners = random.choice(CORNERS)
+        turned = 2 * np.pi * (random.random_sample() + np.arange(corners)) / corners
+        # How far a pixel lies towards the side that it is nearest to.
+        towards = np.max([np.cos(angle) * x + np.sin(angle) * y for angle in turned], axis=0)
+        radius *= np.cos(np.pi / corners)  # of the circle in it
+        drawn[towards < radius] = random.uniform(least, largest, image.shape[2:])
+        radius *= random.uniform(0.3, 0.9)  # of the circle around the next
+    return drawn
 
 
 def _steepness(images: Rows) -> Rows:

@@ -137,6 +137,7 @@ class SelectionDisplay:
                 f"chosen={chosen}; expected the index of one of {len(params)} candidates, from 0."
             )
         self.chosen = chosen
+        self.worse = np.zeros(len(params), dtype=bool)
         self.untouched: dict[str, float] = {}
 
     @classmethod
@@ -217,6 +218,8 @@ class SelectionDisplay:
             tolerance=AccuracyGuard().tolerance,
             chosen=rungs.index(chosen) if chosen in rungs else None,
         )
+        # A path that was saved by an earlier version does not say.
+        display.worse = np.array([bool(record.get("worse")) for record in rungs])
         display.untouched = {name: of(before)[0] for name, of in PANELS_OF_A_PATH.items()}
         return display
 
@@ -301,6 +304,13 @@ class SelectionDisplay:
         self.figure_: Figure | SubFigure = axes[0].figure
         return self
 
+    def _excluded(self) -> list[tuple[str, NDArray[np.bool_], str]]:
+        """Fillings of markers, which candidates are excluded, and why."""
+        return [
+            ("white", ~self.accurate, f"accuracy lost > {self.tolerance or 0:g}"),
+            ("lightgrey", self.worse & self.accurate, "a kind detected worse"),
+        ]
+
     def _draw_candidates(
         self, ax: Axes, mean: NDArray[np.float64], std: NDArray[np.float64]
     ) -> None:
@@ -314,24 +324,26 @@ class SelectionDisplay:
                 marker=look.marker,
                 label=label,
             )
-            excluded = candidates[~self.accurate[candidates]]
-            ax.plot(
-                self.weights[excluded],
-                mean[excluded],
-                color=look.colour,
-                linestyle="none",
-                marker=look.marker,
-                markerfacecolor="white",
-            )
-        if not self.accurate.all():
-            ax.plot(
-                [],
-                color="black",
-                linestyle="none",
-                marker=MARKERS[0],
-                markerfacecolor="white",
-                label=f"accuracy lost > {self.tolerance:g}",
-            )
+            for filling, is_excluded, _ in self._excluded():
+                excluded = candidates[is_excluded[candidates]]
+                ax.plot(
+                    self.weights[excluded],
+                    mean[excluded],
+                    color=look.colour,
+                    linestyle="none",
+                    marker=look.marker,
+                    markerfacecolor=filling,
+                )
+        for filling, is_excluded, reason in self._excluded():
+            if is_excluded.any():
+                ax.plot(
+                    [],
+                    color="black",
+                    linestyle="none",
+                    marker=MARKERS[0],
+                    markerfacecolor=filling,
+                    label=reason,
+                )
         if self.chosen is not None:
             weight = self.weights[self.chosen]
             ax.axvline(weight, color="black", linewidth=1, zorder=1)

@@ -505,6 +505,34 @@ def test_refuses_results_without_scores():
         SelectionDisplay.from_cv_results(means)
 
 
+def test_rungs_that_let_a_kind_in_are_marked():
+    before = {
+        "sparsity_weight": None,
+        "accuracy_before": 0.9,
+        "accuracy_after": 0.9,
+        "mean_l1": 5.0,
+        "score_function": "energy",
+        "auroc": 0.8,
+        "auroc_columns": 0.8,
+        "worse": "",
+        "chosen": False,
+    }
+    good = before | {"sparsity_weight": 0.0, "chosen": True}
+    worse = before | {"sparsity_weight": 0.1, "auroc": 0.9, "worse": "columns"}
+    inaccurate = worse | {"sparsity_weight": 0.3, "accuracy_after": 0.5}
+    path_ = [before, good, worse, inaccurate]
+    display = SelectionDisplay.from_estimator(SimpleNamespace(path_=path_))
+    points = {
+        line.get_markerfacecolor(): line.get_xdata().tolist()
+        for line in display.axes_[0].lines
+        if line.get_linestyle() == "None" and len(line.get_xdata()) == 1
+    }
+    assert points["white"] == [0.3]
+    assert points["lightgrey"] == [0.1]
+    labels = [text.get_text() for text in display.figure_.findobj(Text)]
+    assert {"a kind detected worse", "accuracy lost > 0.01"} <= {*labels}
+
+
 def test_a_path_that_ended_at_once_is_drawn():
     untouched = {
         "sparsity_weight": None,
