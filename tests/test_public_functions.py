@@ -483,7 +483,6 @@ def test_the_minimum_of_rows_is_the_first_that_reaches_the_rank(rank, tpr):
         np.ones((4, 3)),
         np.c_[np.arange(9.0), np.ones(9)],
         np.ones((4, 8, 8)),
-        np.ones((4, 8, 8)) * np.arange(4)[:, None, None],
         np.where(np.eye(4) > 0, np.nan, 1.0),
         np.where(np.eye(4) > 0, np.inf, 1.0),
     ],
