@@ -97,12 +97,12 @@ def sign(random: RandomState) -> Image:
         angles = np.linspace(0, 2 * np.pi, corners, endpoint=False)
         angles += random.choice([0, np.pi / corners, np.pi / 2])
         radius = random.uniform(0.3, 0.45)
-        plate, edge = random.choice(["red", "blue", "gold", "white", "green"]), "white"
+        plate = random.choice(["red", "blue", "gold", "white", "green"])
         axes.fill(
             0.5 + radius * np.cos(angles),
             0.5 + radius * np.sin(angles),
             facecolor=plate,
-            edgecolor=random.choice(["red", "black", edge]),
+            edgecolor=random.choice(["red", "black", "white"]),
             linewidth=2,
         )
         ink = "black" if plate in ("gold", "white") else "white"

@@ -122,9 +122,8 @@ def surrogate_outliers(
 
     On CIFAR-10, "patches", "blur" and "contrast" choose detectors that are good on real scenes and
     textures, "edges", "strokes" and "silhouettes" such as are good on faces and garments. "shapes"
-    shows whether signs and symbols get lost. "noise", "colours" and "mixture" are no kinds to
-    choose by. The guide on choosing the sparsity weight has
-    the figures.
+    stand for signs and symbols. "noise", "colours" and "mixture" are no kinds to choose by. The
+    guide on choosing the sparsity weight has the figures.
 
     Examples
     --------

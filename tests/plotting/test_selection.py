@@ -505,18 +505,21 @@ def test_refuses_results_without_scores():
         SelectionDisplay.from_cv_results(means)
 
 
+BEFORE = {
+    "sparsity_weight": None,
+    "accuracy_before": 0.9,
+    "accuracy_after": 0.9,
+    "mean_l1": 5.0,
+    "score_function": "energy",
+    "auroc": 0.8,
+    "auroc_columns": 0.8,
+    "chosen": False,
+}
+"""What a path says of a network before fine-tuning, if it is not chosen."""
+
+
 def test_rungs_that_let_a_kind_in_are_marked():
-    before = {
-        "sparsity_weight": None,
-        "accuracy_before": 0.9,
-        "accuracy_after": 0.9,
-        "mean_l1": 5.0,
-        "score_function": "energy",
-        "auroc": 0.8,
-        "auroc_columns": 0.8,
-        "worse": "",
-        "chosen": False,
-    }
+    before = BEFORE | {"worse": ""}
     good = before | {"sparsity_weight": 0.0, "chosen": True}
     worse = before | {"sparsity_weight": 0.1, "auroc": 0.9, "worse": "columns"}
     inaccurate = worse | {"sparsity_weight": 0.3, "accuracy_after": 0.5}
@@ -534,16 +537,7 @@ def test_rungs_that_let_a_kind_in_are_marked():
 
 
 def test_a_path_that_ended_at_once_is_drawn():
-    untouched = {
-        "sparsity_weight": None,
-        "accuracy_before": 0.9,
-        "accuracy_after": 0.9,
-        "mean_l1": 5.0,
-        "score_function": "energy",
-        "auroc": 0.8,
-        "auroc_columns": 0.8,
-        "chosen": True,
-    }
+    untouched = BEFORE | {"chosen": True}
     rung = untouched | {"sparsity_weight": 0.0, "accuracy_after": 0.5, "chosen": False}
     display = SelectionDisplay.from_estimator(SimpleNamespace(path_=[untouched, rung]))
     assert display.weights.tolist() == [0]
