@@ -57,18 +57,19 @@ class Data:
 # Options
 
 
-def add_data_options(parser: argparse.ArgumentParser) -> None:
+def add_data_options(parser: argparse.ArgumentParser, ood: bool = True) -> None:
     """The files, and how the network takes their images."""
     add = parser.add_argument
     add("--id", type=Path, required=True, metavar="FILE.npz", help="x_train, y_train, x_test ...")
-    add(
-        "--ood",
-        type=Path,
-        required=True,
-        nargs="+",
-        metavar="FILE.npz",
-        help="x, one set a file; of an ID set its x_test",
-    )
+    if ood:
+        add(
+            "--ood",
+            type=Path,
+            required=True,
+            nargs="+",
+            metavar="FILE.npz",
+            help="x, one set a file; of an ID set its x_test",
+        )
     add("--network", required=True, help="resnet20, resnet56, wrn40_2, ...")
     add("--checkpoint", type=Path, required=True, metavar="FILE.pt", help="its state_dict")
     add(

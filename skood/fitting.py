@@ -211,7 +211,9 @@ class Fit:
         training, apart = self._apart_for_scores(targets, training)
         self.scale = HeldOut(self.rows.pick(self._inliers[apart]), targets[apart])
         self.judging = HeldOut(self.rows.pick(self._inliers[judging]), targets[judging])
-        self.outliers_to_judge = self._outliers_to_judge() if self._chosen else {}
+        if self._chosen:
+            also = apart[:0] if apart is training else apart[spaced(len(apart), ROWS_OF_A_JUDGE)]
+            self.inliers_to_judge, self.outliers_to_judge = self._rows_to_judge(judging, also)
         if detector.calibration_size is None:
             held_out = training
         if network is None:
@@ -270,21 +272,26 @@ class Fit:
             return outliers, outliers[:0]
         return outliers[1::2], outliers[::2]
 
-    def _outliers_to_judge(self) -> dict[str, Rows]:
-        """Known outliers, or surrogates of each kind, to judge what may be chosen."""
-        if len(self._judging_outliers) > 0:
-            return {KNOWN: self.rows.pick(self._judging_outliers)}
-        # Imported here, as few fits need it, and it takes long.
-        from .model_selection.surrogates import INSTEAD, surrogates_by_kind
+    def _rows_to_judge(
+        self, judging: NDArray[np.intp], also: NDArray[np.intp]
+    ) -> tuple[Rows, dict[str, Rows]]:
+        """In-distribution rows, and outliers of each kind, by which detection is judged.
 
-        # Of a handful of rows, none of some kinds can be made.
-        enough = len(self.judging.rows) >= ROWS_APART
-        rows = self.judging.rows if enough else self.rows.pick(self._inliers)
-        random = np.random.RandomState(self.seeds.judging)
-        values = rows.in_memory(n_workers(self.detector))
-        n_outliers = OUTLIERS_OF_A_JUDGE * len(self.judging.rows)
+        The outliers are known, or are made of the rows. Then the rows stand for new ones, too, as
+        the network may be trained on them. Those of the scores judge as well: more rows tell more.
+        """
+        inliers = self.rows.pick(self._inliers[np.append(judging, also)])
+        if len(self._judging_outliers) > 0:
+            return inliers, {KNOWN: self.rows.pick(self._judging_outliers)}
+        # Imported here, as few fits need it, and it takes long.
+        from .model_selection.surrogates import INSTEAD, as_new, surrogates_by_kind
+
+        workers, random = n_workers(self.detector), np.random.RandomState(self.seeds.judging)
+        values = originals = inliers.in_memory(workers)
+        if len(judging) < ROWS_APART:  # of a handful of rows, none of some kinds can be made
+            originals = self.rows.pick(self._inliers).in_memory(workers)
         try:
-            made = surrogates_by_kind(values, n_outliers, random)
+            made = surrogates_by_kind(originals, OUTLIERS_OF_A_JUDGE * len(judging), random)
         except ValueError as error:
             (name, *_) = self._chosen
             raise ValueError(
@@ -292,7 +299,8 @@ class Fit:
                 f"{first_line(error).removesuffix(INSTEAD)}Label known outliers in y, with "
                 f"ood_label=; or pass {name} yourself."
             ) from error
-        return {kind: rows.like(values) for kind, values in made.items()}
+        outliers = {kind: inliers.like(values) for kind, values in made.items()}
+        return inliers.like(as_new(values, random)), outliers
 
     def _apart(
         self,

@@ -58,7 +58,7 @@ REFERENCES = ("two_views", "energy")
 ERRORS = 2
 """Standard errors that a difference has to exceed to be clear."""
 
-TOLERATED_RISE = 0.02
+TOLERATED_RISE = 0.1
 """Share of the outliers of a kind that fine-tuning may let in besides."""
 
 INLIERS = "in-distribution"
@@ -193,7 +193,7 @@ class Judge:
     def __init__(self, run: Fit, network: Network, data: TrainingData) -> None:
         self.run = run
         self.data = data
-        self.outliers = run.outliers_to_judge
+        self.rows = {INLIERS: run.inliers_to_judge, **run.outliers_to_judge}
         picks = spaced(len(data.rows), max(len(data.rows) // 5, ROWS_OF_A_FIT))
         self.few = HeldOut(data.rows.pick(picks), data.labels[picks])
         self.accuracy_before = self._accuracy(winners_of(network, run.judging.rows))
@@ -201,9 +201,7 @@ class Judge:
 
     def __call__(self, network: Network, weight: float | None, start: float) -> list[Record]:
         """What a network comes to whose training began at a time, a record for each score."""
-        rows = {INLIERS: self.run.judging.rows, **self.outliers}
-        outputs = {name: outputs_of_all(network, some) for name, some in rows.items()}
-        features, logits = outputs[INLIERS]
+        features, logits = outputs_of_all(network, self.run.judging.rows)
         network_record = {
             "sparsity_weight": weight,
             "accuracy_before": self.accuracy_before,
@@ -211,7 +209,7 @@ class Judge:
             "mean_l1": math.nan if features is None else float(l1(features).mean()),
         }
         records = []
-        for name, values in self._scored(network, rows, outputs):
+        for name, values in self._scored(network):
             inliers = values.pop(INLIERS)
             by_kind = {kind: auroc(inliers, outliers) for kind, outliers in values.items()}
             threshold = np.quantile(inliers, 1 - self.run.detector.tpr, method="lower")
@@ -233,10 +231,9 @@ class Judge:
         timed = [{**record, "seconds": seconds, "chosen": False} for record in records]
         return self.run.ranks.from_first(timed)  # as ranks may round differently
 
-    def _scored(
-        self, network: Network, rows: dict[str, Rows], outputs: dict[str, Both]
-    ) -> Iterator[tuple[str, dict[str, Scores]]]:
-        """Scores of all sets by each score that can be had."""
+    def _scored(self, network: Network) -> Iterator[tuple[str, dict[str, Scores]]]:
+        """Scores of all rows by each score that can be had."""
+        outputs = {of: outputs_of_all(network, some) for of, some in self.rows.items()}
         pieces = Pieces(self.run, network, self.few)
         refused = []
         for name, asked in self.run.scores.items():
@@ -246,7 +243,9 @@ class Judge:
                     outputs_to_fit = pieces.training if hasattr(score, "fit") else []
                     fit_score(score, outputs_to_fit, pieces.head, lambda: pieces.held_out)
                 if uses_gradient(score):
-                    values = {of: outputs_of(network, some, score)[0] for of, some in rows.items()}
+                    values = {
+                        of: outputs_of(network, some, score)[0] for of, some in self.rows.items()
+                    }
                 else:
                     values = {of: as_array(apply_score(score, *z)) for of, z in outputs.items()}
                 yield name, values

@@ -186,6 +186,41 @@ def test_surrogates_judge_each_kind_of_images(digits):
         assert record["auroc"] == pytest.approx(np.mean([record[kind] for kind in kinds]))
 
 
+def rows_that_judge(X, y, module, monkeypatch, **parameters):
+    """Rows that judge the scores, those that they are made of, and those that judge accuracy."""
+    from skood import fitting
+
+    runs = []
+    with monkeypatch.context() as patches:
+        patches.setattr(fitting.Fit, "judge_values", lambda run, *_: runs.append(run))
+        fit((X, y, module), score_function="auto", sparsity_weight=0.3, max_epochs=1, **parameters)
+    run = runs[0]
+    of = np.append(run.judging.rows.index, run.scale.rows.index)
+    accuracy = run.judging.rows.in_memory(None)
+    return run.inliers_to_judge.in_memory(None), X[of], accuracy, X[run.judging.rows.index]
+
+
+def test_images_that_judge_beside_surrogates_stand_for_new_ones(digits, monkeypatch):
+    X, y = digits.X[:400].reshape(-1, 8, 8), digits.y[:400]
+    module = nn.Sequential(nn.Flatten(), digits.module)
+    judging, originals, accuracy, own = rows_that_judge(X, y, module, monkeypatch)
+    np.testing.assert_array_equal(accuracy, own)
+    assert judging.shape == originals.shape
+    moved = np.abs(judging - originals).mean(axis=(1, 2))
+    assert (moved > 0).all()
+    assert moved.mean() < np.abs(originals - originals[::-1]).mean() / 2
+    # Beside known outliers they are what they are.
+    X, y = np.append(X, 1 - X[:20], axis=0), np.append(y, np.full(20, 99))
+    judging, originals, *_ = rows_that_judge(X, y, module, monkeypatch, ood_label=99)
+    np.testing.assert_array_equal(judging, originals)
+
+
+def test_rows_of_a_table_judge_as_they_are(table, monkeypatch):
+    judging, originals, accuracy, own = rows_that_judge(*table, monkeypatch)
+    np.testing.assert_array_equal(judging, originals)
+    np.testing.assert_array_equal(accuracy, own)
+
+
 def test_known_outliers_judge_in_place_of_surrogates(table):
     X, y, module = table
     outliers = surrogate_outliers(X[:90], kind="scale", random_state=0)
@@ -465,12 +500,12 @@ def test_a_weight_that_lets_in_more_of_any_kind_is_not_chosen():
 @pytest.mark.parametrize(
     ("n_rows", "let_in", "shut_out", "expected"),
     [
-        (100, 9, 1, True),  # 8 > 2, and 8 > 2 sqrt(10) = 6.3
-        (100, 9, 4, False),  # 5 < 2 sqrt(13) = 7.2
-        (100, 1, 9, False),
-        (1000, 15, 0, False),  # fewer than two in a hundred
-        (1000, 25, 0, True),
-        (11, 1, 0, False),  # a row more of few may be chance
+        (100, 14, 2, True),  # 12 > 10, and 12 > 2 sqrt(16) = 8
+        (100, 30, 18, False),  # 12 < 2 sqrt(48) = 13.9
+        (100, 2, 14, False),
+        (1000, 95, 0, False),  # fewer than ten in a hundred
+        (1000, 105, 0, True),
+        (11, 2, 0, False),  # some rows more of few may be chance
         (11, 0, 0, False),
     ],
 )

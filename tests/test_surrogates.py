@@ -5,7 +5,7 @@ import pytest
 from scipy import ndimage
 from sklearn.datasets import load_digits
 
-from skood.model_selection import surrogate_outliers
+from skood.model_selection import surrogate_outliers, surrogates
 from skood.model_selection.surrogates import auto_kinds
 
 
@@ -415,3 +415,48 @@ def test_columns_of_few_values_are_permuted_if_that_makes_any_new_row():
     outliers = surrogate_outliers(X, random_state=0)
     assert np.array_equal(np.sort(outliers, axis=0), np.sort(X, axis=0))
     assert not {*map(tuple, outliers.tolist())} <= {*map(tuple, X.tolist())}
+
+
+def test_an_image_that_stands_for_a_new_one_is_turned_by_at_most_15_degrees():
+    y, x = np.mgrid[:16, :16] - 7.5
+    plane = 40 + 2 * x + 0.5 * y
+    images = np.repeat(plane[None], 50, axis=0)
+    turned = surrogates.as_new(images, np.random.RandomState(0))
+    middle = np.s_[:, 5:11, 5:11]  # where no border is near
+    angles = np.random.RandomState(0).uniform(-15, 15, 50)
+    assert np.ptp(angles) > 25
+    for image, angle in zip(turned[middle], np.deg2rad(angles), strict=True):
+        # A plane turned is a plane, whose steepness has turned.
+        along_x = (2 * np.cos(angle), 0.5 * np.cos(angle))
+        across = (0.5 * np.sin(angle), 2 * np.sin(angle))
+        steep_y, steep_x = (np.diff(image, axis=axis).mean() for axis in (0, 1))
+        assert abs(steep_x - along_x[0]) == pytest.approx(abs(across[0]), abs=1e-9)
+        assert abs(steep_y - along_x[1]) == pytest.approx(abs(across[1]), abs=1e-9)
+        assert np.hypot(steep_x, steep_y) == pytest.approx(np.hypot(2, 0.5))
+
+
+@pytest.mark.parametrize("shape", [(8, 8), (8, 8, 3), (3, 8, 8), (1, 8, 8)])
+@pytest.mark.parametrize("dtype", [np.uint8, np.float32])
+def test_what_stands_for_new_images_is_like_them(shape, dtype):
+    values = np.random.RandomState(0).randint(256, size=(6, *shape))
+    images = values.astype(dtype)
+    turned = surrogates.as_new(images, np.random.RandomState(0))
+    assert turned.shape == images.shape
+    assert turned.dtype == images.dtype
+    assert turned.min() >= images.min()
+    assert turned.max() <= images.max()
+    assert (turned != images).reshape(6, -1).any(axis=1).all()
+    assert (images == values).all()
+
+
+def test_channels_are_turned_alike():
+    image = np.random.RandomState(0).rand(5, 9, 9)
+    both = surrogates.as_new(np.stack([image] * 3, axis=3), np.random.RandomState(1))
+    np.testing.assert_array_equal(both[..., 0], surrogates.as_new(image, np.random.RandomState(1)))
+    first = surrogates.as_new(np.stack([image] * 3, axis=1), np.random.RandomState(1))
+    np.testing.assert_array_equal(first, np.moveaxis(both, 3, 1))
+
+
+def test_rows_of_a_table_stand_for_new_ones_as_they_are():
+    table = np.random.RandomState(0).rand(5, 9)
+    np.testing.assert_array_equal(surrogates.as_new(table, np.random.RandomState(0)), table)

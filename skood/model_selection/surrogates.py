@@ -40,6 +40,9 @@ MOST_SHAPES = 3
 """Shapes one inside another, at most."""
 
 NOISE = 0.3
+TURN = 15.0
+"""Degrees by which an image is turned to stand for a new one, at most."""
+
 CHUNK_ROWS = 1024
 
 TRIED_ROWS = 32
@@ -191,6 +194,30 @@ def surrogates_by_kind(
         )
         for kind in kinds
     }
+
+
+def as_new(X: NDArray[Any], random: np.random.RandomState) -> NDArray[Any]:
+    """Rows that a classifier takes as it takes new ones, made of rows that it may be trained on.
+
+    A classifier is surer of the rows that it was trained on than of others, and loses more of that
+    in fine-tuning than it is worth. An image that is turned a little is like a new one to it.
+
+    Parameters
+    ----------
+    X : ndarray of shape (n, ...)
+        In-distribution rows, as `surrogate_outliers` takes them.
+    random : RandomState
+        Draws the angles.
+
+    Returns
+    -------
+    ndarray of the shape and dtype of X
+        Images, each turned about its centre by up to 15 degrees; a table as it is.
+    """
+    if X.ndim == 2:
+        return X
+    turn = _in_dtype(X.dtype, _within((X.min(), X.max()), _on_images(_turned, _axes(X.shape))))
+    return np.concatenate([turn(X[some], X[some], random) for some in slices(len(X), CHUNK_ROWS)])
 
 
 def auto_kinds(X: NDArray[Any]) -> tuple[str, ...]:
@@ -435,6 +462,16 @@ def _nested(image: Rows, least: float, largest: float, random: np.random.RandomS
         drawn[towards < radius] = random.uniform(least, largest, image.shape[2:])
         radius *= random.uniform(0.3, 0.9)  # of the circle around the next
     return drawn
+
+
+def _turned(images: Rows, _: Rows, random: np.random.RandomState) -> Rows:
+    angles = random.uniform(-TURN, TURN, len(images))
+    return np.stack(
+        [
+            ndimage.rotate(image, angle, axes=(0, 1), reshape=False, order=1, mode="reflect")
+            for image, angle in zip(images, angles, strict=True)
+        ]
+    )
 
 
 def _steepness(images: Rows) -> Rows:
