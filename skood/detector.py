@@ -233,16 +233,22 @@ class SparseEnergyOODDetector(OutlierMixin, BaseEstimator):
     of the penalty before fine-tuning. Each trains a third of `max_epochs`, from where the one below
     ended (Friedman, Hastie & Tibshirani, "Regularization paths for generalized linear models via
     coordinate descent", J. Stat. Softw. 33(1), 2010, on warm starts). A tenth of the rows, at most
-    1,000, is held out to judge: by the AUROC against rows labelled `ood_label`, or if there are
-    none, against each kind of `skood.model_selection.surrogate_outliers` that "auto" takes there.
+    1,000, is held out to judge: by the accuracy, and by the AUROC against rows labelled
+    `ood_label`. If there are none, it is the AUROC against each kind of
+    `skood.model_selection.surrogate_outliers` that "auto" takes there. Images are turned for that,
+    each by up to 15 degrees: a network is surer of images that it was trained on than of new ones,
+    and is about as sure of these as of new ones. Rows held out for the score judge as well.
+
     Of what loses at most a point of accuracy, the best mean AUROC is kept, the network before
-    fine-tuning being one of the choices. Of the weights, it is the smallest that comes within a
-    standard error over kinds of the best (Breiman, Friedman, Olshen & Stone, "Classification and
-    regression trees", 1984, section 3.4.3). If the score is chosen too, it is "two_views", or
-    "energy" if features are hidden. Another can be chosen if it detects no kind worse than these
-    do before fine-tuning, and its mean is higher by two standard errors over kinds; of tables, one
-    kind is made, which is not enough. The path ends early at a weight that loses more accuracy,
-    diverges, or leaves a network that the score refuses.
+    fine-tuning being one of the choices. No weight is taken that is worse on a kind: with which, at
+    the threshold that keeps `tpr` of the rows that judge, more of the kind are kept than before, by
+    over a tenth of them and over two standard errors (McNemar, Psychometrika 12, 1947). Of the
+    weights, it is the smallest that comes within a standard error over kinds of the best (Breiman,
+    Friedman, Olshen & Stone, "Classification and regression trees", 1984, section 3.4.3). If the
+    score is chosen too, it is "two_views", or "energy" if features are hidden. Another can be
+    chosen if it detects no kind worse than these do before fine-tuning, and its mean is higher by
+    two standard errors over kinds; of tables, one kind is made, which is not enough. The path ends
+    early at a weight at which training diverges, or that leaves a network that the score refuses.
 
     References
     ----------
