@@ -141,7 +141,7 @@ def untrained(
         random_state=0,
         **parameters,
     )
-    return quietly_fitted(detector, data, np.arange(min(n_rows, len(data.x_train))))
+    return quietly_fitted(detector, data, draw(len(data.x_train), n_rows, seed=0))
 
 
 def quietly_fitted(

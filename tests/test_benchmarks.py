@@ -1053,6 +1053,34 @@ def test_if_no_weight_is_accurate_the_one_that_loses_least_is_allowed(script, ju
     assert script("surrogates").accurate(judged_by_weight, 0.001) == ["0.2"]
 
 
+def test_new_rows_end_to_end(script, files, module, capsys, monkeypatch):
+    new_rows = script("new_rows")
+    monkeypatch.setattr(new_rows, "FIT_ROWS", 100)
+    line = "--id id.npz --network resnet8 --checkpoint net.pt --normalise cifar --rows 60"
+    new_rows.main(shlex.split(line))
+    lines = capsys.readouterr().out.splitlines()
+    cells = {line.split(" | ")[0][2:]: line.rstrip("|").split("|")[2:] for line in lines[2:]}
+    assert len(cells["accuracy"]) == 1 + len(new_rows.DEGREES)
+    data = np.load("id.npz")
+    training = np.random.RandomState(0).permutation(len(data["x_train"]))[100:160]
+    testing = np.random.RandomState(0).permutation(len(data["x_test"]))[:120]
+    normalise = script("images").NORMALISATIONS["cifar"]
+    module.eval()
+    with torch.no_grad():
+        of_training, of_test = (
+            module(normalise(torch.from_numpy(data[name][rows])))
+            for name, rows in (("x_train", training), ("x_test", testing))
+        )
+    right = of_test.argmax(dim=1).numpy() == data["y_test"][testing]
+    assert float(cells["accuracy"][0]) == pytest.approx(100 * right.mean(), abs=0.05)
+    threshold = np.quantile(of_training.logsumexp(dim=1).numpy(), 0.05)
+    kept = 100 * np.mean(of_test.logsumexp(dim=1).numpy() >= threshold)
+    assert float(cells["test images kept by energy"][1]) == pytest.approx(kept, abs=0.05)
+    # What is turned is less familiar, so the threshold keeps more.
+    energies = [float(cell) for cell in cells["test images kept by energy"][1:]]
+    assert energies[-1] > energies[0]
+
+
 def test_penalty_scale_end_to_end(script, capsys, monkeypatch):
     penalty_scale = script("penalty_scale")
     monkeypatch.setattr(penalty_scale, "WIDTHS", (8, 32))
