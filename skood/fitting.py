@@ -71,7 +71,15 @@ from .notices import first_line, held_back, quoted, warn_user
 from .penalties import Penalty, fit_penalty, get_penalty
 from .randomness import random_generator
 from .rows import rows_like_fit, warn_if_unscaled
-from .scores import Head, Outputs, apply_score, fit_score, get_score, list_scores
+from .scores import (
+    Head,
+    Outputs,
+    TwoViews,
+    apply_score,
+    fit_score,
+    get_score,
+    list_scores,
+)
 from .scores.protocol import ScoreFunction, uses_gradient
 
 __all__ = [
@@ -110,6 +118,9 @@ AUTO = "auto"
 
 CHOSEN = ("sparsity_weight", "score_function")
 """Parameters that `fit` can choose."""
+
+LEAST_SAME = 2 / 3
+"""Share of the turned images that a network takes for what they were, if they are pictures."""
 
 ROWS_OF_A_TRIAL = 1024
 """Rows on which a score is tried before training, at most."""
@@ -212,8 +223,7 @@ class Fit:
         self.scale = HeldOut(self.rows.pick(self._inliers[apart]), targets[apart])
         self.judging = HeldOut(self.rows.pick(self._inliers[judging]), targets[judging])
         if self._chosen:
-            also = apart[:0] if apart is training else apart[spaced(len(apart), ROWS_OF_A_JUDGE)]
-            self.inliers_to_judge, self.outliers_to_judge = self._rows_to_judge(judging, also)
+            self._set_rows_to_judge(network, judging, self._apart_to_share(apart, training))
         if detector.calibration_size is None:
             held_out = training
         if network is None:
@@ -241,12 +251,28 @@ class Fit:
 
         They are not those that place the threshold: it would keep fewer rows than promised.
         """
-        scores = map(get_score, self.scores.values())
-        wanted = any(getattr(score, "uses_held_out", False) for score in scores)
-        if not wanted or self.detector.calibration_size is None:
+        if not self._scores_of_held_out() or self.detector.calibration_size is None:
             return training, training
         what = f"score_function={quoted(self.detector.score_function)}"
         return self._apart(targets, training, what, "score")
+
+    def _scores_of_held_out(self) -> list[ScoreFunction]:
+        """Scores that see rows held out."""
+        scores = map(get_score, self.scores.values())
+        return [score for score in scores if getattr(score, "uses_held_out", False)]
+
+    def _apart_to_share(
+        self, apart: NDArray[np.intp], training: NDArray[np.intp]
+    ) -> NDArray[np.intp]:
+        """Rows held out for the scores that may judge as well: more rows tell more.
+
+        "two_views" takes from them only where values lie and how far they spread. Another score
+        may remember them.
+        """
+        held_out = apart is not training
+        if held_out and all(isinstance(score, TwoViews) for score in self._scores_of_held_out()):
+            return apart[spaced(len(apart), ROWS_OF_A_JUDGE)]
+        return apart[:0]
 
     def _apart_to_judge(
         self, targets: NDArray[np.int64], training: NDArray[np.intp]
@@ -272,19 +298,17 @@ class Fit:
             return outliers, outliers[:0]
         return outliers[1::2], outliers[::2]
 
-    def _rows_to_judge(
-        self, judging: NDArray[np.intp], also: NDArray[np.intp]
-    ) -> tuple[Rows, dict[str, Rows]]:
-        """In-distribution rows, and outliers of each kind, by which detection is judged.
-
-        The outliers are known, or are made of the rows. Then the rows stand for new ones, too, as
-        the network may be trained on them. Those of the scores judge as well: more rows tell more.
-        """
+    def _set_rows_to_judge(
+        self, network: Network | None, judging: NDArray[np.intp], also: NDArray[np.intp]
+    ) -> None:
+        """In-distribution rows, and outliers of each kind, known or made, to judge detection by."""
         inliers = self.rows.pick(self._inliers[np.append(judging, also)])
         if len(self._judging_outliers) > 0:
-            return inliers, {KNOWN: self.rows.pick(self._judging_outliers)}
+            self.inliers_to_judge = inliers
+            self.outliers_to_judge = {KNOWN: self.rows.pick(self._judging_outliers)}
+            return
         # Imported here, as few fits need it, and it takes long.
-        from .model_selection.surrogates import INSTEAD, as_new, surrogates_by_kind
+        from .model_selection.surrogates import INSTEAD, finite_rows, surrogates_by_kind
 
         workers, random = n_workers(self.detector), np.random.RandomState(self.seeds.judging)
         values = originals = inliers.in_memory(workers)
@@ -299,8 +323,24 @@ class Fit:
                 f"{first_line(error).removesuffix(INSTEAD)}Label known outliers in y, with "
                 f"ood_label=; or pass {name} yourself."
             ) from error
-        outliers = {kind: inliers.like(values) for kind, values in made.items()}
-        return inliers.like(as_new(values, random)), outliers
+        self.outliers_to_judge = {kind: inliers.like(values) for kind, values in made.items()}
+        self.inliers_to_judge = self._as_new(network, inliers.like(finite_rows(values)), random)
+
+    def _as_new(self, network: Network | None, rows: Rows, random: np.random.RandomState) -> Rows:
+        """Rows of which a network is no surer than of new ones, if these can be made like that.
+
+        A network that was given may be trained on them. Then images are turned a little, unless it
+        takes many of them for others: these are no pictures.
+        """
+        # Imported here, as few fits need it, and it takes long.
+        from .model_selection.surrogates import as_new
+
+        values = rows.in_memory(None)
+        if network is None or values.ndim == 2:
+            return rows
+        turned = rows.like(as_new(values, random))
+        same = np.mean(winners_of(network, rows) == winners_of(network, turned))
+        return turned if self.ranks.from_first(bool(same >= LEAST_SAME)) else rows
 
     def _apart(
         self,

@@ -19,7 +19,7 @@ from skood.exceptions import (
     PenaltyWithoutEffectWarning,
     SelectionWarning,
 )
-from skood.model_selection import AccuracyGuard, surrogate_outliers
+from skood.model_selection import AccuracyGuard, surrogate_outliers, surrogates
 from skood.scores import Odin, list_scores
 
 COLUMNS = [
@@ -186,39 +186,143 @@ def test_surrogates_judge_each_kind_of_images(digits):
         assert record["auroc"] == pytest.approx(np.mean([record[kind] for kind in kinds]))
 
 
-def rows_that_judge(X, y, module, monkeypatch, **parameters):
-    """Rows that judge the scores, those that they are made of, and those that judge accuracy."""
+def run_of(X, y, module, monkeypatch, **parameters):
+    """The fit that is judged."""
     from skood import fitting
 
     runs = []
+    original = fitting.Fit.prepared
+
+    def prepared(run):
+        runs.append(run)
+        return original(run)
+
+    settings = {"score_function": "auto", "sparsity_weight": 0.3, "max_epochs": 1}
     with monkeypatch.context() as patches:
-        patches.setattr(fitting.Fit, "judge_values", lambda run, *_: runs.append(run))
-        fit((X, y, module), score_function="auto", sparsity_weight=0.3, max_epochs=1, **parameters)
-    run = runs[0]
-    of = np.append(run.judging.rows.index, run.scale.rows.index)
-    accuracy = run.judging.rows.in_memory(None)
-    return run.inliers_to_judge.in_memory(None), X[of], accuracy, X[run.judging.rows.index]
+        patches.setattr(fitting.Fit, "prepared", prepared)
+        fit((X, y, module), **(settings | parameters))
+    return runs[0]
 
 
-def test_images_that_judge_beside_surrogates_stand_for_new_ones(digits, monkeypatch):
+def assert_judge_as_they_are(run, X):
+    index = np.append(run.judging.rows.index, run.scale.rows.index)
+    np.testing.assert_array_equal(run.inliers_to_judge.in_memory(None), X[index])
+
+
+@pytest.fixture
+def pictures(digits):
     X, y = digits.X[:400].reshape(-1, 8, 8), digits.y[:400]
-    module = nn.Sequential(nn.Flatten(), digits.module)
-    judging, originals, accuracy, own = rows_that_judge(X, y, module, monkeypatch)
-    np.testing.assert_array_equal(accuracy, own)
-    assert judging.shape == originals.shape
-    moved = np.abs(judging - originals).mean(axis=(1, 2))
+    return X, y, nn.Sequential(nn.Flatten(), digits.module)
+
+
+def test_images_that_judge_beside_surrogates_stand_for_new_ones(pictures, monkeypatch):
+    X, y, module = pictures
+    run = run_of(*pictures, monkeypatch)
+    originals = X[np.append(run.judging.rows.index, run.scale.rows.index)]
+    turned = run.inliers_to_judge.in_memory(None)
+    assert turned.shape == originals.shape
+    moved = np.abs(turned - originals).mean(axis=(1, 2))
     assert (moved > 0).all()
     assert moved.mean() < np.abs(originals - originals[::-1]).mean() / 2
+    # Accuracy is judged by what they are.
+    np.testing.assert_array_equal(run.judging.rows.in_memory(None), X[run.judging.rows.index])
     # Beside known outliers they are what they are.
     X, y = np.append(X, 1 - X[:20], axis=0), np.append(y, np.full(20, 99))
-    judging, originals, *_ = rows_that_judge(X, y, module, monkeypatch, ood_label=99)
-    np.testing.assert_array_equal(judging, originals)
+    assert_judge_as_they_are(run_of(X, y, module, monkeypatch, ood_label=99), X)
+
+
+def test_images_are_new_to_a_network_that_fit_trains(pictures, monkeypatch):
+    X, y, _ = pictures
+    run = run_of(X, y, None, monkeypatch, pretrain_epochs=5)
+    assert_judge_as_they_are(run, X)
+
+
+def test_what_is_no_picture_is_not_turned(monkeypatch):
+    """Classes that differ in the order of three channels, which a turn mixes."""
+    random = np.random.RandomState(0)
+    y = random.randint(3, size=300)
+    steps = np.arange(60)
+    frequency = np.array([[0.1, 0.3, 0.5], [0.3, 0.5, 0.1], [0.5, 0.1, 0.3]])[y]
+    X = np.sin(frequency[:, :, None] * steps).astype(np.float32)
+    module = nn.Sequential(nn.Flatten(), trained_mlp(X.reshape(300, -1), y))
+    assert_judge_as_they_are(run_of(X, y, module, monkeypatch), X)
 
 
 def test_rows_of_a_table_judge_as_they_are(table, monkeypatch):
-    judging, originals, accuracy, own = rows_that_judge(*table, monkeypatch)
-    np.testing.assert_array_equal(judging, originals)
-    np.testing.assert_array_equal(accuracy, own)
+    assert_judge_as_they_are(run_of(*table, monkeypatch), table[0])
+
+
+def test_few_rows_held_out_for_scores_judge(table, monkeypatch):
+    from skood import fitting
+
+    run = run_of(*table, monkeypatch)
+    assert (len(run.judging.rows), len(run.scale.rows)) == (54, 48)
+    assert len(run.inliers_to_judge) == 54 + 48
+    monkeypatch.setattr(fitting, "ROWS_OF_A_JUDGE", 40)
+    run = run_of(*table, monkeypatch)
+    assert (len(run.judging.rows), len(run.scale.rows)) == (40, 50)
+    assert len(run.inliers_to_judge) == 40 + 40
+    assert len(np.unique(run.inliers_to_judge.in_memory(None), axis=0)) == 80
+
+
+def test_rows_that_a_score_may_remember_do_not_judge(table, monkeypatch):
+    class Remembering:
+        uses_held_out = True
+
+        def fit(self, outputs, head, held_out):
+            return self
+
+        def __call__(self, features, logits):
+            return logits.logsumexp(dim=1)
+
+    for score in (Remembering(), "energy"):
+        run = run_of(*table, monkeypatch, score_function=score, sparsity_weight="auto")
+        assert len(run.inliers_to_judge) == len(run.judging.rows) == 54
+    # These train.
+    run = run_of(*table, monkeypatch, calibration_size=None)
+    assert len(run.inliers_to_judge) == len(run.judging.rows) == 60
+
+
+def test_detection_is_judged_by_what_stands_for_new_rows(pictures, monkeypatch):
+    settings = {"sparsity_weight": 0.3, "score_function": "auto", "max_epochs": 0}
+    plain = fit(pictures, **settings).path_
+    as_new = surrogates.as_new
+
+    def unlike(X, random):
+        turned = as_new(X, random)
+        turned[::4] = random.rand(*turned[::4].shape)  # few enough to be still pictures
+        return turned
+
+    monkeypatch.setattr(surrogates, "as_new", unlike)
+    changed = fit(pictures, **settings).path_
+    for before, after in zip(plain, changed, strict=True):
+        assert before["accuracy_after"] == after["accuracy_after"]
+        assert before["mean_l1"] == after["mean_l1"]
+        if before["score_function"] in ("energy", "two_views"):
+            assert after["auroc"] < before["auroc"]
+
+
+def test_rows_with_nan_that_preprocess_fills_do_not_judge(pictures, monkeypatch):
+    X, y, module = pictures
+    X = X.copy()
+    X[::10, 2, 2] = np.nan
+    X[5::10, 2, 2] = np.inf
+    run = run_of(X, y, module, monkeypatch, preprocess=zeros_for_nan)
+    index = np.append(run.judging.rows.index, run.scale.rows.index)
+    whole = X[index[np.isfinite(X[index]).all(axis=(1, 2))]]
+    turned = run.inliers_to_judge.in_memory(None)
+    assert turned.shape == whole.shape
+    assert 0 < np.abs(turned - whole).mean() < np.abs(whole - whole[::-1]).mean() / 2
+    assert all(np.isfinite(rows.in_memory(None)).all() for rows in run.outliers_to_judge.values())
+    X[:, 2, 2] = np.nan
+    with pytest.raises(
+        ValueError, match=r"cannot: Every row of X has NaN or infinity\. Label known"
+    ):
+        run_of(X, y, module, monkeypatch, preprocess=zeros_for_nan)
+
+
+def zeros_for_nan(batch):
+    return torch.nan_to_num(batch, posinf=0)
 
 
 def test_known_outliers_judge_in_place_of_surrogates(table):

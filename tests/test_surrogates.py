@@ -457,6 +457,12 @@ def test_channels_are_turned_alike():
     np.testing.assert_array_equal(first, np.moveaxis(both, 3, 1))
 
 
-def test_rows_of_a_table_stand_for_new_ones_as_they_are():
-    table = np.random.RandomState(0).rand(5, 9)
-    np.testing.assert_array_equal(surrogates.as_new(table, np.random.RandomState(0)), table)
+def test_images_are_turned_as_scipy_turns_them():
+    images = np.random.RandomState(0).rand(100, 9, 14)
+    angles = np.random.RandomState(1).uniform(-15, 15, 100)
+    expected = [
+        ndimage.rotate(image, angle, reshape=False, order=1, mode="reflect")
+        for image, angle in zip(images, angles, strict=True)
+    ]
+    turned = surrogates.as_new(images, np.random.RandomState(1))
+    np.testing.assert_allclose(turned, expected, atol=1e-12)

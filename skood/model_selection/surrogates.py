@@ -6,10 +6,12 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import ArrayLike, NDArray
 from scipy import ndimage
 from scipy.spatial.distance import cdist
 from torch import Tensor
+from torch.nn import functional
 
 from ..engine.rows import has_channels_last, slices, spaced
 from ..labels import as_labels
@@ -44,6 +46,8 @@ TURN = 15.0
 """Degrees by which an image is turned to stand for a new one, at most."""
 
 CHUNK_ROWS = 1024
+TURNED_ROWS = 64
+"""Images that are turned at a time."""
 
 TRIED_ROWS = 32
 """Rows on which each kind is tried."""
@@ -184,6 +188,9 @@ def surrogates_by_kind(
         The outliers of each kind.
     """
     _check_form(X)
+    X = finite_rows(X)
+    if len(X) == 0:
+        raise ValueError(f"Every row of X has NaN or infinity. {INSTEAD}")
     kinds = auto_kinds(X)
     if not kinds:
         surrogate_outliers(X)  # which says why
@@ -196,28 +203,45 @@ def surrogates_by_kind(
     }
 
 
-def as_new(X: NDArray[Any], random: np.random.RandomState) -> NDArray[Any]:
-    """Rows that a classifier takes as it takes new ones, made of rows that it may be trained on.
-
-    A classifier is surer of the rows that it was trained on than of others, and loses more of that
-    in fine-tuning than it is worth. An image that is turned a little is like a new one to it.
+def finite_rows(X: NDArray[Any]) -> NDArray[Any]:
+    """Rows of X without NaN and infinity.
 
     Parameters
     ----------
     X : ndarray of shape (n, ...)
-        In-distribution rows, as `surrogate_outliers` takes them.
+        Numbers.
+
+    Returns
+    -------
+    ndarray of shape (m, ...)
+        These rows, in their order.
+    """
+    return X[np.isfinite(X).reshape(len(X), -1).all(axis=1)]
+
+
+def as_new(X: NDArray[Any], random: np.random.RandomState) -> NDArray[Any]:
+    """Images that a classifier takes as it takes new ones, made of some that it may be trained on.
+
+    A classifier is surer of the images that it was trained on than of others. Turned a little, they
+    are like others to it.
+
+    Parameters
+    ----------
+    X : ndarray of shape (n, h, w), (n, c, h, w) or (n, h, w, c)
+        Images, as `surrogate_outliers` takes them.
     random : RandomState
         Draws the angles.
 
     Returns
     -------
     ndarray of the shape and dtype of X
-        Images, each turned about its centre by up to 15 degrees; a table as it is.
+        Each image turned about its centre, by up to 15 degrees.
     """
-    if X.ndim == 2:
-        return X
     turn = _in_dtype(X.dtype, _within((X.min(), X.max()), _on_images(_turned, _axes(X.shape))))
-    return np.concatenate([turn(X[some], X[some], random) for some in slices(len(X), CHUNK_ROWS)])
+    turned = np.empty_like(X)
+    for some in slices(len(X), TURNED_ROWS):
+        turned[some] = turn(X[some], X[some], random)
+    return turned
 
 
 def auto_kinds(X: NDArray[Any]) -> tuple[str, ...]:
@@ -465,13 +489,21 @@ def _nested(image: Rows, least: float, largest: float, random: np.random.RandomS
 
 
 def _turned(images: Rows, _: Rows, random: np.random.RandomState) -> Rows:
-    angles = random.uniform(-TURN, TURN, len(images))
-    return np.stack(
-        [
-            ndimage.rotate(image, angle, axes=(0, 1), reshape=False, order=1, mode="reflect")
-            for image, angle in zip(images, angles, strict=True)
-        ]
+    n_images, height, width = images.shape[:3]
+    angles = np.deg2rad(random.uniform(-TURN, TURN, (n_images, 1, 1)))
+    y, x = np.mgrid[0.5:height, 0.5:width]
+    y, x = y - height / 2, x - width / 2  # from the centre
+    across = np.cos(angles) * x - np.sin(angles) * y
+    down = np.sin(angles) * x + np.cos(angles) * y
+    places = np.stack([2 * across / width, 2 * down / height], axis=3)  # from -1 to 1
+    planes = np.moveaxis(images.reshape(n_images, height, width, -1), 3, 1)
+    turned = functional.grid_sample(
+        torch.from_numpy(planes),
+        torch.from_numpy(places.astype(images.dtype)),
+        padding_mode="reflection",
+        align_corners=False,
     )
+    return np.moveaxis(turned.numpy(), 1, 3).reshape(images.shape)
 
 
 def _steepness(images: Rows) -> Rows:
