@@ -189,11 +189,11 @@ class SparseEnergyOODDetector(OutlierMixin, BaseEstimator):
     path_ : list of dict
         What "auto" tried: one record a weight and score, in the order of the weights. The first
         "sparsity_weight" is None, the network before fine-tuning. "auroc" is the mean over the
-        kinds of outliers, "auroc_<kind>", that judge. "worse" names the kinds of which clearly more
-        are kept than before fine-tuning, by the same score. Further "accuracy_before" and
-        "accuracy_after", on the in-distribution rows that judge, "mean_l1" of their features,
-        "seconds" to train and judge, "score_function", and whether it was "chosen". Empty if
-        nothing was to be chosen.
+        kinds of outliers, "auroc_<kind>", that judge. It is there to compare by, as rows that judge
+        may be made (see the notes). "worse" names the kinds of which clearly more are kept than
+        before fine-tuning, by the same score. Further "accuracy_before" and "accuracy_after", on
+        the in-distribution rows that judge, "mean_l1" of their features, "seconds" to train and
+        judge, "score_function", and whether it was "chosen". Empty if nothing was to be chosen.
     score_function_ : callable
         The score, with its statistics of the training rows if it has any.
     offset_ : float
@@ -235,9 +235,11 @@ class SparseEnergyOODDetector(OutlierMixin, BaseEstimator):
     coordinate descent", J. Stat. Softw. 33(1), 2010, on warm starts). A tenth of the rows, at most
     1,000, is held out to judge: by the accuracy, and by the AUROC against rows labelled
     `ood_label`. If there are none, it is the AUROC against each kind of
-    `skood.model_selection.surrogate_outliers` that "auto" takes there. Images are turned for that,
-    each by up to 15 degrees: a network is surer of images that it was trained on than of new ones,
-    and is about as sure of these as of new ones. Rows held out for the score judge as well.
+    `skood.model_selection.surrogate_outliers` that "auto" takes there. For that, images are turned
+    by up to 15 degrees, unless `fit` trains the network first: a network is surer of images that it
+    was trained on than of new ones, and turned ones are like new ones to it. If it takes more than
+    a third of them for another class then, they are no pictures, and stay as they are. Rows held
+    out for "two_views" judge as well.
 
     Of what loses at most a point of accuracy, the best mean AUROC is kept, the network before
     fine-tuning being one of the choices. No weight is taken that is worse on a kind: with which, at

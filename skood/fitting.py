@@ -329,14 +329,14 @@ class Fit:
     def _as_new(self, network: Network | None, rows: Rows, random: np.random.RandomState) -> Rows:
         """Rows of which a network is no surer than of new ones, if these can be made like that.
 
-        A network that was given may be trained on them. Then images are turned a little, unless it
-        takes many of them for others: these are no pictures.
+        A network that is not trained here may be trained on them. Then images are turned a little,
+        unless it takes many of them for others: these are no pictures.
         """
         # Imported here, as few fits need it, and it takes long.
         from .model_selection.surrogates import as_new
 
         values = rows.in_memory(None)
-        if network is None or values.ndim == 2:
+        if network is None or self._pretraining_epochs() != 0 or values.ndim == 2:
             return rows
         turned = rows.like(as_new(values, random))
         same = np.mean(winners_of(network, rows) == winners_of(network, turned))

@@ -232,9 +232,9 @@ def test_images_that_judge_beside_surrogates_stand_for_new_ones(pictures, monkey
 
 
 def test_images_are_new_to_a_network_that_fit_trains(pictures, monkeypatch):
-    X, y, _ = pictures
-    run = run_of(X, y, None, monkeypatch, pretrain_epochs=5)
-    assert_judge_as_they_are(run, X)
+    X, y, module = pictures
+    for network in (None, module):
+        assert_judge_as_they_are(run_of(X, y, network, monkeypatch, pretrain_epochs=2), X)
 
 
 def test_what_is_no_picture_is_not_turned(monkeypatch):
