@@ -15,26 +15,16 @@ from unittest.mock import patch
 
 import numpy as np
 from environment import command_line
-from images import (
-    NORMALISATIONS,
-    add_data_options,
-    complete,
-    count,
-    draw,
-    quietly_fitted,
-    read_data,
-    read_network,
-)
+from images import add_data_options, complete, count, draw, read_data, read_network, untrained
 from numpy.random import RandomState
 from tables import header, line
 
-from skood import SparseEnergyOODDetector
 from skood.model_selection import surrogates
 
 DEGREES = (0, 5, 10, 15, 20)
 SCORES = ("energy", "two_views")
 FIT_ROWS = 3000
-"""Training rows to which the scores are fitted."""
+"""Training rows to which the scores are fitted; others are turned."""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -47,36 +37,25 @@ def main(argv: Sequence[str] | None = None) -> None:
     complete(options)
     data = read_data(options.id, [])
     module = read_network(options, data.n_classes)
-    picks = draw(len(data.x_train), FIT_ROWS + options.rows, seed=0)
-    fitted, others = picks[:FIT_ROWS], picks[FIT_ROWS:]
+    others = draw(len(data.x_train), FIT_ROWS + options.rows, seed=0)[FIT_ROWS:]
     testing = draw(len(data.x_test), 2 * options.rows, seed=0)
-    turned = {}
+    x_test, x_others = data.x_test[testing], data.x_train[others]
+    turned = []
     for degrees in DEGREES:
         with patch.object(surrogates, "TURN", degrees):
-            turned[degrees] = surrogates.as_new(data.x_train[others], RandomState(0))
+            turned.append(surrogates.as_new(x_others, RandomState(0)))
     columns = ["test", *(f"turned by {degrees}" for degrees in DEGREES)]
     print(f"{command_line('benchmarks/new_rows.py', argv)}\n")
     print("\n".join(header("percent", *columns)), flush=True)
-    for score in SCORES:
-        detector = SparseEnergyOODDetector(
-            module,
-            max_epochs=0,
-            score_function=score,
-            preprocess=NORMALISATIONS[options.normalise],
-            random_state=0,
-        )
-        quietly_fitted(detector, data, fitted)
-        if score == SCORES[0]:
-            right = [
-                100 * np.mean(detector.predict_class(x) == y)
-                for x, y in [
-                    (data.x_test[testing], data.y_test[testing]),
-                    *((x, data.y_train[others]) for x in turned.values()),
-                ]
-            ]
-            print(line("accuracy", *right), flush=True)
-        of_test = detector.score_samples(data.x_test[testing])
-        thresholds = [np.quantile(detector.score_samples(x), 0.05) for x in turned.values()]
+    detectors = {
+        score: untrained(module, options, data, FIT_ROWS, score_function=score) for score in SCORES
+    }
+    labelled = [(x_test, data.y_test[testing]), *((x, data.y_train[others]) for x in turned)]
+    classify = detectors[SCORES[0]].predict_class
+    print(line("accuracy", *(100 * np.mean(classify(x) == y) for x, y in labelled)), flush=True)
+    for score, detector in detectors.items():
+        of_test = detector.score_samples(x_test)
+        thresholds = [np.quantile(detector.score_samples(x), 0.05) for x in turned]
         kept = [100 * np.mean(of_test >= threshold) for threshold in thresholds]
         print(line(f"test images kept by {score}", "", *kept), flush=True)
 
