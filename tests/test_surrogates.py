@@ -417,6 +417,15 @@ def test_columns_of_few_values_are_permuted_if_that_makes_any_new_row():
     assert not {*map(tuple, outliers.tolist())} <= {*map(tuple, X.tolist())}
 
 
+def test_of_images_of_one_colour_only_shapes_can_be_made():
+    X = np.ones((4, 8, 8)) * np.arange(4)[:, None, None]
+    assert auto_kinds(X) == ("shapes",)
+    assert (np.ptp(surrogate_outliers(X, random_state=0), axis=(1, 2)) > 0).all()
+    for kind in ("patches", "blur", "contrast", "edges", "silhouettes"):
+        with pytest.raises(ValueError, match="X"):
+            surrogate_outliers(X, kind=kind, random_state=0)
+
+
 def test_an_image_that_stands_for_a_new_one_is_turned_by_at_most_15_degrees():
     y, x = np.mgrid[:16, :16] - 7.5
     plane = 40 + 2 * x + 0.5 * y
