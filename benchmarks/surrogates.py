@@ -43,7 +43,7 @@ from skood.model_selection import surrogate_outliers
 from skood.scores import list_scores
 
 SCENES = ("patches", "blur", "contrast")
-SHAPES = ("edges", "strokes", "silhouettes", "shapes")
+SHAPES = ("edges", "strokes", "silhouettes", "shapes", "glyphs")
 AUTO = (*SCENES, *SHAPES)
 KINDS = (*AUTO, "frequencies", "mixture", "noise", "colours")
 MIXTURES = {

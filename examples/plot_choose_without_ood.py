@@ -35,14 +35,14 @@ X_train, X, y_train, y = train_test_split(
 # %%
 # What the scorer makes
 # ---------------------
-# For images it makes these seven kinds in equal shares. For a table it permutes each column
+# For images it makes these eight kinds in equal shares. For a table it permutes each column
 # separately.
 
-kinds = ["patches", "blur", "contrast", "edges", "strokes", "silhouettes", "shapes"]
+kinds = ["patches", "blur", "contrast", "edges", "strokes", "silhouettes", "shapes", "glyphs"]
 made = {"digits": X[:8]} | {
     kind: surrogate_outliers(X, kind=kind, random_state=0)[:8] for kind in kinds
 }
-figure, axes = plt.subplots(8, 8, figsize=(6.4, 6.8), layout="constrained")
+figure, axes = plt.subplots(9, 8, figsize=(6.4, 7.6), layout="constrained")
 for row, (kind, pictures) in zip(axes, made.items(), strict=True):
     row[0].set_ylabel(kind)
     for ax, picture in zip(row, pictures, strict=True):

@@ -180,7 +180,8 @@ def test_surrogates_judge_each_kind_of_images(digits):
     module = nn.Sequential(nn.Flatten(), digits.module)
     detector = fit((X, y, module), max_epochs=1)
     kinds = [name for name in detector.path_[0] if name.startswith("auroc_")]
-    expected = ["patches", "blur", "contrast", "edges", "strokes", "silhouettes", "shapes"]
+    drawn = ["strokes", "silhouettes", "shapes", "glyphs"]
+    expected = ["patches", "blur", "contrast", "edges", *drawn]
     assert kinds == [f"auroc_{kind}" for kind in expected]
     for record in detector.path_:
         assert record["auroc"] == pytest.approx(np.mean([record[kind] for kind in kinds]))

@@ -61,7 +61,7 @@ def test_patches_move_whole_within_their_image():
 def test_layouts_of_the_same_images_agree():
     images = np.random.RandomState(0).permutation(6 * 3 * 12 * 8).reshape(6, 3, 12, 8)
     kinds = ["auto", "patches", "blur", "contrast", "edges", "strokes", "silhouettes"]
-    for kind in [*kinds, "shapes", "frequencies", "colours", "mixture"]:
+    for kind in [*kinds, "shapes", "glyphs", "frequencies", "colours", "mixture"]:
         first = surrogate_outliers(images, kind=kind, random_state=1)
         last = surrogate_outliers(np.moveaxis(images, 1, -1), kind=kind, random_state=1)
         assert (np.moveaxis(last, -1, 1) == first).all()
@@ -152,8 +152,9 @@ def test_words_are_refused():
 DIGITS = load_digits().images[:200]
 BINARY = DIGITS > 7
 SMOOTH = ndimage.gaussian_filter(np.random.RandomState(0).rand(60, 24, 24), (0, 6, 6))
-KINDS = ("patches", "blur", "contrast", "edges", "strokes", "silhouettes", "shapes")
-DRAWN = ("patches", "strokes", "shapes")
+KINDS = ("patches", "blur", "contrast", "edges", "strokes", "silhouettes", "shapes", "glyphs")
+DRAWN = ("patches", "strokes", "shapes", "glyphs")
+COLOURED = ("shapes", "glyphs")  # of colours that no image need have
 
 
 @pytest.mark.parametrize(
@@ -196,14 +197,14 @@ def test_a_kind_that_changes_all_but_a_few_rows_is_taken():
 def test_images_of_one_colour_have_few_surrogates(shape, kind):
     X = np.random.RandomState(0).rand(*shape)
     X = X.repeat(8, axis=-2 if shape[-1] == 3 else -1).repeat(8, axis=-3 if shape[-1] == 3 else -2)
-    with pytest.raises(ValueError, match="Pass kind='auto', which takes 'shapes' here"):
+    with pytest.raises(ValueError, match="Pass kind='auto', which takes 'shapes', 'glyphs' here"):
         surrogate_outliers(X, kind=kind)
-    assert auto_kinds(X) == ("shapes",)
+    assert auto_kinds(X) == COLOURED
     assert surrogate_outliers(X, kind="noise").shape == X.shape
 
 
 @pytest.mark.parametrize("shape", [(50, 8, 8), (50, 8, 8, 3)])
-@pytest.mark.parametrize("kind", ["auto", "shapes", "patches"])
+@pytest.mark.parametrize("kind", ["auto", "shapes", "glyphs", "patches"])
 def test_images_that_are_all_the_same_colour_have_no_surrogates(shape, kind):
     with pytest.raises(ValueError, match=r"or of one colour. Use known outliers instead"):
         surrogate_outliers(np.full(shape, 3.0), kind=kind)
@@ -240,13 +241,16 @@ RANDOM = np.random.RandomState(0)
 IMAGES = RANDOM.rand(30, 3, 16, 16)
 
 
-def test_auto_takes_seven_kinds_in_turn():
+def test_auto_takes_eight_kinds_in_turn():
     outliers = surrogate_outliers(IMAGES, random_state=0)
     for place, kind in enumerate(KINDS):
-        made, images = outliers[place::7], IMAGES[place::7]
+        made, images = outliers[place::8], IMAGES[place::8]
         some = surrogate_outliers(images, kind=kind, random_state=0)
-        if kind == "shapes":  # of colours that no image has
+        if kind == "shapes":
             assert all(len(np.unique(image)) <= 4 * 3 for image in made)
+        elif kind == "glyphs":
+            assert (made == made[:, :1]).all()
+            assert made.min() == IMAGES.min()
         elif kind in DRAWN:  # from a generator that has drawn before
             assert all(np.isin(one, other).all() for one, other in zip(made, some, strict=True))
             assert (made != images).any(axis=(1, 2, 3)).all()
@@ -319,6 +323,46 @@ def test_shapes_are_polygons_one_inside_another(images):
         # Every line through a shape enters and leaves it once.
         for line in (*~ground, *~ground.T):
             assert (np.diff(line.astype(int)) == 1).sum() + line[0] <= 1
+
+
+@pytest.mark.parametrize("shape", [(32, 32), (64, 64), (32, 48, 3), (3, 48, 32)])
+def test_glyphs_are_one_thick_soft_line_across_the_middle(shape):
+    X = RANDOM.uniform(20, 220, (100, *shape))
+    outliers = surrogate_outliers(X, kind="glyphs", random_state=0)
+    if len(shape) == 3:
+        outliers = np.moveaxis(outliers, 1, 3) if shape[0] == 3 else outliers
+        assert (outliers == outliers[..., :1]).all()
+        outliers = outliers[..., 0]
+    least, largest = X.min(), X.max()
+    assert outliers.min() == least
+    np.testing.assert_allclose(outliers.max(axis=(1, 2)), largest)
+    height, width = outliers.shape[1:]
+    side = min(height, width)
+    on_line = outliers > (least + largest) / 2
+    widths = []
+    for line in on_line:
+        assert ndimage.label(line, np.ones((3, 3)))[1] == 1
+        rows, columns = (np.flatnonzero(line.any(axis=axis)) for axis in (1, 0))
+        np.testing.assert_allclose(np.ptp(rows) + 1, (2 / 3 + 1 / 8) * side, atol=2)
+        np.testing.assert_allclose(np.mean(rows), (height - 1) / 2, atol=1)
+        np.testing.assert_allclose(np.mean(columns), (width - 1) / 2, atol=1)
+        widths.append(np.ptp(columns) + 1)
+        # From the middle of the line to its edge.
+        assert ndimage.distance_transform_edt(line).max() >= side / 16
+    np.testing.assert_allclose([min(widths), max(widths)], np.array([11, 19]) / 24 * side, atol=3)
+    soft = (least < outliers) & (outliers < largest)
+    assert 0.6 < soft.sum() / on_line.sum() < 1.2
+    assert 0.1 < on_line.mean() * height * width / side**2 < 0.25
+
+
+def test_glyphs_differ():
+    outliers = surrogate_outliers(RANDOM.rand(100, 32, 32), kind="glyphs", random_state=0)
+    on_line = (outliers > 0.5).reshape(100, -1).astype(float)
+    shared = on_line @ on_line.T / np.maximum(on_line.sum(axis=1), on_line.sum(axis=1)[:, None])
+    assert np.sort(shared, axis=1)[:, -2].max() < 0.95  # but for itself
+    # Lines end on all sides, and bend both ways.
+    for turned in (on_line.reshape(100, 32, 32)[:, ::-1], on_line.reshape(100, 32, 32)[:, :, ::-1]):
+        assert np.abs(turned.mean(axis=0) - on_line.mean(axis=0).reshape(32, 32)).max() < 0.35
 
 
 def test_strokes_are_thin_curves_light_on_dark_or_dark_on_light():
@@ -395,6 +439,7 @@ def test_scaled_rows_lie_three_times_as_far_from_the_mean():
         "strokes",
         "silhouettes",
         "shapes",
+        "glyphs",
         "frequencies",
         "noise",
         "colours",
@@ -417,9 +462,9 @@ def test_columns_of_few_values_are_permuted_if_that_makes_any_new_row():
     assert not {*map(tuple, outliers.tolist())} <= {*map(tuple, X.tolist())}
 
 
-def test_of_images_of_one_colour_only_shapes_can_be_made():
+def test_of_images_of_one_colour_only_shapes_and_glyphs_can_be_made():
     X = np.ones((4, 8, 8)) * np.arange(4)[:, None, None]
-    assert auto_kinds(X) == ("shapes",)
+    assert auto_kinds(X) == COLOURED
     assert (np.ptp(surrogate_outliers(X, random_state=0), axis=(1, 2)) > 0).all()
     for kind in ("patches", "blur", "contrast", "edges", "silhouettes"):
         with pytest.raises(ValueError, match="X"):

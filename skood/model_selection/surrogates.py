@@ -10,6 +10,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from scipy import ndimage
 from scipy.spatial.distance import cdist
+from scipy.special import comb
 from torch import Tensor
 from torch.nn import functional
 
@@ -40,6 +41,18 @@ CORNERS = (3, 4, 5, 6, 8, 32)
 
 MOST_SHAPES = 3
 """Shapes one inside another, at most."""
+
+KNOTS = 6
+"""Control points of the curve that a glyph is."""
+
+POINTS = 64
+"""Points of that curve from which distances are taken."""
+
+PEN = 1 / 16
+"""Half the width of a glyph's line, and how soft its edge is, as a share of the smaller side."""
+
+TALL, LEAST_WIDE, WIDE = 2 / 3, 1 / 3, 2 / 3
+"""Height of a glyph, and its least and largest width, as shares of the smaller side."""
 
 NOISE = 0.3
 TURN = 15.0
@@ -78,9 +91,9 @@ def surrogate_outliers(
         mixes any two rows.
     kind : str, default="auto"
         What to do to the rows; see the notes. For images "patches", "blur", "contrast", "edges",
-        "strokes", "silhouettes", "shapes", "frequencies", "noise", "colours" or "mixture"; for a
-        table "columns", "mixture" or "scale". "auto" takes the first seven in turn for images,
-        without those that would not change them, and "columns" for a table.
+        "strokes", "silhouettes", "shapes", "glyphs", "frequencies", "noise", "colours" or
+        "mixture"; for a table "columns", "mixture" or "scale". "auto" takes the first eight in turn
+        for images, without those that would not change them, and "columns" for a table.
     random_state : int, RandomState or None, default=None
         Seed. Pass an int for the same outliers at every call.
 
@@ -110,6 +123,8 @@ def surrogate_outliers(
       darkest to the rest;
     - "shapes" draws one to three regular polygons, one inside another, each and the ground in a
       random colour within the range of X;
+    - "glyphs" writes one thick, soft line, a random Bezier curve, across the middle, in the largest
+      value of X on the least;
     - "frequencies" keeps the amplitudes of an image's Fourier transform and takes the phases of
       another image;
     - "noise" adds Gaussian noise of 0.3 times the range of X;
@@ -129,8 +144,8 @@ def surrogate_outliers(
 
     On CIFAR-10, "patches", "blur" and "contrast" choose detectors that are good on real scenes and
     textures, "edges", "strokes" and "silhouettes" such as are good on faces and garments. "shapes"
-    stand for signs and symbols. "noise", "colours" and "mixture" are no kinds to choose by. The
-    guide on choosing the sparsity weight has the figures.
+    stand for signs and symbols, "glyphs" for digits. "noise", "colours" and "mixture" are no kinds
+    to choose by. The guide on choosing the sparsity weight has the figures.
 
     Examples
     --------
@@ -299,6 +314,7 @@ def _makers(X: Rows) -> dict[str, Maker]:
             "strokes": _strokes,
             "silhouettes": _silhouettes,
             "shapes": _shapes(*map(float, bounds)),
+            "glyphs": _glyphs(*map(float, bounds)),
             "frequencies": _frequencies,
             "noise": _noise(float(bounds[1]) - float(bounds[0])),
             "colours": _colours(float(bounds[1]) + float(bounds[0])),
@@ -341,7 +357,7 @@ def _contrasts(images: Rows) -> Rows:
 
 AUTO = {
     True: ("columns",),
-    False: ("patches", "blur", "contrast", "edges", "strokes", "silhouettes", "shapes"),
+    False: ("patches", "blur", "contrast", "edges", "strokes", "silhouettes", "shapes", "glyphs"),
 }
 """Kinds that "auto" takes in turn, for a table and for images."""
 
@@ -486,6 +502,40 @@ def _nested(image: Rows, least: float, largest: float, random: np.random.RandomS
         drawn[towards < radius] = random.uniform(least, largest, image.shape[2:])
         radius *= random.uniform(0.3, 0.9)  # of the circle around the next
     return drawn
+
+
+def _glyphs(least: float, largest: float) -> Maker:
+    def make(images: Rows, _: Rows, random: np.random.RandomState) -> Rows:
+        ink = _written(images.shape[:3], random)
+        in_channels = ink.reshape(*ink.shape, *(1,) * (images.ndim - 3))
+        return np.broadcast_to(least + (largest - least) * in_channels, images.shape)
+
+    return make
+
+
+def _written(shape: tuple[int, ...], random: np.random.RandomState) -> Rows:
+    """How much of each pixel a line covers, in images (n, height, width) with a line each."""
+    n_images, height, width = shape
+    side = min(height, width)
+    y, x = np.ogrid[0.5:height, 0.5:width]
+    y, x = (y - height / 2) / side, (x - width / 2) / side  # from the centre
+    nearest = np.full(shape, np.inf)  # point of the curve, squared distance
+    for point in np.moveaxis(_curves(n_images, random), 1, 0):
+        down, across = point.T[:, :, None, None]
+        np.minimum(nearest, (y - down) ** 2 + (x - across) ** 2, out=nearest)
+    return (1.5 - np.sqrt(nearest) / PEN).clip(0, 1)
+
+
+def _curves(n_curves: int, random: np.random.RandomState) -> Rows:
+    """Points (n, points, 2) of Bezier curves about 0, each stretched to the size of a glyph."""
+    along = (1 - np.cos(np.linspace(0, np.pi, POINTS)[:, None])) / 2  # closer at the fast ends
+    knots = np.arange(KNOTS)
+    bernstein = comb(KNOTS - 1, knots) * along**knots * (1 - along) ** (KNOTS - 1 - knots)
+    curves = bernstein @ random.random_sample((n_curves, KNOTS, 2))
+    least, largest = curves.min(axis=1, keepdims=True), curves.max(axis=1, keepdims=True)
+    sizes = np.full((n_curves, 1, 2), TALL)
+    sizes[..., 1] = random.uniform(LEAST_WIDE, WIDE, (n_curves, 1))
+    return ((curves - least) / (largest - least) - 0.5) * sizes
 
 
 def _turned(images: Rows, _: Rows, random: np.random.RandomState) -> Rows:
