@@ -290,15 +290,15 @@ def outputs_of_all(network: Network, rows: Rows) -> Both:
 
 
 def robust(records: list[Record]) -> list[Record]:
-    """Those whose score is the reference, or is clearly better than it with the first network.
+    """Those whose score is the reference, or with the first network is clearly better than it.
 
     A score that finds some kinds of outliers easily can have the best mean and be blind to others.
     """
     first = [r for r in records if r["sparsity_weight"] == records[0]["sparsity_weight"]]
     scored = {record["score_function"]: record for record in first}
     reference = next((scored[name] for name in REFERENCES if name in scored), first[0])
-    name = reference["score_function"]
-    return [r for r in records if r["score_function"] == name or _is_better(r, reference)]
+    names = {name for name, r in scored.items() if r is reference or _is_better(r, reference)}
+    return [record for record in records if record["score_function"] in names]
 
 
 def _is_better(record: Record, reference: Record) -> bool:

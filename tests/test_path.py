@@ -574,6 +574,19 @@ def test_another_score_is_chosen_only_if_it_is_clearly_better():
     assert path.best_of([blind]) is blind
 
 
+def test_a_score_is_no_better_because_of_what_fine_tuning_gains_with_it():
+    reference = judged("two_views", None, blur=0.85, strokes=0.95, silhouettes=0.70)
+    blind = judged("mahalanobis", None, blur=0.80, strokes=0.96, silhouettes=0.99)
+    tuned = judged("two_views", 0.1, blur=0.90, strokes=0.97, silhouettes=0.80)
+    blind_tuned = judged("mahalanobis", 0.1, blur=0.96, strokes=0.99, silhouettes=0.99)
+    assert path.best_of([reference, blind, tuned, blind_tuned]) is tuned
+    # With a score that is better, it may be.
+    better = judged("knn", None, blur=0.88, strokes=0.97, silhouettes=0.74)
+    better_tuned = judged("knn", 0.1, blur=0.92, strokes=0.98, silhouettes=0.83)
+    records = [reference, better, tuned, better_tuned]
+    assert path.best_of(records) is better_tuned
+
+
 def test_the_smallest_weight_that_is_as_good_is_chosen():
     untouched = judged("two_views", None, blur=0.80, strokes=0.80, edges=0.80)
     small = judged("two_views", 0.1, blur=0.88, strokes=0.90, edges=0.90)
@@ -645,19 +658,16 @@ def test_outliers_of_one_kind_decide_by_their_mean():
     assert path.best_of([made, judged("vim", None, columns=0.99)]) is made
 
 
-def test_scores_are_compared_with_the_first_network():
+def test_scores_that_the_first_network_refused_are_not_chosen():
     untouched = judged("two_views", None, blur=0.90, strokes=0.90)
     better = judged("two_views", 1.0, blur=0.89, strokes=0.99)
-    assert path.best_of([untouched, better]) is better
-    # As good by the mean; but it has lost a kind that was seen without it.
-    blind = judged("vim", 1.0, blur=0.89, strokes=1.0)
+    refused = judged("vim", 1.0, blur=0.95, strokes=0.99)
+    assert path.best_of([untouched, better, refused]) is better
     worse = judged("two_views", 1.0, blur=0.70, strokes=0.80)
-    assert path.best_of([untouched, blind, worse]) is untouched
-    clear = judged("vim", 1.0, blur=0.95, strokes=0.97)
-    assert path.best_of([untouched, clear, worse]) is clear
-    # What the first network refused is compared like any other: what was best so far stays so.
+    assert path.best_of([untouched, worse, refused]) is untouched
+    # Nor is the usual reference, if another has taken its place.
     energy = judged("energy", None, blur=0.80, strokes=0.80)
-    late = judged("two_views", 1.0, blur=0.70, strokes=0.81)
+    late = judged("two_views", 1.0, blur=0.90, strokes=0.91)
     assert path.best_of([energy, judged("vim", None, blur=0.82, strokes=0.79), late]) is energy
 
 
