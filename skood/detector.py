@@ -248,7 +248,7 @@ class SparseEnergyOODDetector(OutlierMixin, BaseEstimator):
     weights, it is the smallest that comes within a standard error over kinds of the best (Breiman,
     Friedman, Olshen & Stone, "Classification and regression trees", 1984, section 3.4.3). If the
     score is chosen too, it is "two_views", or "energy" if features are hidden. Another can be
-    chosen if it detects no kind worse than these do before fine-tuning, and its mean is higher by
+    chosen if before fine-tuning it detects no kind worse than these do, and its mean is higher by
     two standard errors over kinds; of tables, one kind is made, which is not enough. The path ends
     early at a weight at which training diverges, or that leaves a network that the score refuses.
 
