@@ -249,8 +249,9 @@ class SparseEnergyOODDetector(OutlierMixin, BaseEstimator):
     Friedman, Olshen & Stone, "Classification and regression trees", 1984, section 3.4.3). If the
     score is chosen too, it is "two_views", or "energy" if features are hidden. Another can be
     chosen if before fine-tuning it detects no kind worse than these do, and its mean is higher by
-    two standard errors over kinds; of tables, one kind is made, which is not enough. The path ends
-    early at a weight at which training diverges, or that leaves a network that the score refuses.
+    two standard errors over kinds; of tables, one kind is made, which is not enough. With a number
+    as `sparsity_weight`, scores are compared after fine-tuning. The path ends early at a weight at
+    which training diverges, or that leaves a network that the score refuses.
 
     References
     ----------

@@ -164,10 +164,11 @@ COLOURED = ("shapes", "glyphs")  # of colours that no image need have
         (BINARY * 255.0, {"silhouettes"}),
         (BINARY.astype(np.uint8), {"silhouettes", "contrast"}),  # which integers round to one
         (SMOOTH, {"blur"}),
-        (DIGITS[:, 2:4, 2:4], {"strokes"}),  # no stroke has room
+        (DIGITS[:, 2:4, 2:4], {"strokes", "glyphs"}),  # which have no room
+        (DIGITS.reshape(-1, 2, 32), {"glyphs"}),
         (DIGITS[:1], set()),
     ],
-    ids=["grey", "two colours", "0 and 1", "blurred", "2 by 2", "one image"],
+    ids=["grey", "two colours", "0 and 1", "blurred", "2 by 2", "2 by 32", "one image"],
 )
 def test_kinds_that_do_not_change_images_are_left_out_and_refused_by_name(X, left_out):
     kinds = tuple(kind for kind in KINDS if kind not in left_out)
@@ -249,8 +250,8 @@ def test_auto_takes_eight_kinds_in_turn():
         if kind == "shapes":
             assert all(len(np.unique(image)) <= 4 * 3 for image in made)
         elif kind == "glyphs":
-            assert (made == made[:, :1]).all()
-            assert made.min() == IMAGES.min()
+            for ends in (np.min, np.max):
+                assert np.isin(ends(made, axis=(2, 3)), ends(IMAGES, axis=(0, 2, 3))).all()
         elif kind in DRAWN:  # from a generator that has drawn before
             assert all(np.isin(one, other).all() for one, other in zip(made, some, strict=True))
             assert (made != images).any(axis=(1, 2, 3)).all()
@@ -327,7 +328,7 @@ def test_shapes_are_polygons_one_inside_another(images):
 
 @pytest.mark.parametrize("shape", [(32, 32), (64, 64), (32, 48, 3), (3, 48, 32)])
 def test_glyphs_are_one_thick_soft_line_across_the_middle(shape):
-    X = RANDOM.uniform(20, 220, (100, *shape))
+    X = RANDOM.uniform(20, 220, (100, *shape)).round()
     outliers = surrogate_outliers(X, kind="glyphs", random_state=0)
     if len(shape) == 3:
         outliers = np.moveaxis(outliers, 1, 3) if shape[0] == 3 else outliers
@@ -339,20 +340,41 @@ def test_glyphs_are_one_thick_soft_line_across_the_middle(shape):
     height, width = outliers.shape[1:]
     side = min(height, width)
     on_line = outliers > (least + largest) / 2
-    widths = []
+    widths, middles = [], []
     for line in on_line:
         assert ndimage.label(line, np.ones((3, 3)))[1] == 1
         rows, columns = (np.flatnonzero(line.any(axis=axis)) for axis in (1, 0))
         np.testing.assert_allclose(np.ptp(rows) + 1, (2 / 3 + 1 / 8) * side, atol=2)
-        np.testing.assert_allclose(np.mean(rows), (height - 1) / 2, atol=1)
-        np.testing.assert_allclose(np.mean(columns), (width - 1) / 2, atol=1)
+        middles.append((np.mean(rows) - (height - 1) / 2, np.mean(columns) - (width - 1) / 2))
+        np.testing.assert_allclose(middles[-1], [0, 0], atol=1)
         widths.append(np.ptp(columns) + 1)
         # From the middle of the line to its edge.
         assert ndimage.distance_transform_edt(line).max() >= side / 16
     np.testing.assert_allclose([min(widths), max(widths)], np.array([11, 19]) / 24 * side, atol=3)
+    np.testing.assert_allclose(np.mean(middles, axis=0), [0, 0], atol=0.2)
     soft = (least < outliers) & (outliers < largest)
     assert 0.6 < soft.sum() / on_line.sum() < 1.2
     assert 0.1 < on_line.mean() * height * width / side**2 < 0.25
+
+
+def test_lines_of_glyphs_are_even(monkeypatch):
+    X = RANDOM.rand(100, 64, 64)
+    outliers = surrogate_outliers(X, kind="glyphs", random_state=0)
+    monkeypatch.setattr(surrogates, "POINTS", 1000)
+    exact = surrogate_outliers(X, kind="glyphs", random_state=0)
+    assert np.abs(outliers - exact).max() < 0.25
+    assert np.abs(outliers - exact).mean() < 0.003
+
+
+@pytest.mark.parametrize("kind", ["shapes", "glyphs"])
+def test_what_is_drawn_has_the_range_of_each_channel(kind):
+    scales = np.array([1, 100, 10000])
+    X = RANDOM.uniform(-1, 1, (100, 16, 16, 3)) * scales
+    outliers = surrogate_outliers(X, kind=kind, random_state=0)
+    for ends in (np.min, np.max):
+        drawn, of_rows = (ends(each, axis=(0, 1, 2)) / scales for each in (outliers, X))
+        np.testing.assert_allclose(drawn, of_rows, atol=0.05)
+        assert (np.abs(drawn) <= np.abs(of_rows)).all()
 
 
 def test_glyphs_differ():

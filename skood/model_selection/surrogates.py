@@ -51,8 +51,14 @@ POINTS = 64
 PEN = 1 / 16
 """Half the width of a glyph's line, and how soft its edge is, as a share of the smaller side."""
 
-TALL, LEAST_WIDE, WIDE = 2 / 3, 1 / 3, 2 / 3
-"""Height of a glyph, and its least and largest width, as shares of the smaller side."""
+LEAST_WIDTH = 1 / 3
+"""Width of a glyph, as a share of the smaller side, at least."""
+
+SIZE = 2 / 3
+"""Height of a glyph, and its width at most, as shares of the smaller side."""
+
+LEAST_SIDE = 4
+"""Pixels of the smaller side on which a glyph has room."""
 
 NOISE = 0.3
 TURN = 15.0
@@ -122,9 +128,9 @@ def surrogate_outliers(
     - "silhouettes" gives the brightest colour to what is brighter than the image's mean, and the
       darkest to the rest;
     - "shapes" draws one to three regular polygons, one inside another, each and the ground in a
-      random colour within the range of X;
+      random colour within the range of each channel of X;
     - "glyphs" writes one thick, soft line, a random Bezier curve, across the middle, in the largest
-      value of X on the least;
+      value of each channel on the least;
     - "frequencies" keeps the amplitudes of an image's Fourier transform and takes the phases of
       another image;
     - "noise" adds Gaussian noise of 0.3 times the range of X;
@@ -145,7 +151,7 @@ def surrogate_outliers(
     On CIFAR-10, "patches", "blur" and "contrast" choose detectors that are good on real scenes and
     textures, "edges", "strokes" and "silhouettes" such as are good on faces and garments. "shapes"
     stand for signs and symbols, "glyphs" for digits. "noise", "colours" and "mixture" are no kinds
-    to choose by. The guide on choosing the sparsity weight has the figures.
+    to choose by. `benchmarks/README.md` has the figures.
 
     Examples
     --------
@@ -304,6 +310,7 @@ def _makers(X: Rows) -> dict[str, Maker]:
         raise ValueError(
             f"images of shape {X.shape[1:]} are too small to permute patches. {INSTEAD}"
         )
+    of_channels = X.min(axis=(0, *axes)).astype(float), X.max(axis=(0, *axes)).astype(float)
     return {
         name: _in_dtype(X.dtype, _within(bounds, _on_images(maker, axes)))
         for name, maker in {
@@ -313,8 +320,8 @@ def _makers(X: Rows) -> dict[str, Maker]:
             "edges": _edges(*map(float, bounds)),
             "strokes": _strokes,
             "silhouettes": _silhouettes,
-            "shapes": _shapes(*map(float, bounds)),
-            "glyphs": _glyphs(*map(float, bounds)),
+            "shapes": _shapes(*of_channels),
+            "glyphs": _glyphs(*of_channels),
             "frequencies": _frequencies,
             "noise": _noise(float(bounds[1]) - float(bounds[0])),
             "colours": _colours(float(bounds[1]) + float(bounds[0])),
@@ -478,14 +485,14 @@ def _silhouettes(images: Rows, _: Rows, __: np.random.RandomState) -> Rows:
     return _in_two_colours(images, brightness > brightness.mean(axis=(1, 2), keepdims=True))
 
 
-def _shapes(least: float, largest: float) -> Maker:
+def _shapes(least: Rows, largest: Rows) -> Maker:
     def make(images: Rows, _: Rows, random: np.random.RandomState) -> Rows:
         return np.stack([_nested(image, least, largest, random) for image in images])
 
     return make
 
 
-def _nested(image: Rows, least: float, largest: float, random: np.random.RandomState) -> Rows:
+def _nested(image: Rows, least: Rows, largest: Rows, random: np.random.RandomState) -> Rows:
     """An image of polygons, one inside another."""
     height, width = image.shape[:2]
     y, x = np.ogrid[0.5:height, 0.5:width]
@@ -504,7 +511,7 @@ def _nested(image: Rows, least: float, largest: float, random: np.random.RandomS
     return drawn
 
 
-def _glyphs(least: float, largest: float) -> Maker:
+def _glyphs(least: Rows, largest: Rows) -> Maker:
     def make(images: Rows, _: Rows, random: np.random.RandomState) -> Rows:
         ink = _written(images.shape[:3], random)
         in_channels = ink.reshape(*ink.shape, *(1,) * (images.ndim - 3))
@@ -517,9 +524,11 @@ def _written(shape: tuple[int, ...], random: np.random.RandomState) -> Rows:
     """How much of each pixel a line covers, in images (n, height, width) with a line each."""
     n_images, height, width = shape
     side = min(height, width)
+    if side < LEAST_SIDE:
+        return np.zeros(shape)
     y, x = np.ogrid[0.5:height, 0.5:width]
     y, x = (y - height / 2) / side, (x - width / 2) / side  # from the centre
-    nearest = np.full(shape, np.inf)  # point of the curve, squared distance
+    nearest = np.full(shape, np.inf)  # squared distance to the nearest point of the curve
     for point in np.moveaxis(_curves(n_images, random), 1, 0):
         down, across = point.T[:, :, None, None]
         np.minimum(nearest, (y - down) ** 2 + (x - across) ** 2, out=nearest)
@@ -533,8 +542,8 @@ def _curves(n_curves: int, random: np.random.RandomState) -> Rows:
     bernstein = comb(KNOTS - 1, knots) * along**knots * (1 - along) ** (KNOTS - 1 - knots)
     curves = bernstein @ random.random_sample((n_curves, KNOTS, 2))
     least, largest = curves.min(axis=1, keepdims=True), curves.max(axis=1, keepdims=True)
-    sizes = np.full((n_curves, 1, 2), TALL)
-    sizes[..., 1] = random.uniform(LEAST_WIDE, WIDE, (n_curves, 1))
+    sizes = np.full((n_curves, 1, 2), SIZE)
+    sizes[..., 1] = random.uniform(LEAST_WIDTH, SIZE, (n_curves, 1))
     return ((curves - least) / (largest - least) - 0.5) * sizes
 
 
