@@ -71,15 +71,7 @@ from .notices import first_line, held_back, quoted, warn_user
 from .penalties import Penalty, fit_penalty, get_penalty
 from .randomness import random_generator
 from .rows import rows_like_fit, warn_if_unscaled
-from .scores import (
-    Head,
-    Outputs,
-    TwoViews,
-    apply_score,
-    fit_score,
-    get_score,
-    list_scores,
-)
+from .scores import Head, Outputs, TwoViews, apply_score, fit_score, get_score, list_scores
 from .scores.protocol import ScoreFunction, uses_gradient
 
 __all__ = [

@@ -292,8 +292,8 @@ def _check_form(X: NDArray[Any]) -> None:
 
 def _makers(X: Rows) -> dict[str, Maker]:
     """What can be made of a table, or of images."""
-    bounds = X.min(), X.max()
     if X.ndim == 2:
+        bounds = X.min(), X.max()
         if X.shape[1] < 2 or len(X) < 2:
             raise ValueError(
                 f"X has {len(X)} rows and n_features = {X.shape[1]}; surrogate outliers need at "
@@ -310,7 +310,9 @@ def _makers(X: Rows) -> dict[str, Maker]:
         raise ValueError(
             f"images of shape {X.shape[1:]} are too small to permute patches. {INSTEAD}"
         )
-    of_channels = X.min(axis=(0, *axes)).astype(float), X.max(axis=(0, *axes)).astype(float)
+    least, largest = X.min(axis=(0, *axes)), X.max(axis=(0, *axes))
+    bounds = least.min(), largest.max()
+    of_channels = least.astype(float), largest.astype(float)
     return {
         name: _in_dtype(X.dtype, _within(bounds, _on_images(maker, axes)))
         for name, maker in {
@@ -513,21 +515,18 @@ def _nested(image: Rows, least: Rows, largest: Rows, random: np.random.RandomSta
 
 def _glyphs(least: Rows, largest: Rows) -> Maker:
     def make(images: Rows, _: Rows, random: np.random.RandomState) -> Rows:
-        ink = _written(images.shape[:3], random)
-        in_channels = ink.reshape(*ink.shape, *(1,) * (images.ndim - 3))
-        return np.broadcast_to(least + (largest - least) * in_channels, images.shape)
+        ink = _for_channels(_written(images.shape[:3], random), images)
+        return np.broadcast_to(least + (largest - least) * ink, images.shape)
 
     return make
 
 
 def _written(shape: tuple[int, ...], random: np.random.RandomState) -> Rows:
     """How much of each pixel a line covers, in images (n, height, width) with a line each."""
-    n_images, height, width = shape
-    side = min(height, width)
-    if side < LEAST_SIDE:
-        return np.zeros(shape)
-    y, x = np.ogrid[0.5:height, 0.5:width]
-    y, x = (y - height / 2) / side, (x - width / 2) / side  # from the centre
+    n_images, *size = shape
+    if min(size) < LEAST_SIDE:
+        return np.zeros(shape)  # and what is of one colour is refused
+    y, x = (each / min(size) for each in _from_centre(*size))
     nearest = np.full(shape, np.inf)  # squared distance to the nearest point of the curve
     for point in np.moveaxis(_curves(n_images, random), 1, 0):
         down, across = point.T[:, :, None, None]
@@ -550,8 +549,7 @@ def _curves(n_curves: int, random: np.random.RandomState) -> Rows:
 def _turned(images: Rows, _: Rows, random: np.random.RandomState) -> Rows:
     n_images, height, width = images.shape[:3]
     angles = np.deg2rad(random.uniform(-TURN, TURN, (n_images, 1, 1)))
-    y, x = np.mgrid[0.5:height, 0.5:width]
-    y, x = y - height / 2, x - width / 2  # from the centre
+    y, x = _from_centre(height, width)
     across = np.cos(angles) * x - np.sin(angles) * y
     down = np.sin(angles) * x + np.cos(angles) * y
     places = np.stack([2 * across / width, 2 * down / height], axis=3)  # from -1 to 1
@@ -563,6 +561,17 @@ def _turned(images: Rows, _: Rows, random: np.random.RandomState) -> Rows:
         align_corners=False,
     )
     return np.moveaxis(turned.numpy(), 1, 3).reshape(images.shape)
+
+
+def _from_centre(height: int, width: int) -> tuple[Rows, Rows]:
+    """Places of the pixels of an image: of its rows (height, 1) and of its columns (1, width)."""
+    y, x = np.ogrid[0.5:height, 0.5:width]
+    return y - height / 2, x - width / 2
+
+
+def _for_channels(of_pixels: NDArray[Any], images: Rows) -> NDArray[Any]:
+    """Values of pixels (n, height, width) with an axis more if the images have channels."""
+    return of_pixels.reshape(*of_pixels.shape, *(1,) * (images.ndim - 3))
 
 
 def _steepness(images: Rows) -> Rows:
@@ -582,8 +591,7 @@ def _in_two_colours(images: Rows, is_bright: NDArray[np.bool_]) -> Rows:
         pixels[rows, place][:, None, None]
         for place in (brightness.argmin(axis=1), brightness.argmax(axis=1))
     )
-    is_bright = is_bright.reshape(*is_bright.shape, *(1,) * (images.ndim - 3))
-    return np.where(is_bright, brightest, darkest)
+    return np.where(_for_channels(is_bright, images), brightest, darkest)
 
 
 def _frequencies(images: Rows, others: Rows, _: np.random.RandomState) -> Rows:
