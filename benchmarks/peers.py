@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from statistics import median
+from tempfile import TemporaryDirectory
 from typing import Any, TypeVar
 
 import numpy as np
@@ -25,6 +26,7 @@ import torch
 from environment import import_torchvision
 from images import NORMALISATIONS, make_network, read_id
 from numpy.typing import NDArray
+from sklearn.model_selection import GridSearchCV
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
@@ -32,6 +34,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from skood import SparseEnergyOODDetector
 from skood.engine.hardware import has_native_bfloat16, resolve_device
+from skood.model_selection import InDistributionKFold, make_ood_scorer
 
 T = TypeVar("T")
 
@@ -75,6 +78,8 @@ class Task:
     calls: int = 50
     compile: bool = False
     folder: str | None = None
+    scores: tuple[str, ...] = ()
+    shared: bool = False
 
     @property
     def where(self) -> torch.device:
@@ -392,6 +397,34 @@ def score_skood(task: Task) -> Work:
 
     def work() -> Answer:
         return timed(lambda: detector.score_samples(X), task.where, detail=detail)
+
+    return work
+
+
+def search_skood(task: Task) -> Work:
+    """A search over scores, two folds, without a refit; what is kept begins empty each time."""
+    x, y = train_data(task)
+    network = fresh_network(task)
+
+    def work() -> Answer:
+        with TemporaryDirectory() as folder:
+            detector = SparseEnergyOODDetector(
+                network,
+                max_epochs=task.epochs,
+                preprocess=NORMALISE,
+                device=task.device,
+                memory=folder if task.shared else None,
+                random_state=0,
+            )
+            search = GridSearchCV(
+                detector,
+                {"score_function": list(task.scores)},
+                scoring=make_ood_scorer(),
+                cv=InDistributionKFold(2, random_state=0),
+                refit=False,
+                error_score="raise",
+            )
+            return timed(lambda: quietly(lambda: search.fit(x, y)), task.where)
 
     return work
 

@@ -58,6 +58,15 @@ DEVICE_EPOCHS = {"cuda": 10, "cpu": 2}
 PRECISIONS = ["float32", "bfloat16"]
 WORKERS_OF_AUTHORS = 2
 WORKERS_OF_PYTORCH_OOD = 12
+SEARCH_EPOCHS = 10
+"""Of the detector's defaults."""
+
+OTHER_SCORES = (
+    *("msp", "max_logit", "gen", "react", "dice", "scale"),
+    *("knn", "direction_length", "mahalanobis++"),
+)
+"""Scores that train on the same rows as the energy."""
+
 CALLS = {"default": 500, "resnet20": 50}
 IMPORTS = 10
 FILES = 2000
@@ -508,6 +517,38 @@ def importing(settings: Settings) -> Iterator[Section]:
     yield Section(Table(f"Importing skood, {n_times} interpreters", columns, lines))
 
 
+def searching(settings: Settings) -> Iterator[Section]:
+    """A search over scores beside a search of one candidate, which trains as often."""
+    task = base_task(settings, epochs=SEARCH_EPOCHS, shared=True)
+    alone, others = ("energy",), ("energy", *OTHER_SCORES)
+
+    def of(name: str, scores: tuple[str, ...], **changes: Any) -> Contestant:
+        searching = dataclasses.replace(task, scores=scores, **changes)
+        return Contestant(name, "search_skood", searching)
+
+    found = measure(
+        [
+            of("one score", alone),
+            of(f"{len(others)} scores", others),
+            of("the same, and two_views", (*others, "two_views")),
+            of("one score, memory=None", alone, shared=False),
+        ],
+        settings.repeats,
+    )
+    work, first = f"{SEARCH_EPOCHS} epochs, 2 folds", found[0]
+    lines = []
+    for result in found:
+        if result.finished and first.finished:
+            ratio = result.median() / first.median()
+            target = Target(1.5, at_most=True, unit=" times") if result is found[1] else None
+            cells = NO_TARGET if target is None else target.cells(ratio)
+            lines.append([work, result.name, spread(result.values()), digits(ratio), *cells])
+    columns = ["work", "searched", "seconds", "its time / that of one score", "target", "met"]
+    title = f"GridSearchCV over scores, ResNet-20, {settings.train_rows} images"
+    note = "two_views holds rows out of training, so its candidate is trained apart."
+    yield Section(Table(title, columns, lines, n_names=2), remarks(found, note))
+
+
 def on_a_device(settings: Settings) -> Iterator[Section]:
     """What a GPU is for: absolute times, beside what its arithmetic would allow."""
     native = has_native_bfloat16(settings.device)
@@ -646,6 +687,7 @@ GROUPS: dict[str, Callable[[Settings], Iterator[Section]]] = {
     "table": scoring_a_table,
     "one-row": one_row,
     "import": importing,
+    "search": searching,
     "device": on_a_device,
     "tips": tips,
 }

@@ -1,4 +1,4 @@
-"""Trained networks kept on disk, keyed by everything that decides what they become.
+"""What is computed once and kept on disk, keyed by everything that decides what it becomes.
 
 What cannot be kept or read costs no fit: it is said once, and the fit goes on without it.
 """
@@ -9,11 +9,11 @@ import hashlib
 import operator
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -23,6 +23,7 @@ from torch import nn
 from .engine.copying import deepcopied
 from .engine.network import Network
 from .engine.objective import Term
+from .engine.rows import Rows
 from .engine.training import Progress, Recipe, TrainingData
 from .exceptions import MemoryEntryWarning
 from .fingerprints import UnreadableError, fingerprint
@@ -40,7 +41,9 @@ from .storage import (
     to_bytes,
 )
 
-__all__ = ["TrainingMemory", "TrainingStore", "packed", "training_key", "unpacked"]
+__all__ = ["DiskMemory", "TrainingStore", "outputs_key", "packed", "training_key", "unpacked"]
+
+T = TypeVar("T")
 
 KIND = "training"
 
@@ -72,19 +75,57 @@ SECONDS_OF_A_WRITE = 24 * 3600
 LONGEST_QUOTE = 120
 
 
-class TrainingMemory:
-    """The folder of ``memory=``, during one fit.
+class DiskMemory:
+    """The folder of ``memory=``, during one fit or one scoring of a search.
 
-    If `memory` is a `joblib.Memory`, its folder is used, which its ``clear`` empties.
+    If `memory` is a `joblib.Memory`, its folder is used, which its ``clear`` empties. An entry is a
+    file without code (see `skood.storage`) that names its key: one that is damaged, or of something
+    else, counts as none.
     """
 
     def __init__(self, memory: str | PathLike[str] | Memory) -> None:
         self._said: set[str] = set()
         self.folder = self._folder(memory)
 
-    def store(self, key: str) -> TrainingStore:
-        """What is kept under a key."""
-        return TrainingStore(self, key)
+    def path(self, name: str) -> Path | None:
+        """Where an entry is; None where nothing can be kept."""
+        return None if self.folder is None else self.folder / name
+
+    def load(self, name: str, read: Callable[[bytes], T]) -> T | None:
+        """What is read of an entry; None, with a warning if it is of no use, if there is none."""
+        path = self.path(name)
+        if path is None:
+            return None
+        try:
+            return read(path.read_bytes())
+        except FileNotFoundError:
+            return None
+        except Exception as error:  # of the disk, or whatever a damaged entry may raise
+            self.warn(
+                "cannot use what was kept, so it is computed again",
+                _reason(error),
+                f"The entry is {_end_of(path)}",
+            )
+            return None
+
+    def save(self, name: str, content: Callable[[], bytes]) -> None:
+        """Keep an entry in place of the one before; whoever is killed meanwhile leaves that one."""
+        path = self.path(name)
+        if path is None:
+            return
+        try:
+            entry = content()
+            path.parent.mkdir(parents=True, exist_ok=True)
+            _remove_unfinished(path.parent)
+            replace_file(path, entry)
+        except Exception as error:  # of the disk, or of what in a network no file keeps
+            of_disk = isinstance(error, OSError)
+            remedy = "a folder with room that you may write to" if of_disk else "memory=None"
+            self.warn(
+                "cannot keep what was computed, and all goes on without that",
+                _reason(error),
+                f"Pass {remedy}. The entry would be {_end_of(path)}",
+            )
 
     def key(self, *training: Any) -> str | None:
         """`training_key`; None, with a warning, where it cannot be told."""
@@ -116,54 +157,35 @@ class TrainingMemory:
 
 
 class TrainingStore:
-    """What is left of one training, after each of its epochs, in a folder.
+    """What is left of one training, after each of its epochs.
 
-    A training that was interrupted goes on from there, and one that was finished need not run. An
-    entry is a file without code (see `skood.storage`) that names its key: one that is damaged, or
-    of another training, counts as none.
+    A training that was interrupted goes on from there, and one that was finished need not run.
     """
 
-    def __init__(self, memory: TrainingMemory, key: str) -> None:
+    def __init__(self, memory: DiskMemory, key: str) -> None:
         self._memory = memory
         self.key = key
-        self.path = None if memory.folder is None else memory.folder / f"{key}.safetensors"
+        self._name = f"{key}.safetensors"
         self._code: bytes | None = None
 
     def load(self, module: nn.Module) -> Progress | None:
         """The last epoch kept of a module to be trained; None if there is none, or none of use."""
-        if self.path is None:
-            return None
-        try:
-            self._code = code_of(module)
-            return unpacked(self.path.read_bytes(), module, self.key)
-        except FileNotFoundError:
-            return None
-        except Exception as error:  # of the disk, or whatever a damaged entry may raise
-            self._memory.warn(
-                "cannot use what was kept, so it is computed again",
-                _reason(error),
-                f"The entry is {_end_of(self.path)}",
-            )
-            return None
+
+        def read(entry: bytes) -> Progress:
+            return unpacked(entry, module, self.key)
+
+        self._code = code_of(module)
+        return self._memory.load(self._name, read)
 
     def save(self, progress: Progress) -> None:
-        """Keep an epoch in place of the one before; whoever is killed meanwhile leaves that one."""
-        if self.path is None:
-            return
-        try:
+        """Keep an epoch in place of the one before."""
+
+        def content() -> bytes:
             if code_of(progress.module) != self._code:
                 raise UnusableError("training changes more of the network than tensors and numbers")
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            _remove_unfinished(self.path.parent)
-            replace_file(self.path, packed(progress, self.key))
-        except Exception as error:  # of the disk, or of what in a network no file keeps
-            of_disk = isinstance(error, OSError)
-            remedy = "a folder with room that you may write to" if of_disk else "memory=None"
-            self._memory.warn(
-                "cannot keep this training, and the fit goes on without that",
-                _reason(error),
-                f"Pass {remedy}. The entry would be {_end_of(self.path)}",
-            )
+            return packed(progress, self.key)
+
+        self._memory.save(self._name, content)
 
 
 def packed(progress: Progress, key: str = "") -> bytes:
@@ -218,11 +240,33 @@ def training_key(
         "processes": data.ranks.size,
         "computation": _computation(network),
     }
+    return _digest_of(parts, network, data.rows, data.outliers)
+
+
+def outputs_key(network: Network, rows: Rows) -> str:
+    """Digest, in hexadecimal, of all that decides what a network gives of rows.
+
+    An `UnreadableError` says what cannot be told.
+    """
+    parts = {
+        "module": network.public,
+        "head": network.head,
+        "folded": network.pairs,
+        "shapes": network.shapes,
+        "computation": _computation(network),
+    }
+    return _digest_of(parts, network, rows)
+
+
+def _digest_of(parts: dict[str, Any], network: Network, *several: Rows) -> str:
+    """Digest of parts, and of rows as the network gets them.
+
+    So what preprocess and a data set make of X is what counts.
+    """
     hashed = hashlib.sha256()
     for name, part in parts.items():
         hashed.update(fingerprint(part, name))
-    # Batches as the network gets them: what preprocess and a data set make of X is what counts.
-    for rows in (data.rows, data.outliers):
+    for rows in several:
         for batch in network.batcher.stream(rows):
             hashed.update(fingerprint(batch, "X"))
     return hashed.hexdigest()

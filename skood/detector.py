@@ -169,7 +169,8 @@ class SparseEnergyOODDetector(OutlierMixin, BaseEstimator):
         second copy of these layers. `module_` keeps its batch-norms.
     memory : path or joblib.Memory, default=None
         Folder for a checkpoint after each epoch. A repeated fit is loaded; an interrupted one
-        resumes. It needs a `random_state`.
+        resumes. `fit` and the scorers of skood also keep features and logits there, 2 GiB at most,
+        which other candidates of a search use again. It needs a `random_state`.
     random_state : int, RandomState or None, default=None
         Seed of all that is random: the split, the order of rows, augmentation, dropout, initial
         weights. None draws fresh entropy. No global generator is read or advanced.
@@ -427,7 +428,7 @@ class SparseEnergyOODDetector(OutlierMixin, BaseEstimator):
         """
         with unchanged_on_error(self), workers_kept(), joined_ranks() as ranks:
             run = Fit(self, X, y, ranks)  # refuses early what it cannot use
-            with run.reproducible():
+            with run.shared(), run.reproducible():
                 network, training, held_out = run.prepared()
                 run.try_score(network, training)
                 self.history_ = run.pretrain(network, training)
@@ -438,7 +439,8 @@ class SparseEnergyOODDetector(OutlierMixin, BaseEstimator):
                 if self.history_:
                     run.judge_values(network, training)
                 self.score_function_ = run.fitted_score(outcome.score, network, training)
-            scores, after = run.scored(network, held_out, self.score_function_)
+            with run.shared():
+                scores, after = run.scored(network, held_out, self.score_function_)
             self.sparsity_weight_, self.path_ = outcome.weight, outcome.path
             self.classes_, self._seed_of_network = run.classes, run.seeds.network
             self._network, self._watch = network, run.watch(network)

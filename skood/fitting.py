@@ -24,7 +24,7 @@ from .accuracy import (
     warn_if_labels_doubtful,
     warn_if_seen_before,
 )
-from .caching import TrainingMemory, packed, unpacked
+from .caching import DiskMemory, TrainingStore, packed, unpacked
 from .calibration import calibration_split
 from .engine.affine import affine_head
 from .engine.augmentation import get_augment
@@ -68,6 +68,7 @@ from .fingerprints import UnreadableError, fingerprint
 from .labels import as_labels, cluster_labels, encode_labels, is_outlier
 from .networks import default_network
 from .notices import first_line, held_back, quoted, warn_user
+from .passes import passes_shared
 from .penalties import Penalty, fit_penalty, get_penalty
 from .randomness import random_generator
 from .rows import rows_like_fit, warn_if_unscaled
@@ -77,6 +78,7 @@ from .scores.protocol import ScoreFunction, uses_gradient
 __all__ = [
     "Fit",
     "given_network",
+    "memory_of",
     "n_workers",
     "outputs_of",
     "scored",
@@ -190,6 +192,13 @@ class Fit:
         self.seeds = ranks.from_first(seeds)
         self._rounded = False
         self._tried: set[bool] = set()
+
+    def shared(self) -> AbstractContextManager[None]:
+        """Inside, passes through the network are shared with other fits by way of the memory.
+
+        Several processes share the rows of each pass instead.
+        """
+        return passes_shared(self._memory if self.ranks.size == 1 else None)
 
     def reproducible(self) -> AbstractContextManager[None]:
         """Inside, torch draws from the seed of the network, and gradients are on."""
@@ -583,18 +592,15 @@ class Fit:
                     f"{name}=0."
                 )
 
-    def _usable_memory(self) -> TrainingMemory | None:
-        detector = self.detector
-        if detector.memory is None:
-            return None
-        if detector.random_state is None:
+    def _usable_memory(self) -> DiskMemory | None:
+        memory = memory_of(self.detector)
+        if memory is None and self.detector.memory is not None:
             warn_user(
                 "memory= keeps nothing while random_state=None, as no two fits are alike "
                 "then. Pass an int as random_state.",
                 MemoryEntryWarning,
             )
-            return None
-        return TrainingMemory(detector.memory)
+        return memory
 
     def _pretraining_epochs(self) -> int | None:
         """Epochs of pre-training; None if they depend on the number of rows."""
@@ -651,7 +657,7 @@ class Fit:
         if self._memory is not None and first:
             key = self._memory.key(network, data, terms, recipe, detector.augment, seed, before)
             if key is not None:
-                store = self._memory.store(key)
+                store = TrainingStore(self._memory, key)
                 resume = store.load(network.public)
         if self.ranks.size > 1:
             sent = self.ranks.from_first(None if resume is None else packed(resume))
@@ -710,6 +716,13 @@ class Fit:
         facts["random_state"] = f"seeds {_digest(list(seeds))}" if given else "None"
         facts["memory"] = "none" if self._memory is None else "a folder"
         return facts
+
+
+def memory_of(detector: Detector) -> DiskMemory | None:
+    """Where what a detector computes is kept; None where nothing would ever be found again."""
+    if detector.memory is None or detector.random_state is None:
+        return None
+    return DiskMemory(detector.memory)
 
 
 def is_auto(value: Any) -> bool:

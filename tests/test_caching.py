@@ -19,7 +19,7 @@ from processes import printed_elsewhere
 from torch import nn
 
 from skood import SparseEnergyOODDetector
-from skood.caching import UNFINISHED, TrainingMemory, training_key
+from skood.caching import UNFINISHED, DiskMemory, TrainingStore, training_key
 from skood.engine.objective import fine_tuning_terms
 from skood.engine.training import Progress, Recipe, Training, TrainingData
 from skood.exceptions import MemoryEntryWarning
@@ -342,7 +342,7 @@ class KeptTraining:
         network = self.opened(module or classifier(), X)
         # A key of its own keeps this apart from how keys are made.
         name = f"seed {seed}, weights {network.module[1].weight.sum().item()}"
-        store = TrainingMemory(self.memory).store(name)
+        store = TrainingStore(DiskMemory(self.memory), name)
 
         def after_epoch(progress):
             self.epochs += 1
@@ -601,7 +601,7 @@ def test_an_entry_that_cannot_be_used_is_computed_again(tmp_path, offset, conten
 
 def stored(memory):
     """A store, and an epoch to keep there."""
-    module, store = classifier(), TrainingMemory(memory).store("key")
+    module, store = classifier(), TrainingStore(DiskMemory(memory), "key")
     assert store.load(module) is None
     return store, Progress([{"loss": 1.0}], 0.5, module, {"state": {}, "param_groups": []})
 
@@ -618,7 +618,8 @@ def test_a_folder_that_goes_meanwhile_is_made_again(tmp_path):
 def test_what_a_killed_process_has_left_is_removed_after_a_day(tmp_path):
     store, progress = stored(tmp_path)
     store.save(progress)
-    old, new = (store.path.with_name(f"{name}{UNFINISHED}") for name in ("old", "new"))
+    (entry,) = tmp_path.rglob("*.safetensors")
+    old, new = (entry.with_name(f"{name}{UNFINISHED}") for name in ("old", "new"))
     for path in (old, new):
         path.write_text("")
     os.utime(old, (0, 0))

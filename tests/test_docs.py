@@ -35,6 +35,7 @@ INTERNAL_MODULES = {
     "judging",
     "labels",
     "notices",
+    "passes",
     "path",
     "randomness",
     "rejection",

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Generator, Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
+from contextvars import ContextVar
+from functools import partial
 from typing import Any, Generic, TypeVar
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from ..exceptions import NonFiniteLogitsError, SlowScoringWarning
@@ -21,6 +24,24 @@ from .rows import Rows
 from .surroundings import under_autocast, undisturbed
 
 T = TypeVar("T", bound=tuple[Any, ...])
+
+Both = tuple[Tensor | None, Tensor]
+"""Features, None if they are hidden or not wanted, and logits."""
+
+Source = Callable[[Network, Rows], Both | None]
+"""What a network gives of all rows, such as `outputs_within` returns, if that has been kept."""
+
+_source: ContextVar[Source | None] = ContextVar("_source", default=None)
+
+
+@contextmanager
+def passes_from(source: Source | None) -> Iterator[None]:
+    """Inside, what a source gives takes the place of a pass through the network."""
+    token = _source.set(source)
+    try:
+        yield
+    finally:
+        _source.reset(token)
 
 
 def forward_rows(
@@ -35,20 +56,50 @@ def forward_rows(
     infinite logits.
     """
 
-    def forward(piece: slice, batch: Tensor) -> Callable[[], tuple[slice, Tensor | None, Tensor]]:
-        size = piece.stop - piece.start
-        hidden, logits = _forward(network, batch, features, network.precision.scoring)
-        # A copy, as the network may use the memory of its features again.
-        kept = None if hidden is None else hidden[:size].clone()
-        logits = as_float64(logits[:size])
+    def given(piece: slice, both: Both) -> Callable[[], tuple[slice, Tensor | None, Tensor]]:
+        hidden, raw = _own(both, piece)
+        logits = as_float64(raw)
 
         def finish() -> tuple[slice, Tensor | None, Tensor]:
             _check_finite(logits, piece, rows)
-            return piece, kept, logits
+            return piece, hidden, logits
 
         return finish
 
-    yield from _over_batches(network, rows, forward)
+    yield from _over_outputs(network, rows, features, given)
+
+
+def outputs_within(network: Network, rows: Rows, most: int) -> Both | None:
+    """Features and logits of all rows on the CPU, in their own dtypes; None if of more bytes."""
+
+    def forward(piece: slice, batch: Tensor) -> Callable[[], tuple[slice, Both]]:
+        visible = network.head is not None
+        both = _own(_forward(network, batch, visible, network.precision.scoring), piece)
+
+        def finish() -> tuple[slice, Both]:
+            hidden, logits = both
+            _check_finite(as_float64(logits), piece, rows)
+            return piece, (None if hidden is None else hidden.cpu(), logits.cpu())
+
+        return finish
+
+    pieces: list[Both] = []
+    for _, both in _over_batches(network, rows, forward):
+        n_bytes = sum(values[0].nbytes for values in both if values is not None)
+        if n_bytes * len(rows) > most:
+            return None
+        pieces.append(both)
+    if not pieces:
+        return None
+    features, logits = zip(*pieces, strict=True)
+    return None if network.head is None else torch.cat(features), torch.cat(logits)
+
+
+def _own(both: Both, piece: slice) -> Both:
+    """A copy without the padding, as the network may use the memory of its features again."""
+    size = piece.stop - piece.start
+    hidden, logits = both
+    return None if hidden is None else hidden[:size].clone(), logits[:size].clone()
 
 
 def score_rows(
@@ -79,17 +130,12 @@ def score_rows(
         that is scored. The logits that are yielded are those of the rows as they are.
     """
 
-    def forward(piece: slice, batch: Tensor) -> Callable[[], tuple[slice, Tensor, Tensor]]:
+    def given(
+        piece: slice, both: Both, unmoved: Tensor | None = None
+    ) -> Callable[[], tuple[slice, Tensor, Tensor]]:
         size = piece.stop - piece.start
-        unmoved = None
-        if perturbation is not None:
-            unmoved, batch = _perturbed(network, batch, perturbation)
-            _check_finite(unmoved[:size], piece, rows)
-        # A small step would be lost in less than the network's own precision.
-        precision = network.precision.scoring if unmoved is None else None
-        hidden, logits = _forward(network, batch, features, precision)
-        logits = as_float64(logits)
-        kept = None if hidden is None else as_float64(hidden)
+        logits = as_float64(both[1])
+        kept = None if both[0] is None else as_float64(both[0])
 
         def finish() -> tuple[slice, Tensor, Tensor]:
             _check_finite(logits[:size], piece, rows)
@@ -98,7 +144,17 @@ def score_rows(
 
         return finish
 
-    yield from _over_batches(network, rows, forward)
+    if perturbation is None:
+        yield from _over_outputs(network, rows, features, given)
+        return
+
+    def moved(piece: slice, batch: Tensor) -> Callable[[], tuple[slice, Tensor, Tensor]]:
+        unmoved, batch = _perturbed(network, batch, perturbation)
+        _check_finite(unmoved[: piece.stop - piece.start], piece, rows)
+        # A small step would be lost in less than the network's own precision.
+        return given(piece, _forward(network, batch, features, None), unmoved)
+
+    yield from _over_batches(network, rows, moved)
 
 
 def _forward(
@@ -110,6 +166,41 @@ def _forward(
         return network.features_and_logits(batch) if features else (None, network.logits(batch))
 
     return under_autocast(forward, network.device, precision)
+
+
+def _over_outputs(
+    network: Network,
+    rows: Rows,
+    features: bool,
+    given: Callable[[slice, Both], Callable[[], T]],
+) -> Iterator[T]:
+    """What comes of the outputs of each padded batch, kept ones or those of a forward."""
+    source = _source.get()
+    kept = None if source is None else source(network, rows)
+    if kept is None:
+
+        def forward(piece: slice, batch: Tensor) -> Callable[[], T]:
+            return given(piece, _forward(network, batch, features, network.precision.scoring))
+
+        yield from _over_batches(network, rows, forward)
+        return
+
+    hidden, logits = kept
+    for piece, shape in network.shapes.split(len(rows)):
+        if piece.start == 0 and rows.watch is not None:
+            rows.watch.see(network.batcher(rows, piece), rows, network.batcher)
+        # Padded as a batch is, and in memory of its own: last bits of a score depend on both.
+        index = torch.from_numpy(_padded_index(piece, shape))
+        both = (
+            hidden[index].to(network.device) if features and hidden is not None else None,
+            logits[index].to(network.device),
+        )
+        finished = partial(_finished, given, piece, both)
+        yield undisturbed(finished, network.device, network.default_dtype)
+
+
+def _finished(given: Callable[[slice, Both], Callable[[], T]], piece: slice, both: Both) -> T:
+    return given(piece, both)()
 
 
 def _over_batches(
@@ -237,6 +328,8 @@ def _check_finite(logits: Tensor, piece: slice, rows: Rows) -> None:
 
 def _padded(piece: slice, shape: int) -> Index:
     """Index of `shape` rows, filled up with the last one: a value that the network can take."""
-    if piece.stop - piece.start == shape:
-        return piece
+    return piece if piece.stop - piece.start == shape else _padded_index(piece, shape)
+
+
+def _padded_index(piece: slice, shape: int) -> NDArray[np.intp]:
     return np.minimum(np.arange(piece.start, piece.start + shape), piece.stop - 1)

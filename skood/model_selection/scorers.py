@@ -11,12 +11,14 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from sklearn.utils.validation import _num_samples
 
+from ..detector import SparseEnergyOODDetector
 from ..engine.rows import Loaded, Rows
 from ..exceptions import SelectionWarning
-from ..fitting import n_workers
+from ..fitting import memory_of, n_workers
 from ..labels import as_labels, is_outlier
 from ..metrics import METRICS, POSITIVE, Positive
 from ..notices import quoted, warn_user
+from ..passes import passes_shared
 from ..rows import as_numbers, in_frame, rows_like_fit, take
 from ..validation import number_of_rows, validated
 from .steps import last_step, seen_by_last_step, unwrapped
@@ -157,15 +159,18 @@ class _OODScorer:
         detector = last_step(estimator)
         self._check_classes(detector, labels)
         self._warn_if_refit_learns_outliers(detector, X_labelled)
-        values = {}
-        if self._metrics:
-            outliers = self._outliers(estimator, X_id, labels, X_labelled)
-            values = self._detection(estimator, X_id, outliers)
-        described = [name for name in self._names if name in OF_ID_ROWS]
-        if described:
-            seen = seen_by_last_step(estimator, X_id)
-            for name in described:
-                values[name] = _finite(name, OF_ID_ROWS[name](detector, seen, labels))
+        # Candidates of a search may score the same rows by the same network.
+        own = isinstance(detector, SparseEnergyOODDetector)
+        with passes_shared(memory_of(detector) if own else None):
+            values = {}
+            if self._metrics:
+                outliers = self._outliers(estimator, X_id, labels, X_labelled)
+                values = self._detection(estimator, X_id, outliers)
+            described = [name for name in self._names if name in OF_ID_ROWS]
+            if described:
+                seen = seen_by_last_step(estimator, X_id)
+                for name in described:
+                    values[name] = _finite(name, OF_ID_ROWS[name](detector, seen, labels))
         return values if self._several else values[self._names[0]]
 
     def __repr__(self) -> str:

@@ -1,0 +1,315 @@
+from __future__ import annotations
+
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from sklearn.model_selection import GridSearchCV
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import FunctionTransformer
+from torch import nn
+
+from skood import SparseEnergyOODDetector
+from skood.caching import DiskMemory
+from skood.engine import inference
+from skood.engine.inference import forward_rows, passes_from
+from skood.exceptions import AnotherScaleWarning, MemoryEntryWarning, NonFiniteLogitsError
+from skood.model_selection import InDistributionKFold, make_ood_scorer
+from skood.passes import KeptPasses, passes_shared
+from skood.rows import as_rows
+from skood.scores import list_scores
+
+N_CLASSES = 3
+X = np.random.RandomState(0).randn(330, 1, 6, 6).astype(np.float32)
+Y = np.arange(len(X)) % N_CLASSES
+X[np.arange(len(X)), 0, Y, Y] += 4
+
+
+def classifier(seed=0):
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return nn.Sequential(
+            nn.Conv2d(1, 8, 3, padding=1),
+            nn.BatchNorm2d(8),
+            nn.ReLU(),
+            nn.Conv2d(8, 8, 3),
+            nn.ReLU(),
+            nn.Flatten(),
+            nn.Linear(128, N_CLASSES),
+        ).eval()
+
+
+CLASSIFIER = classifier()
+
+
+def detector(memory=None, **parameters):
+    defaults = {"max_epochs": 1, "batch_size": 50, "calibration_size": 60, "random_state": 0}
+    return SparseEnergyOODDetector(CLASSIFIER, memory=memory, **defaults | parameters)
+
+
+@pytest.fixture(autouse=True)
+def patience(monkeypatch):
+    """Passes of small networks are kept, too."""
+    monkeypatch.setattr("skood.passes.SECONDS_WORTH_KEEPING", 0)
+
+
+@pytest.fixture
+def rows_passed(monkeypatch):
+    """A list that grows by the number of rows of each batch that a network gets to score."""
+    sizes = []
+    forward = inference._forward
+
+    def counting(network, batch, *rest):
+        sizes.append(len(batch))
+        return forward(network, batch, *rest)
+
+    monkeypatch.setattr(inference, "_forward", counting)
+    return sizes
+
+
+def entries(folder):
+    return sorted(folder.rglob("*.outputs"))
+
+
+@pytest.fixture(autouse=True)
+def quiet():
+    """Small sets of rows bring warnings that are tested elsewhere."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        warnings.simplefilter("error", MemoryEntryWarning)
+        yield
+
+
+def test_a_fit_that_differs_in_its_score_alone_passes_no_rows_again(tmp_path, rows_passed):
+    detector(tmp_path, score_function="knn").fit(X, Y)
+    assert sum(rows_passed) > len(X)
+    rows_passed.clear()
+    for other in ({"score_function": "vim"}, {"score_function": "energy", "tpr": 0.9}):
+        detector(tmp_path, **other).fit(X, Y)
+    assert rows_passed == []
+
+
+@pytest.mark.parametrize("score", sorted(list_scores()))
+def test_scores_and_thresholds_are_the_same_to_the_last_bit(tmp_path, score):
+    fresh = detector(score_function=score).fit(X, Y)
+    scorer = make_ood_scorer(["auroc", "accuracy_change", "mean_l1"])
+    expected = scorer(fresh, X, Y)
+    for _ in range(2):
+        shared = detector(tmp_path, score_function=score).fit(X, Y)
+        np.testing.assert_array_equal(shared.calibration_scores_, fresh.calibration_scores_)
+        assert shared.offset_ == fresh.offset_
+        assert shared.id_accuracy_ == fresh.id_accuracy_
+        assert scorer(shared, X, Y) == expected
+        np.testing.assert_array_equal(shared.score_samples(X), fresh.score_samples(X))
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("n_rows", [1, 7, 8, 9, 300])
+def test_pieces_are_those_of_a_pass(tmp_path, opened, precision, n_rows):
+    network, rows = opened(CLASSIFIER, X, precision=precision), as_rows(X[:n_rows])
+    with passes_shared(DiskMemory(tmp_path)):
+        found = [list(forward_rows(network, rows, features=True)) for _ in range(2)]
+    expected = list(forward_rows(network, rows, features=True))
+    assert len(entries(tmp_path)) == 1
+    for pieces in found:
+        assert len(pieces) == len(expected)
+        for (piece, hidden, logits), (place, features, values) in zip(
+            pieces, expected, strict=True
+        ):
+            assert piece == place
+            assert hidden.dtype == features.dtype
+            assert torch.equal(hidden, features)
+            assert torch.equal(logits, values)
+
+
+def test_a_search_over_scores_and_levels_passes_each_row_once(tmp_path, rows_passed):
+    def search(grid, folder):
+        rows_passed.clear()
+        folds = InDistributionKFold(2, random_state=0)
+        scoring = make_ood_scorer(["auroc", "accuracy_change"])
+        estimator = make_pipeline(FunctionTransformer(), detector(folder))
+        found = GridSearchCV(
+            estimator, grid, scoring=scoring, cv=folds, refit=False, error_score="raise"
+        ).fit(X, Y)
+        return sum(rows_passed), found.cv_results_["mean_test_auroc"]
+
+    step = "sparseenergyooddetector__"
+    few, _ = search({f"{step}score_function": ["knn"]}, tmp_path / "one")
+    grid = {f"{step}score_function": ["knn", "vim", "energy"], f"{step}tpr": [0.9, 0.95]}
+    many, aurocs = search(grid, tmp_path / "many")
+    alone, expected = search(grid, None)
+    assert many == few
+    assert alone > 4 * few
+    np.testing.assert_array_equal(aurocs, expected)
+
+
+def test_what_a_detector_scores_in_use_is_not_kept(tmp_path, rows_passed):
+    fitted = detector(tmp_path).fit(X, Y)
+    kept = entries(tmp_path)
+    assert kept
+    rows_passed.clear()
+    for _ in range(2):
+        fitted.predict(X)
+    fitted.calibrate(X)
+    assert entries(tmp_path) == kept
+    assert sum(rows_passed) >= 3 * len(X)
+
+
+def test_without_a_seed_nothing_is_kept(tmp_path):
+    with pytest.warns(MemoryEntryWarning, match="random_state"):
+        fitted = detector(tmp_path, random_state=None).fit(X, Y)
+    make_ood_scorer()(fitted, X, Y)
+    assert not entries(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"X": X[::-1]},
+        {"X": X + 1e-6},
+        {"preprocess": lambda batch: batch * 2},
+        {"seed": 1},
+        {"precision": "bfloat16"},
+        {"fold_batch_norm": False},
+    ],
+    ids=lambda change: next(iter(change)),
+)
+def test_what_decides_the_outputs_keeps_passes_apart(tmp_path, opened, change):
+    change = {"X": X, "seed": 0} | change
+    rows = as_rows(change.pop("X"))
+    other = opened(classifier(change.pop("seed")), X, **change)
+    with passes_shared(DiskMemory(tmp_path)):
+        list(forward_rows(opened(CLASSIFIER, X), as_rows(X)))
+        found = torch.cat([logits for _, _, logits in forward_rows(other, rows)])
+    assert len(entries(tmp_path)) == 2
+    assert torch.equal(found, torch.cat([logits for _, _, logits in forward_rows(other, rows)]))
+
+
+def test_a_network_that_goes_on_training_is_another(tmp_path, opened):
+    network, rows = opened(CLASSIFIER, X), as_rows(X)
+    with passes_shared(DiskMemory(tmp_path)):
+        (_, _, before), *_ = forward_rows(network, rows)
+        with torch.no_grad():
+            network.module[-1].bias += 1
+        (_, _, after), *_ = forward_rows(network, rows)
+    torch.testing.assert_close(after, before + 1)
+
+
+@pytest.mark.parametrize("damage", ["cut", "other", "bit"])
+def test_a_damaged_pass_is_computed_again_and_that_is_said(tmp_path, damage):
+    expected = detector(tmp_path).fit(X, Y).offset_
+    kept = entries(tmp_path)
+    contents = [path.read_bytes() for path in kept]
+    for path, content, other in zip(kept, contents, contents[1:] + contents[:1], strict=True):
+        flipped = content[:-3] + bytes([content[-3] ^ 1]) + content[-2:]
+        path.write_bytes({"cut": content[:-9], "other": other, "bit": flipped}[damage])
+    reason = "of other rows" if damage == "other" else "damaged"
+    with pytest.warns(MemoryEntryWarning, match=f"so it is computed again.*{reason}"):
+        found = detector(tmp_path).fit(X, Y).offset_
+    assert found == expected
+    assert detector(tmp_path).fit(X, Y).offset_ == expected
+
+
+@pytest.mark.parametrize("what", ["logits", "features"])
+def test_a_pass_that_is_too_large_is_made_each_time(
+    tmp_path, monkeypatch, opened, rows_passed, what
+):
+    network, rows = opened(CLASSIFIER, X), as_rows(X)
+    size = 4 * N_CLASSES * len(X)
+    monkeypatch.setattr("skood.passes.MOST_OF_A_PASS", size - 1 if what == "logits" else size)
+    for _ in range(2):
+        rows_passed.clear()
+        with passes_shared(DiskMemory(tmp_path)):
+            assert len(torch.cat([z for _, _, z in forward_rows(network, rows)])) == len(X)
+        assert sum(rows_passed) >= len(X)
+    assert not entries(tmp_path)
+
+
+def test_the_oldest_passes_make_room(tmp_path, monkeypatch, opened):
+    network = opened(CLASSIFIER, X)
+
+    def keep(rows):
+        with passes_shared(DiskMemory(tmp_path)):
+            list(forward_rows(network, as_rows(rows)))
+        return set(entries(tmp_path))
+
+    (first,) = keep(X[:100])
+    monkeypatch.setattr("skood.passes.MOST_OF_ALL", int(2.5 * first.stat().st_size))
+    assert len(keep(X[100:200])) == 2
+    assert first in keep(X[:100])  # it is read
+    assert first not in keep(X[200:300])
+    assert len(entries(tmp_path)) == 2
+
+
+def test_a_pass_that_takes_no_time_is_not_kept(tmp_path, monkeypatch):
+    monkeypatch.setattr("skood.passes.SECONDS_WORTH_KEEPING", 1e9)
+    detector(tmp_path).fit(X, Y)
+    assert not entries(tmp_path)
+
+
+def test_no_rows_are_no_obstacle(tmp_path, opened):
+    with passes_shared(DiskMemory(tmp_path)):
+        assert not list(forward_rows(opened(CLASSIFIER, X), as_rows(X).pick(np.arange(0))))
+
+
+def test_rows_that_overflow_are_named(tmp_path, opened):
+    wild = X.copy()
+    wild[200] = 3e38
+    module = classifier()
+    module[-1].weight.data *= 1e6
+    network = opened(module, X)
+    for _ in range(2):
+        with (
+            passes_shared(DiskMemory(tmp_path)),
+            pytest.raises(NonFiniteLogitsError, match="row 200"),
+        ):
+            list(forward_rows(network, as_rows(wild)))
+    assert not entries(tmp_path)
+
+
+def test_rows_on_another_scale_are_still_told(tmp_path):
+    scorer = make_ood_scorer(X_ood=1000 * X)
+    for _ in range(2):
+        fitted = detector(tmp_path).fit(X, Y)
+        with pytest.warns(AnotherScaleWarning):
+            scorer(fitted, X, Y)
+
+
+def test_a_source_serves_its_own_context_alone(opened):
+    network, rows, asked = opened(CLASSIFIER, X), as_rows(X), []
+    with passes_from(lambda *of: asked.append(of)):
+        list(forward_rows(network, rows))
+    list(forward_rows(network, rows))
+    assert len(asked) == 1
+
+
+def test_a_network_without_features_has_logits_alone(tmp_path, opened):
+    network, rows = opened(CLASSIFIER, X), as_rows(X)
+    (_, _, expected), *_ = forward_rows(network, rows)
+    network.head = None
+    for _ in range(2):
+        with passes_shared(DiskMemory(tmp_path)):
+            (_, features, logits), *_ = forward_rows(network, rows)
+        assert features is None
+        assert torch.equal(logits, expected)
+    assert len(entries(tmp_path)) == 1
+
+
+def test_a_torchscript_network_is_passed_each_time(tmp_path):
+    script = torch.jit.script(CLASSIFIER)
+    offsets = {
+        SparseEnergyOODDetector(script, max_epochs=0, memory=memory, random_state=0)
+        .fit(X, Y)
+        .offset_
+        for memory in (None, tmp_path, tmp_path)
+    }
+    assert len(offsets) == 1
+    assert not entries(tmp_path)
+
+
+def test_what_cannot_be_told_is_not_kept(tmp_path, opened):
+    network = opened(CLASSIFIER, X)
+    network.public.handle = (tmp_path / "file").open("w")
+    with network.public.handle:
+        assert KeptPasses(DiskMemory(tmp_path))(network, as_rows(X)) is None
