@@ -11,9 +11,9 @@ from sklearn.preprocessing import FunctionTransformer
 from torch import nn
 
 from skood import SparseEnergyOODDetector
-from skood.caching import DiskMemory
+from skood.caching import DiskMemory, outputs_key
 from skood.engine import inference
-from skood.engine.inference import forward_rows, passes_from
+from skood.engine.inference import forward_rows, passes_from, score_rows
 from skood.exceptions import AnotherScaleWarning, MemoryEntryWarning, NonFiniteLogitsError
 from skood.model_selection import InDistributionKFold, make_ood_scorer
 from skood.passes import KeptPasses, passes_shared
@@ -123,6 +123,26 @@ def test_pieces_are_those_of_a_pass(tmp_path, opened, precision, n_rows):
             assert torch.equal(logits, values)
 
 
+@pytest.mark.parametrize("features", [False, True])
+def test_a_score_gets_what_it_gets_without_a_memory(tmp_path, opened, features):
+    network, rows, seen = opened(CLASSIFIER, X), as_rows(X[:21]), []
+
+    def score(hidden, logits):
+        seen.append((hidden, logits))
+        return logits[:, 0]
+
+    list(score_rows(network, rows, score, features=features))
+    expected, *more = seen
+    assert not more
+    with passes_shared(DiskMemory(tmp_path)):
+        list(score_rows(network, rows, score, features=features))
+    assert len(seen) == 2
+    assert len(expected[1]) > len(rows)  # padded
+    for values, of_memory in zip(expected, seen[1], strict=True):
+        assert (values is None) == (of_memory is None)
+        assert values is None or torch.equal(values, of_memory)
+
+
 def test_a_search_over_scores_and_levels_passes_each_row_once(tmp_path, rows_passed):
     def search(grid, folder):
         rows_passed.clear()
@@ -184,6 +204,13 @@ def test_what_decides_the_outputs_keeps_passes_apart(tmp_path, opened, change):
         found = torch.cat([logits for _, _, logits in forward_rows(other, rows)])
     assert len(entries(tmp_path)) == 2
     assert torch.equal(found, torch.cat([logits for _, _, logits in forward_rows(other, rows)]))
+
+
+def test_other_numbers_of_rows_in_a_forward_are_another_computation(opened):
+    network, rows = opened(CLASSIFIER, X), as_rows(X)
+    key = outputs_key(network, rows)
+    network.without_shape(network.shapes.ladder[-1])
+    assert outputs_key(network, rows) != key
 
 
 def test_a_network_that_goes_on_training_is_another(tmp_path, opened):
@@ -274,6 +301,21 @@ def test_rows_on_another_scale_are_still_told(tmp_path):
         fitted = detector(tmp_path).fit(X, Y)
         with pytest.warns(AnotherScaleWarning):
             scorer(fitted, X, Y)
+
+
+def test_rows_are_compared_with_those_of_fit_once_a_request(tmp_path, opened):
+    class Counting:
+        seen = 0
+
+        def see(self, *_):
+            self.seen += 1
+
+    network, rows = opened(CLASSIFIER, X), as_rows(X)
+    rows.watch = watch = Counting()
+    for number in range(1, 4):
+        with passes_shared(DiskMemory(tmp_path)):
+            list(forward_rows(network, rows))
+        assert watch.seen == number
 
 
 def test_a_source_serves_its_own_context_alone(opened):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections import deque
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing, contextmanager
@@ -83,8 +84,9 @@ def outputs_within(network: Network, rows: Rows, most: int) -> Both | None:
 
         return finish
 
-    pieces: list[Both] = []
-    for _, both in _over_batches(network, rows, forward):
+    unwatched, pieces = copy.copy(rows), list[Both]()
+    unwatched.watch = None  # whoever takes them from here compares the rows
+    for _, both in _over_batches(network, unwatched, forward):
         n_bytes = sum(values[0].nbytes for values in both if values is not None)
         if n_bytes * len(rows) > most:
             return None
