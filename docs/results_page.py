@@ -28,6 +28,7 @@ COMPARED = {
     f"untouched, {MAIN_SCORE}": (UNTOUCHED, MAIN_SCORE),
     f"control, {MAIN_SCORE}": (CONTROL, MAIN_SCORE),
     f"weight 1, {MAIN_SCORE}": ("relative_l1:1", MAIN_SCORE),
+    f"weight 3, {MAIN_SCORE}": ("relative_l1:3", MAIN_SCORE),
     f"untouched, {VIEWS}": (UNTOUCHED, VIEWS),
     f"control, {VIEWS}": (CONTROL, VIEWS),
     f"weight 0.3, {VIEWS}": ("relative_l1:0.3", VIEWS),
@@ -135,7 +136,7 @@ def bars(runs: Sequence[Results]) -> Figure:
 
     from skood.plotting.shared import COLOURS
 
-    figure = Figure(figsize=(2 + 2.2 * len(runs), 3), layout="constrained")
+    figure = Figure(figsize=(2 + 2.2 * len(runs), 3.4), layout="constrained")
     panels = figure.subplots(1, len(runs), sharex=True, sharey=True, squeeze=False)[0]
     for ax, run in zip(panels, runs, strict=True):
         for row, (detector, score) in enumerate(COMPARED.values()):
