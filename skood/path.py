@@ -17,9 +17,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
-from .engine.inference import forward_rows
+from .engine.inference import Both, forward_rows
 from .engine.network import Network
 from .engine.outputs import as_float64
 from .engine.rows import Rows, as_array, spaced
@@ -75,8 +74,6 @@ REFUSALS = (TypeError, ValueError)
 
 Record = dict[str, Any]
 Scores = NDArray[np.float64]
-Both = tuple[Tensor | None, Tensor]
-"""Features, None if they are hidden, and logits."""
 
 
 class Outcome(NamedTuple):
