@@ -69,6 +69,8 @@ CHOOSING_KERNELS = (
 )
 """Variables of the environment that do the same."""
 
+REMEDY_IF_UNREADABLE = "Remove that part, or make it one that can be pickled"
+
 SECONDS_OF_A_WRITE = 24 * 3600
 """Age at which a file that is being written counts as left behind by a process that was killed."""
 
@@ -87,13 +89,23 @@ class DiskMemory:
         self._said: set[str] = set()
         self.folder = self._folder(memory)
 
-    def path(self, name: str) -> Path | None:
-        """Where an entry is; None where nothing can be kept."""
-        return None if self.folder is None else self.folder / name
+    @property
+    def exists(self) -> bool:
+        """Whether anything was ever kept: a folder of another machine may not even be there."""
+        return self.folder is not None and os.path.isdir(self.folder)
+
+    def has(self, name: str) -> bool:
+        """Whether there is an entry, of whatever use."""
+        path = self._path(name)
+        return path is not None and os.path.exists(path)
+
+    def entries(self, pattern: str) -> list[Path]:
+        """Entries whose names are like a pattern."""
+        return [] if self.folder is None else list(self.folder.glob(pattern))
 
     def load(self, name: str, read: Callable[[bytes], T]) -> T | None:
         """What is read of an entry; None, with a warning if it is of no use, if there is none."""
-        path = self.path(name)
+        path = self._path(name)
         if path is None:
             return None
         try:
@@ -110,7 +122,7 @@ class DiskMemory:
 
     def save(self, name: str, content: Callable[[], bytes]) -> None:
         """Keep an entry in place of the one before; whoever is killed meanwhile leaves that one."""
-        path = self.path(name)
+        path = self._path(name)
         if path is None:
             return
         try:
@@ -133,9 +145,9 @@ class DiskMemory:
             return training_key(*training)
         except UnreadableError as error:
             self.warn(
-                "keeps nothing, as it cannot tell what decides the training",
+                "keeps no training, as it cannot tell what decides it",
                 str(error),
-                "Remove that part, or make it one that can be pickled",
+                REMEDY_IF_UNREADABLE,
             )
             return None
 
@@ -144,6 +156,9 @@ class DiskMemory:
         if reason not in self._said:
             self._said.add(reason)
             warn_user(f"memory= {problem}: {reason}. {remedy}.", MemoryEntryWarning)
+
+    def _path(self, name: str) -> Path | None:
+        return None if self.folder is None else self.folder / name
 
     def _folder(self, memory: str | PathLike[str] | Memory) -> Path | None:
         if isinstance(memory, Memory):

@@ -428,18 +428,18 @@ class SparseEnergyOODDetector(OutlierMixin, BaseEstimator):
         """
         with unchanged_on_error(self), workers_kept(), joined_ranks() as ranks:
             run = Fit(self, X, y, ranks)  # refuses early what it cannot use
-            with run.shared(), run.reproducible():
-                network, training, held_out = run.prepared()
-                run.try_score(network, training)
-                self.history_ = run.pretrain(network, training)
-                self._pretrained = network.uncompiled_copy() if self.history_ else None
-                before = run.predicted(network, training, held_out)
-                outcome = fine_tuned(run, network, training)
-                self.history_ += outcome.history
-                if self.history_:
-                    run.judge_values(network, training)
-                self.score_function_ = run.fitted_score(outcome.score, network, training)
             with run.shared():
+                with run.reproducible():
+                    network, training, held_out = run.prepared()
+                    run.try_score(network, training)
+                    self.history_ = run.pretrain(network, training)
+                    self._pretrained = network.uncompiled_copy() if self.history_ else None
+                    before = run.predicted(network, training, held_out)
+                    outcome = fine_tuned(run, network, training)
+                    self.history_ += outcome.history
+                    if self.history_:
+                        run.judge_values(network, training)
+                    self.score_function_ = run.fitted_score(outcome.score, network, training)
                 scores, after = run.scored(network, held_out, self.score_function_)
             self.sparsity_weight_, self.path_ = outcome.weight, outcome.path
             self.classes_, self._seed_of_network = run.classes, run.seeds.network

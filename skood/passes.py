@@ -9,11 +9,15 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 
-from .caching import DiskMemory, outputs_key
-from .engine.inference import Both, outputs_within, passes_from
+import numpy as np
+
+from .caching import REMEDY_IF_UNREADABLE, DiskMemory, outputs_key
+from .engine.inference import Both, passes_from, see, whole_pass
 from .engine.network import Network
 from .engine.rows import Rows
+from .engine.surroundings import undisturbed
 from .fingerprints import UnreadableError
 from .storage import UnusableError, from_bytes, to_bytes
 
@@ -27,6 +31,9 @@ MOST_OF_A_PASS = 256 * 2**20
 MOST_OF_ALL = 2 * 2**30
 """Bytes that the outputs of all passes in a folder take, at most; the oldest make room."""
 
+BYTES_OF_A_VALUE = 8
+"""Of the widest dtype."""
+
 SECONDS_WORTH_KEEPING = 0.05
 """Seconds that a pass takes, at least, if it is kept."""
 
@@ -34,7 +41,8 @@ SECONDS_WORTH_KEEPING = 0.05
 @contextmanager
 def passes_shared(memory: DiskMemory | None) -> Iterator[None]:
     """Inside, a pass that is in a memory is not made again; None makes all of them."""
-    with passes_from(None if memory is None else KeptPasses(memory)):
+    usable = None if memory is None or memory.folder is None else KeptPasses(memory)
+    with passes_from(usable):
         yield
 
 
@@ -45,46 +53,86 @@ class KeptPasses:
         self._memory = memory
 
     def __call__(self, network: Network, rows: Rows) -> Both | None:
-        """Features and logits of rows; None if they are too large, or their key cannot be told."""
-        if 4 * network.n_logits * len(rows) > MOST_OF_A_PASS:  # in whatever dtype
-            return None
-        try:
-            key = outputs_key(network, rows)
-        except UnreadableError:
-            return None  # which the training says, if there is one
-        name = f"{key}.{KIND}"
+        """Features and logits of rows; None if there are none or too many, or without a key.
 
+        The surroundings are those of a pass, as what preprocess makes of rows may depend on them.
+        """
+        if len(rows) == 0 or self._takes_too_much(network, rows):
+            return None
+        key = undisturbed(partial(self._key, network, rows), network.device, network.default_dtype)
+        if key is None:
+            return None
+        kept = self._load(key)
+        if kept is None:
+            return self._pass(network, rows, key)
+        undisturbed(partial(see, network, rows), network.device, network.default_dtype)
+        return kept
+
+    def _takes_too_much(self, network: Network, rows: Rows) -> bool:
+        """Whether the outputs of rows take too much, as those of one row show where it is near."""
+        most = MOST_OF_A_PASS // len(rows)
+        if BYTES_OF_A_VALUE * (network.widest + network.n_logits) <= most:
+            return False
+        one = rows.pick(np.arange(1))
+        one.watch = None
+        return sum(x.nbytes for x in whole_pass(network, one) if x is not None) > most
+
+    def _key(self, network: Network, rows: Rows) -> str | None:
+        try:
+            return outputs_key(network, rows)
+        except UnreadableError as error:
+            self._memory.warn(
+                "keeps nothing, as it cannot tell what decides what the network gives",
+                str(error),
+                REMEDY_IF_UNREADABLE,
+            )
+            return None
+
+    def _load(self, key: str) -> Both | None:
         def read(entry: bytes) -> Both:
             content, tensors = from_bytes(KIND, entry)
             if content["key"] != key:
                 raise UnusableError("the entry is of other rows")
             return tensors.get("features"), tensors["logits"]
 
-        kept = self._memory.load(name, read)
-        if kept is not None:
-            return kept
-        start = time.perf_counter()
-        found = outputs_within(network, rows, MOST_OF_A_PASS)
-        if found is not None and time.perf_counter() - start >= SECONDS_WORTH_KEEPING:
-            self._memory.save(name, lambda: _packed(found, key))
-            self._make_room()
+        return self._memory.load(name_of(key), read)
+
+    def _pass(self, network: Network, rows: Rows, key: str) -> Both:
+        """Pass rows through the network, and keep what that gives if it took long.
+
+        Not if memory ran out meanwhile, as it is of another shape then.
+        """
+        start, shapes = time.perf_counter(), network.shapes
+        found = whole_pass(network, rows)
+        if network.shapes == shapes:
+            took_long = time.perf_counter() - start >= SECONDS_WORTH_KEEPING
+            if took_long or self._memory.has(name_of(key)):  # which is of no use
+                self._memory.save(name_of(key), lambda: packed(found, key))
+                self._make_room()
         return found
 
     def _make_room(self) -> None:
         """Remove the passes that were kept first, until the rest is small enough."""
-        folder = self._memory.folder
-        assert folder is not None  # as something was kept
-        with suppress(OSError):  # another process may do the same
-            files = [(path.stat(), path) for path in folder.glob(f"*.{KIND}")]
-            files.sort(key=lambda file: file[0].st_mtime_ns)
-            size = sum(status.st_size for status, _ in files)
-            for status, path in files:
-                if size > MOST_OF_ALL:
-                    path.unlink()
-                    size -= status.st_size
+        files = []
+        for path in self._memory.entries(f"*.{KIND}"):
+            with suppress(OSError):  # another process may have removed it
+                status = path.stat()
+                files.append((status.st_mtime_ns, status.st_size, path))
+        size = sum(n_bytes for _, n_bytes, _ in files)
+        for _, n_bytes, path in sorted(files):
+            if size <= MOST_OF_ALL:
+                return
+            with suppress(OSError):
+                path.unlink()
+                size -= n_bytes
 
 
-def _packed(found: Both, key: str) -> bytes:
+def name_of(key: str) -> str:
+    """Name of the entry with a key."""
+    return f"{key}.{KIND}"
+
+
+def packed(found: Both, key: str) -> bytes:
     """Outputs of rows as bytes without code."""
     features, logits = found
     tensors = {"logits": logits} if features is None else {"features": features, "logits": logits}

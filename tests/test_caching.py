@@ -552,7 +552,7 @@ VALUES = (1 for _ in range(1_000_000))
 def test_where_the_key_cannot_be_told_nothing_is_kept_and_that_is_said(tmp_path):
     detector, messages = fit(tmp_path, penalty=unreadable)
     (message,) = messages
-    assert message.startswith("memory= keeps nothing, as it cannot tell what decides the training")
+    assert message.startswith("memory= keeps no training, as it cannot tell what decides it")
     assert "penalty" in message
     assert len(message) < 400
     # Pre-training has no penalty of the user's.

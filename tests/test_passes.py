@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import shutil
 import warnings
 
 import numpy as np
 import pytest
 import torch
+from joblib import Memory
 from sklearn.model_selection import GridSearchCV
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer
@@ -238,19 +240,24 @@ def test_a_damaged_pass_is_computed_again_and_that_is_said(tmp_path, damage):
     assert detector(tmp_path).fit(X, Y).offset_ == expected
 
 
-@pytest.mark.parametrize("what", ["logits", "features"])
-def test_a_pass_that_is_too_large_is_made_each_time(
-    tmp_path, monkeypatch, opened, rows_passed, what
-):
-    network, rows = opened(CLASSIFIER, X), as_rows(X)
-    size = 4 * N_CLASSES * len(X)
-    monkeypatch.setattr("skood.passes.MOST_OF_A_PASS", size - 1 if what == "logits" else size)
-    for _ in range(2):
-        rows_passed.clear()
+def test_a_pass_that_is_too_large_is_made_each_time(tmp_path, monkeypatch, opened):
+    read = []
+
+    def reading(batch):
+        read.append(len(batch))
+        return batch
+
+    network, rows = opened(CLASSIFIER, X, preprocess=reading), as_rows(X)
+    read.clear()
+    list(forward_rows(network, rows))
+    usual, n_bytes = sum(read), 4 * (128 + N_CLASSES) * len(X)
+    for most, kept in ((n_bytes - 1, 0), (n_bytes, 1)):
+        monkeypatch.setattr("skood.passes.MOST_OF_A_PASS", most)
+        read.clear()
         with passes_shared(DiskMemory(tmp_path)):
             assert len(torch.cat([z for _, _, z in forward_rows(network, rows)])) == len(X)
-        assert sum(rows_passed) >= len(X)
-    assert not entries(tmp_path)
+        assert len(entries(tmp_path)) == kept
+        assert kept or sum(read) - usual in range(1, 10)  # a row in some shape
 
 
 def test_the_oldest_passes_make_room(tmp_path, monkeypatch, opened):
@@ -318,6 +325,122 @@ def test_rows_are_compared_with_those_of_fit_once_a_request(tmp_path, opened):
         assert watch.seen == number
 
 
+@pytest.mark.parametrize("memory", [Memory(None), "", "nul\0"])
+def test_a_memory_without_a_folder_keeps_nothing(memory, rows_passed):
+    warnings.simplefilter("ignore")
+    fitted = detector(memory).fit(X, Y)
+    rows_passed.clear()
+    assert make_ood_scorer()(fitted, X, Y) == make_ood_scorer()(detector().fit(X, Y), X, Y)
+    assert rows_passed
+
+
+class Laid(nn.Module):
+    """Features and logits that lie in memory column by column, or with gaps."""
+
+    def __init__(self, gaps):
+        super().__init__()
+        self.gaps = gaps
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            self.body, self.head = nn.Linear(36, 32), nn.Linear(32, N_CLASSES)
+
+    def forward(self, x):
+        hidden = self.body(x.flatten(1)).relu()
+        if self.gaps:
+            hidden = torch.stack([hidden, hidden + 1, hidden + 2], 2)[:, :, 0]
+        else:
+            hidden = hidden.T.contiguous().T
+        return self.head(hidden).T.contiguous().T
+
+
+@pytest.mark.parametrize("score", ["energy", "knn", "mahalanobis++", "two_views", "vim"])
+@pytest.mark.parametrize("gaps", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_layout_of_outputs_changes_no_bit(tmp_path, score, gaps, dtype):
+    module = Laid(gaps).to(dtype).eval()
+    scores = [
+        SparseEnergyOODDetector(
+            module, memory=memory, score_function=score, max_epochs=0, random_state=0
+        )
+        .fit(X, Y)
+        .calibration_scores_
+        for memory in (None, tmp_path, tmp_path)
+    ]
+    assert entries(tmp_path)
+    np.testing.assert_array_equal(scores[1], scores[0])
+    np.testing.assert_array_equal(scores[2], scores[0])
+
+
+EYE = torch.eye(36)
+
+
+def multiplied(batch):
+    return (batch.flatten(1) @ EYE).float().view(-1, 1, 6, 6)
+
+
+def test_the_autocast_of_a_caller_reaches_no_key(tmp_path):
+    """To bfloat16, both sets are the same."""
+    sets = [np.full((9, 1, 6, 6), value, np.float32) for value in (1, 1.0001)]
+
+    def energies(memory, rows):
+        fitted = detector(memory, preprocess=multiplied, max_epochs=0).fit(X, Y)
+        with torch.autocast("cpu", torch.bfloat16):
+            return make_ood_scorer(lambda _, of: float(of.sum()), X_ood=rows)(fitted, X, Y)
+
+    expected = [energies(None, rows) for rows in sets]
+    assert expected[0] != expected[1]
+    assert [energies(tmp_path, rows) for rows in sets] == expected
+
+
+def test_rows_that_overflow_are_compared_first(tmp_path):
+    module = classifier()
+    module[-1].weight.data *= 1e6
+    fitted = SparseEnergyOODDetector(module, max_epochs=0, memory=tmp_path, random_state=0)
+    fitted.fit(X, Y)
+    with pytest.warns(AnotherScaleWarning), pytest.raises(NonFiniteLogitsError):
+        make_ood_scorer(X_ood=np.full_like(X, 3e38))(fitted, X, Y)
+
+
+def test_a_pass_that_ran_out_of_memory_is_not_kept(tmp_path, opened, monkeypatch):
+    network = opened(CLASSIFIER, X)
+    forward = inference._forward
+
+    def narrow(network, batch, *rest):
+        if len(batch) > 100:
+            raise torch.OutOfMemoryError
+        return forward(network, batch, *rest)
+
+    monkeypatch.setattr(inference, "_forward", narrow)
+    with passes_shared(DiskMemory(tmp_path)):
+        assert list(forward_rows(network, as_rows(X)))
+    assert not entries(tmp_path)
+
+
+def test_an_entry_of_no_use_is_replaced_though_the_pass_is_fast(tmp_path, monkeypatch):
+    detector(tmp_path).fit(X, Y)
+    for path in entries(tmp_path):
+        path.write_bytes(b"x")
+    monkeypatch.setattr("skood.passes.SECONDS_WORTH_KEEPING", 1e9)
+    with pytest.warns(MemoryEntryWarning):
+        detector(tmp_path).fit(X, Y)
+    detector(tmp_path).fit(X, Y)
+
+
+def test_a_folder_among_the_entries_stops_no_clearing(tmp_path, monkeypatch, opened):
+    (tmp_path / "joblib" / "skood" / "old.outputs").mkdir(parents=True)
+    monkeypatch.setattr("skood.passes.MOST_OF_ALL", 0)
+    with passes_shared(DiskMemory(tmp_path)):
+        list(forward_rows(opened(CLASSIFIER, X), as_rows(X)))
+    assert [path.name for path in entries(tmp_path)] == ["old.outputs"]
+
+
+def test_a_scorer_makes_no_folder(tmp_path):
+    fitted = detector(tmp_path / "gone").fit(X, Y)
+    shutil.rmtree(tmp_path / "gone")
+    make_ood_scorer()(fitted, X, Y)
+    assert not (tmp_path / "gone").exists()
+
+
 def test_a_source_serves_its_own_context_alone(opened):
     network, rows, asked = opened(CLASSIFIER, X), as_rows(X), []
     with passes_from(lambda *of: asked.append(of)):
@@ -340,18 +463,18 @@ def test_a_network_without_features_has_logits_alone(tmp_path, opened):
 
 def test_a_torchscript_network_is_passed_each_time(tmp_path):
     script = torch.jit.script(CLASSIFIER)
-    offsets = {
+    plain, shared = (
         SparseEnergyOODDetector(script, max_epochs=0, memory=memory, random_state=0)
-        .fit(X, Y)
-        .offset_
-        for memory in (None, tmp_path, tmp_path)
-    }
-    assert len(offsets) == 1
+        for memory in (None, tmp_path)
+    )
+    with pytest.warns(MemoryEntryWarning, match="keeps nothing"):
+        shared.fit(X, Y)
+    assert shared.offset_ == plain.fit(X, Y).offset_
     assert not entries(tmp_path)
 
 
-def test_what_cannot_be_told_is_not_kept(tmp_path, opened):
+def test_what_cannot_be_told_is_not_kept_and_that_is_said(tmp_path, opened):
     network = opened(CLASSIFIER, X)
     network.public.handle = (tmp_path / "file").open("w")
-    with network.public.handle:
+    with network.public.handle, pytest.warns(MemoryEntryWarning, match="keeps nothing.*handle"):
         assert KeptPasses(DiskMemory(tmp_path))(network, as_rows(X)) is None

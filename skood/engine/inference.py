@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections import deque
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing, contextmanager
@@ -30,7 +29,7 @@ Both = tuple[Tensor | None, Tensor]
 """Features, None if they are hidden or not wanted, and logits."""
 
 Source = Callable[[Network, Rows], Both | None]
-"""What a network gives of all rows, such as `outputs_within` returns, if that has been kept."""
+"""What a network gives of all rows, as `whole_pass` does; None leaves it to a pass."""
 
 _source: ContextVar[Source | None] = ContextVar("_source", default=None)
 
@@ -58,8 +57,8 @@ def forward_rows(
     """
 
     def given(piece: slice, both: Both) -> Callable[[], tuple[slice, Tensor | None, Tensor]]:
-        hidden, raw = _own(both, piece)
-        logits = as_float64(raw)
+        hidden, logits = _own(both, piece)
+        logits = as_float64(logits)
 
         def finish() -> tuple[slice, Tensor | None, Tensor]:
             _check_finite(logits, piece, rows)
@@ -70,8 +69,8 @@ def forward_rows(
     yield from _over_outputs(network, rows, features, given)
 
 
-def outputs_within(network: Network, rows: Rows, most: int) -> Both | None:
-    """Features and logits of all rows on the CPU, in their own dtypes; None if of more bytes."""
+def whole_pass(network: Network, rows: Rows) -> Both:
+    """Features and logits of all rows, one at least, on the CPU and in their own dtypes."""
 
     def forward(piece: slice, batch: Tensor) -> Callable[[], tuple[slice, Both]]:
         visible = network.head is not None
@@ -84,15 +83,7 @@ def outputs_within(network: Network, rows: Rows, most: int) -> Both | None:
 
         return finish
 
-    unwatched, pieces = copy.copy(rows), list[Both]()
-    unwatched.watch = None  # whoever takes them from here compares the rows
-    for _, both in _over_batches(network, unwatched, forward):
-        n_bytes = sum(values[0].nbytes for values in both if values is not None)
-        if n_bytes * len(rows) > most:
-            return None
-        pieces.append(both)
-    if not pieces:
-        return None
+    pieces = [both for _, both in _over_batches(network, rows, forward)]
     features, logits = zip(*pieces, strict=True)
     return None if network.head is None else torch.cat(features), torch.cat(logits)
 
@@ -167,7 +158,9 @@ def _forward(
     def forward() -> tuple[Tensor | None, Tensor]:
         return network.features_and_logits(batch) if features else (None, network.logits(batch))
 
-    return under_autocast(forward, network.device, precision)
+    hidden, logits = under_autocast(forward, network.device, precision)
+    # In one layout, kept or not: last bits of a score depend on it.
+    return None if hidden is None else hidden.contiguous(), logits.contiguous()
 
 
 def _over_outputs(
@@ -187,22 +180,16 @@ def _over_outputs(
         yield from _over_batches(network, rows, forward)
         return
 
-    hidden, logits = kept
-    for piece, shape in network.shapes.split(len(rows)):
-        if piece.start == 0 and rows.watch is not None:
-            rows.watch.see(network.batcher(rows, piece), rows, network.batcher)
+    def finished(piece: slice, shape: int) -> T:
         # Padded as a batch is, and in memory of its own: last bits of a score depend on both.
         index = torch.from_numpy(_padded_index(piece, shape))
-        both = (
-            hidden[index].to(network.device) if features and hidden is not None else None,
-            logits[index].to(network.device),
-        )
-        finished = partial(_finished, given, piece, both)
-        yield undisturbed(finished, network.device, network.default_dtype)
+        hidden, logits = (None if values is None else values[index] for values in kept)
+        assert logits is not None
+        wanted = hidden.to(network.device) if features and hidden is not None else None
+        return given(piece, (wanted, logits.to(network.device)))()
 
-
-def _finished(given: Callable[[slice, Both], Callable[[], T]], piece: slice, both: Both) -> T:
-    return given(piece, both)()
+    for piece, shape in network.shapes.split(len(rows)):
+        yield undisturbed(partial(finished, piece, shape), network.device, network.default_dtype)
 
 
 def _over_batches(
@@ -259,13 +246,24 @@ class _Steps(Generic[T]):
 
     def __call__(self) -> list[T]:
         piece, batch = next(self.batches)
-        if piece.start == 0 and self._rows.watch is not None:
-            self._rows.watch.see(batch[: piece.stop], self._rows, self._network.batcher)
+        if piece.start == 0:
+            _compare(batch[: piece.stop], self._rows, self._network)
         finished = [] if self._finish is None else [self._finish()]
         self.shape = len(batch)
         self._network.evaluate()
         self._finish = self._forward(piece, batch)
         return [*finished, self._finish()] if piece.stop == len(self._rows) else finished
+
+
+def see(network: Network, rows: Rows) -> None:
+    """Compare rows with those of fit, as a pass through the network does."""
+    piece, _ = next(network.shapes.split(len(rows)))
+    _compare(network.batcher(rows, piece), rows, network)
+
+
+def _compare(batch: Tensor, rows: Rows, network: Network) -> None:
+    if rows.watch is not None:
+        rows.watch.see(batch, rows, network.batcher)
 
 
 def _batches(

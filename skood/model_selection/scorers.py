@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from sklearn.utils.validation import _num_samples
 
+from ..caching import DiskMemory
 from ..detector import SparseEnergyOODDetector
 from ..engine.rows import Loaded, Rows
 from ..exceptions import SelectionWarning
@@ -95,6 +96,9 @@ def make_ood_scorer(
 
     Notes
     -----
+    If the detector has a `memory`, the scorer keeps features and logits there, and takes them from
+    there: candidates of a search that have the same network share them.
+
     Training folds of `InDistributionKFold` hold no labelled OOD rows. Pass
     ``return_train_score=False`` to halving searches; it is the default of the others.
 
@@ -159,9 +163,7 @@ class _OODScorer:
         detector = last_step(estimator)
         self._check_classes(detector, labels)
         self._warn_if_refit_learns_outliers(detector, X_labelled)
-        # Candidates of a search may score the same rows by the same network.
-        own = isinstance(detector, SparseEnergyOODDetector)
-        with passes_shared(memory_of(detector) if own else None):
+        with passes_shared(_memory_of(detector)):
             values = {}
             if self._metrics:
                 outliers = self._outliers(estimator, X_id, labels, X_labelled)
@@ -329,6 +331,13 @@ def _as_metric(metric: str | Metric, positive: Positive) -> Metric:
 
 def _negated(function: Metric, score_id: Scores, score_ood: Scores) -> float:
     return -function(score_id, score_ood)
+
+
+def _memory_of(detector: Any) -> DiskMemory | None:
+    """Where the candidates of a search share passes; where fit kept nothing, it begins nothing."""
+    own = isinstance(detector, SparseEnergyOODDetector)
+    memory = memory_of(detector) if own else None
+    return memory if memory is not None and memory.exists else None
 
 
 def _scores(estimator: Any, X: Any, rows: str) -> Scores:

@@ -97,7 +97,7 @@ CASES = [
         ),
     ),
     case(
-        "as it cannot tell what decides the training",
+        "keeps nothing, as it cannot tell what decides what the network gives",
         lambda: fit(storing(Unpicklable()), memory="kept"),
         says("Remove that part", lambda: fit(storing(), memory="kept")),
         says("make it one that can be pickled", lambda: fit(storing("text"), memory="kept")),
