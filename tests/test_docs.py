@@ -178,7 +178,7 @@ def test_examples_of_the_guides_run(page):
 
 def test_the_numbers_of_the_first_page_are_those_of_the_readme():
     table = re.findall(r"- \**(\d+\.\d)\b", (ROOT / "docs" / "index.rst").read_text("utf-8"))
-    assert len(table) == 12
+    assert len(table) == 16
     assert set(table) <= {*re.findall(r"\d+\.\d", (ROOT / "README.md").read_text("utf-8"))}
 
 
