@@ -523,8 +523,7 @@ def searching(settings: Settings) -> Iterator[Section]:
     alone, others = ("energy",), ("energy", *OTHER_SCORES)
 
     def of(name: str, scores: tuple[str, ...], **changes: Any) -> Contestant:
-        searching = dataclasses.replace(task, scores=scores, **changes)
-        return Contestant(name, "search_skood", searching)
+        return Contestant(name, "search_skood", dataclasses.replace(task, scores=scores, **changes))
 
     found = measure(
         [
@@ -540,8 +539,8 @@ def searching(settings: Settings) -> Iterator[Section]:
     for result in found:
         if result.finished and first.finished:
             ratio = result.median() / first.median()
-            target = Target(1.5, at_most=True, unit=" times") if result is found[1] else None
-            cells = NO_TARGET if target is None else target.cells(ratio)
+            target = Target(1.5, at_most=True, unit=" times")
+            cells = target.cells(ratio) if result is found[1] else NO_TARGET
             lines.append([work, result.name, spread(result.values()), digits(ratio), *cells])
     columns = ["work", "searched", "seconds", "its time / that of one score", "target", "met"]
     title = f"GridSearchCV over scores, ResNet-20, {settings.train_rows} images"

@@ -69,8 +69,6 @@ CHOOSING_KERNELS = (
 )
 """Variables of the environment that do the same."""
 
-REMEDY_IF_UNREADABLE = "Remove that part, or make it one that can be pickled"
-
 SECONDS_OF_A_WRITE = 24 * 3600
 """Age at which a file that is being written counts as left behind by a process that was killed."""
 
@@ -139,16 +137,13 @@ class DiskMemory:
                 f"Pass {remedy}. The entry would be {_end_of(path)}",
             )
 
-    def key(self, *training: Any) -> str | None:
-        """`training_key`; None, with a warning, where it cannot be told."""
+    def key(self, make: Callable[[], str], problem: str) -> str | None:
+        """A key; None, with a warning of the problem, where it cannot be told."""
         try:
-            return training_key(*training)
+            return make()
         except UnreadableError as error:
-            self.warn(
-                "keeps no training, as it cannot tell what decides it",
-                str(error),
-                REMEDY_IF_UNREADABLE,
-            )
+            remedy = "Remove that part, or make it one that can be pickled"
+            self.warn(problem, str(error), remedy)
             return None
 
     def warn(self, problem: str, reason: str, remedy: str) -> None:

@@ -24,7 +24,7 @@ from .accuracy import (
     warn_if_labels_doubtful,
     warn_if_seen_before,
 )
-from .caching import DiskMemory, TrainingStore, packed, unpacked
+from .caching import DiskMemory, TrainingStore, packed, training_key, unpacked
 from .calibration import calibration_split
 from .engine.affine import affine_head
 from .engine.augmentation import get_augment
@@ -655,7 +655,11 @@ class Fit:
         training = Training(network, data, terms, recipe, seed, augment, before)
         store, resume = None, None
         if self._memory is not None and first:
-            key = self._memory.key(network, data, terms, recipe, detector.augment, seed, before)
+            decides = (network, data, terms, recipe, detector.augment, seed, before)
+            key = self._memory.key(
+                partial(training_key, *decides),
+                "keeps no training, as it cannot tell what decides it",
+            )
             if key is not None:
                 store = TrainingStore(self._memory, key)
                 resume = store.load(network.public)
@@ -679,7 +683,8 @@ class Fit:
                 )
                 bar.update()
 
-            history = training.run(resume, after_epoch)
+            with passes_shared(None):  # of the network of each epoch, which is not met again
+                history = training.run(resume, after_epoch)
         return [{"phase": phase, **record} for record in history]
 
     def _check_trainable(self, network: Network, rows: Rows, terms: list[Term]) -> None:

@@ -13,12 +13,11 @@ from functools import partial
 
 import numpy as np
 
-from .caching import REMEDY_IF_UNREADABLE, DiskMemory, outputs_key
+from .caching import DiskMemory, outputs_key
 from .engine.inference import Both, passes_from, see, whole_pass
 from .engine.network import Network
 from .engine.rows import Rows
 from .engine.surroundings import undisturbed
-from .fingerprints import UnreadableError
 from .storage import UnusableError, from_bytes, to_bytes
 
 __all__ = ["KeptPasses", "passes_shared"]
@@ -59,13 +58,17 @@ class KeptPasses:
         """
         if len(rows) == 0 or self._takes_too_much(network, rows):
             return None
-        key = undisturbed(partial(self._key, network, rows), network.device, network.default_dtype)
+        own = network.device, network.default_dtype
+        key = self._memory.key(
+            partial(undisturbed, partial(outputs_key, network, rows), *own),
+            "keeps nothing, as it cannot tell what decides what the network gives",
+        )
         if key is None:
             return None
         kept = self._load(key)
         if kept is None:
             return self._pass(network, rows, key)
-        undisturbed(partial(see, network, rows), network.device, network.default_dtype)
+        undisturbed(partial(see, network, rows), *own)
         return kept
 
     def _takes_too_much(self, network: Network, rows: Rows) -> bool:
@@ -76,17 +79,6 @@ class KeptPasses:
         one = rows.pick(np.arange(1))
         one.watch = None
         return sum(x.nbytes for x in whole_pass(network, one) if x is not None) > most
-
-    def _key(self, network: Network, rows: Rows) -> str | None:
-        try:
-            return outputs_key(network, rows)
-        except UnreadableError as error:
-            self._memory.warn(
-                "keeps nothing, as it cannot tell what decides what the network gives",
-                str(error),
-                REMEDY_IF_UNREADABLE,
-            )
-            return None
 
     def _load(self, key: str) -> Both | None:
         def read(entry: bytes) -> Both:

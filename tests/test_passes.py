@@ -178,6 +178,14 @@ def test_what_a_detector_scores_in_use_is_not_kept(tmp_path, rows_passed):
     assert sum(rows_passed) >= 3 * len(X)
 
 
+def test_what_a_network_gives_between_epochs_is_not_kept(tmp_path):
+    folders = [tmp_path / "one", tmp_path / "three"]
+    for epochs, folder in zip((1, 3), folders, strict=True):
+        detector(folder, max_epochs=epochs).fit(X, Y)
+    one, three = map(entries, folders)
+    assert len(one) == len(three) > 0
+
+
 def test_without_a_seed_nothing_is_kept(tmp_path):
     with pytest.warns(MemoryEntryWarning, match="random_state"):
         fitted = detector(tmp_path, random_state=None).fit(X, Y)

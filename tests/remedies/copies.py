@@ -103,12 +103,31 @@ CASES = [
         says("make it one that can be pickled", lambda: fit(storing("text"), memory="kept")),
     ),
     case(
+        "keeps no training, as it cannot tell what decides it",
+        lambda: fit(network(), memory="kept", penalty=Summing(Unpicklable())),
+        says("Remove that part", lambda: fit(network(), memory="kept", penalty=Summing())),
+        says(
+            "make it one that can be pickled",
+            lambda: fit(network(), memory="kept", penalty=Summing("text")),
+        ),
+    ),
+    case(
         "cannot be used here",
         lambda: fit(network(), device="cuda:99"),
         lambda told: fit(network(), device=told('"auto"')),
         lambda told: fit(network(), device=told('"cpu"')),
     ),
 ]
+
+
+class Summing:
+    """A penalty that holds a thing it does not need."""
+
+    def __init__(self, thing: Any = None) -> None:
+        self.thing = thing
+
+    def __call__(self, features: torch.Tensor) -> torch.Tensor:
+        return features.abs().sum(dim=1)
 
 
 class Unpicklable:
