@@ -449,7 +449,18 @@ def fitted(task: Task, X: Any, y: Any, **options: Any) -> SparseEnergyOODDetecto
 
 def score_bare(task: Task) -> Work:
     """The module on tensors that are ready in its best layout and number of rows."""
-    network = fresh_network(task).to(task.where)
+    return scoring_of(fresh_network(task), task)
+
+
+def score_bare_folded(task: Task) -> Work:
+    """The same, after torch.fx has put the batch-norms into the convolutions before them."""
+    from torch.fx.experimental.optimization import fuse
+
+    return scoring_of(fuse(fresh_network(task)), task)
+
+
+def scoring_of(network: nn.Module, task: Task) -> Work:
+    network = network.to(task.where)
     x = torch.from_numpy(normalised(test_images(task))).to(task.where)
     precision = torch.bfloat16 if task.precision == "bfloat16" else None
     by_layout = {}

@@ -101,12 +101,15 @@ def resolve_precision(precision: str, module: nn.Module, device: torch.device) -
     return Precision(torch.bfloat16 if faster else None, None)
 
 
-def rows_at_once(widest: int, device: torch.device) -> int:
+def rows_at_once(widest: int, device: torch.device, precision: torch.dtype | None = None) -> int:
     """Rows of a forward for the most throughput, a power of two.
 
-    `widest` is how many values a row has where the network is widest.
+    `widest` is how many values a row has where the network is widest; `precision` is that of
+    autocast.
     """
     values = VALUES.get(device.type, VALUES_ELSEWHERE)
+    if device.type == "cpu" and precision is not None:
+        values *= 4 // precision.itemsize  # the cache holds twice as many in 16 bits
     most = MOST_ROWS.get(device.type, MOST_ROWS["cpu"])
     rows = min(max(values // widest, FEWEST_ROWS), most)
     return 1 << (rows.bit_length() - 1)

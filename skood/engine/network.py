@@ -275,7 +275,8 @@ class Network:
         }
         if device.type != state["batcher"].device.type and state["shapes"].ladder != (1,):
             # Whether others give the same bits is not known there.
-            moved |= {"shapes": Shapes((rows_at_once(state["widest"], device),))}
+            rows = rows_at_once(state["widest"], device, state["precision"].scoring)
+            moved |= {"shapes": Shapes((rows,))}
         Network.__init__(self, **(state | moved))
 
 

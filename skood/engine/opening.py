@@ -120,7 +120,7 @@ def open_network(
         batch = batcher(few)
         alone = _must_run_alone(module)
         widest, draws = _watched(module, batch)
-        most = 1 if alone else rows_at_once(widest, batcher.device)
+        most = 1 if alone else rows_at_once(widest, batcher.device, dtypes.scoring)
         n_tried = 1 if alone else max(TRIAL_ROWS, min(int(SHARE_OF_A_TRIAL * most), MOST_ROWS))
         check_steady(module, batcher, rows.spaced(n_tried), draws=draws)
     head = _head_of(module, batch, output, head)

@@ -141,6 +141,14 @@ def test_rows_of_a_forward_fit_a_cache_or_fill_a_gpu(widest, device, expected):
     assert rows_at_once(widest, torch.device(device)) == expected
 
 
+@pytest.mark.parametrize(("device", "share"), [("cpu", 2), ("cuda", 1)])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_cache_holds_twice_as_many_rows_in_16_bits(device, share, dtype):
+    where = torch.device(device)
+    assert rows_at_once(16384, where, dtype) == share * rows_at_once(16384, where)
+    assert rows_at_once(16384, where, torch.float32) == rows_at_once(16384, where)
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="about glibc")
 def test_freed_memory_is_kept_for_the_next_batch():
