@@ -399,6 +399,10 @@ class SparseEnergyOODDetector(OutlierMixin, BaseEstimator):
             If your module classifies hardly better than chance.
         AccuracyDropWarning
             If fine-tuning costs accuracy.
+        DetectionDropWarning
+            If images are detected clearly worse after fine-tuning than before that are made as
+            outliers of those that place the threshold. That needs 100 of them, your module, and 32
+            rows trained on, over all epochs, for each. `sparsity_weight` "auto" needs no warning.
         PenaltyWithoutEffectWarning
             If the features cannot be trained.
         FewTrainingRowsWarning

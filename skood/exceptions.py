@@ -11,6 +11,7 @@ from __future__ import annotations
 __all__ = [
     "AccuracyDropWarning",
     "AnotherScaleWarning",
+    "DetectionDropWarning",
     "DeviceWarning",
     "DivergenceError",
     "ExportError",
@@ -88,6 +89,10 @@ class TiedScoresWarning(ThresholdWarning):
 
 class AccuracyDropWarning(SkoodWarning):
     """Fine-tuning made the classifier less accurate."""
+
+
+class DetectionDropWarning(SkoodWarning):
+    """Fine-tuning lets clearly more outliers of a kind in, as far as made ones show it."""
 
 
 class NearChanceWarning(SkoodWarning):

@@ -104,6 +104,12 @@ ROWS_OF_A_JUDGE = 1000
 OUTLIERS_OF_A_JUDGE = 2
 """Surrogate outliers of all kinds together, for each row that judges."""
 
+ROWS_OF_A_CHECK = (100, 256)
+"""Rows held out by which fine-tuning is checked, at least and at most."""
+
+TRAINED_FOR_A_CHECK = 32
+"""Rows that fine-tuning takes for each of these, so that the check takes little of its time."""
+
 KNOWN = "outliers"
 """Kind of the outliers that the user knows."""
 
@@ -192,6 +198,7 @@ class Fit:
         self.seeds = ranks.from_first(seeds)
         self._rounded = False
         self._tried: set[bool] = set()
+        self.outliers_to_judge: dict[str, Rows] = {}
 
     def shared(self) -> AbstractContextManager[None]:
         """Inside, passes through the network are shared with other fits by way of the memory.
@@ -223,10 +230,12 @@ class Fit:
         training, apart = self._apart_for_scores(targets, training)
         self.scale = HeldOut(self.rows.pick(self._inliers[apart]), targets[apart])
         self.judging = HeldOut(self.rows.pick(self._inliers[judging]), targets[judging])
-        if self._chosen:
-            self._set_rows_to_judge(network, judging, self._apart_to_share(apart, training))
         if detector.calibration_size is None:
             held_out = training
+        if self._chosen:
+            self._set_rows_to_judge(network, judging, self._apart_to_share(apart, training))
+        else:
+            self._set_rows_to_check(network, targets, held_out, len(training))
         if network is None:
             network = self._default_network(self.rows.pick(self._inliers[training]))
         rows = self.rows
@@ -318,6 +327,8 @@ class Fit:
         try:
             made = surrogates_by_kind(originals, OUTLIERS_OF_A_JUDGE * len(judging), random)
         except ValueError as error:
+            if not self._chosen:
+                return
             (name, *_) = self._chosen
             raise ValueError(
                 f'{name}="auto" judges by outliers that it makes of X, and cannot: '
@@ -326,6 +337,27 @@ class Fit:
             ) from error
         self.outliers_to_judge = {kind: inliers.like(values) for kind, values in made.items()}
         self.inliers_to_judge = self._as_new(network, inliers.like(finite_rows(values)), random)
+
+    def _set_rows_to_check(
+        self,
+        network: Network | None,
+        targets: NDArray[np.int64],
+        held_out: NDArray[np.intp],
+        n_training: int,
+    ) -> None:
+        """The same, to see if fine-tuning harms a user's image classifier, where nothing is chosen.
+
+        There are none if there are too few rows that place the threshold, or training is short.
+        """
+        least, most = ROWS_OF_A_CHECK
+        trained = n_training * self.detector.max_epochs
+        size = min(trained // TRAINED_FOR_A_CHECK, most, len(held_out))
+        is_image = len(self.rows.shape) > 1
+        if network is None or self._pretraining_epochs() != 0 or not is_image or size < least:
+            return
+        picks = held_out[spaced(len(held_out), size)]
+        self.judging = HeldOut(self.rows.pick(self._inliers[picks]), targets[picks])
+        self._set_rows_to_judge(network, picks, picks[:0])
 
     def _as_new(self, network: Network | None, rows: Rows, random: np.random.RandomState) -> Rows:
         """Rows of which a network is no surer than of new ones, if these can be made like that.

@@ -23,7 +23,7 @@ from .engine.network import Network
 from .engine.outputs import as_float64
 from .engine.rows import Rows, as_array, spaced
 from .engine.training import TrainingData
-from .exceptions import DivergenceError, SkoodWarning
+from .exceptions import DetectionDropWarning, DivergenceError, SkoodWarning
 from .fitting import (
     KNOWN,
     Fit,
@@ -35,7 +35,7 @@ from .fitting import (
     winners_of,
 )
 from .metrics import auroc
-from .notices import held_back
+from .notices import held_back, warn_user
 from .penalties import Penalty, l1
 from .scores import Head, Outputs, apply_score, fit_score, get_score
 from .scores.protocol import ScoreFunction, uses_gradient
@@ -59,6 +59,9 @@ ERRORS = 2
 
 TOLERATED_RISE = 0.1
 """Share of the outliers of a kind that fine-tuning may let in besides."""
+
+KINDS_SHOWN = 3
+"""Kinds that a warning names, at most."""
 
 INLIERS = "in-distribution"
 """Name of the in-distribution rows among the sets that judge."""
@@ -93,16 +96,24 @@ def fine_tuned(run: Fit, network: Network, data: TrainingData) -> Outcome:
     if is_auto(asked):
         return Path(run, network, data).outcome()
     weight, start = float(asked), time.perf_counter()
-    judge = Judge(run, network, data) if is_auto(run.detector.score_function) else None
+    judge = Judge(run, network, data) if run.outliers_to_judge else None
     history: list[Record] = []
     if run.detector.max_epochs > 0:
+        if judge is not None:
+            judge.before = judge.look(network)
         history = run.fine_tune(network, data, run.fitted_penalty(network, data), weight)
-    if judge is None:
-        return Outcome(history, weight, get_score(run.detector.score_function), [])
-    records = judge(network, weight, start)
-    # Whatever the weight asked for costs.
-    best = max(robust(records), key=lambda record: record["auroc"])
-    return outcome_of(run, best, records, history)
+    score = run.detector.score_function
+    if judge is not None and is_auto(score):
+        records = judge(network, weight, start)
+        # Whatever the weight asked for costs.
+        best = max(robust(records), key=lambda record: record["auroc"])
+        judge.warn_if_worse(best["score_function"])
+        return outcome_of(run, best, records, history)
+    if judge is not None:
+        judge.after = judge.look(network)
+        (name,) = run.scores
+        judge.warn_if_worse(name)
+    return Outcome(history, weight, get_score(score), [])
 
 
 class Path:
@@ -184,17 +195,55 @@ class Path:
         return seed, some
 
 
+class Detection(NamedTuple):
+    """What a score detects of the outliers of each kind."""
+
+    auroc: dict[str, float]
+    kept: dict[str, NDArray[np.bool_]]
+    """Which of them are kept, at the threshold that keeps `tpr` of the rows that judge."""
+
+    @classmethod
+    def of(cls, scores: dict[str, Scores], tpr: float) -> Detection:
+        """What scores of in-distribution rows and of outliers come to."""
+        inliers = scores[INLIERS]
+        outliers = {kind: values for kind, values in scores.items() if kind != INLIERS}
+        threshold = np.quantile(inliers, 1 - tpr, method="lower")
+        return cls(
+            {kind: auroc(inliers, values) for kind, values in outliers.items()},
+            {kind: values >= threshold for kind, values in outliers.items()},
+        )
+
+    def worse_than(self, before: Detection) -> list[str]:
+        """Kinds of which clearly more are kept than before, in their order."""
+        return [kind for kind in self.kept if is_clearly_worse(before.kept[kind], self.kept[kind])]
+
+    def told_if_worse_than(self, before: Detection, tpr: float) -> str:
+        """In what it is clearly worse than before; empty if in nothing."""
+        if worse := self.worse_than(before):
+            shares = ", ".join(
+                f"{self.kept[kind].mean():.0%} of {kind} ({before.kept[kind].mean():.0%} before)"
+                for kind in worse[:KINDS_SHOWN]
+            )
+            more = ", and more of other kinds" if len(worse) > KINDS_SHOWN else ""
+            return f"a threshold that keeps {tpr:.0%} of in-distribution rows keeps {shares}{more}"
+        gains = np.array([self.auroc[kind] - before.auroc[kind] for kind in self.auroc])
+        if len(gains) > 1 and gains.mean() < -ERRORS * standard_error(gains):
+            was, now = (np.mean(list(found.auroc.values())) for found in (before, self))
+            return f"the mean AUROC over {len(gains)} kinds is {now:.3f}, {was:.3f} before"
+        return ""
+
+
 class Judge:
     """How well a network detects, on rows that neither training nor the threshold sees."""
 
     def __init__(self, run: Fit, network: Network, data: TrainingData) -> None:
         self.run = run
-        self.data = data
         self.rows = {INLIERS: run.inliers_to_judge, **run.outliers_to_judge}
         picks = spaced(len(data.rows), max(len(data.rows) // 5, ROWS_OF_A_FIT))
         self.few = HeldOut(data.rows.pick(picks), data.labels[picks])
         self.accuracy_before = self._accuracy(winners_of(network, run.judging.rows))
-        self.kept_before: dict[str, dict[str, NDArray[np.bool_]]] = {}
+        self.before: dict[str, Detection] = {}
+        self.after: dict[str, Detection] = {}
 
     def __call__(self, network: Network, weight: float | None, start: float) -> list[Record]:
         """What a network comes to whose training began at a time, a record for each score."""
@@ -205,34 +254,28 @@ class Judge:
             "accuracy_after": self._accuracy(as_array(logits.argmax(dim=1))),
             "mean_l1": math.nan if features is None else float(l1(features).mean()),
         }
-        records = []
-        for name, values in self._scored(network):
-            inliers = values.pop(INLIERS)
-            by_kind = {kind: auroc(inliers, outliers) for kind, outliers in values.items()}
-            threshold = np.quantile(inliers, 1 - self.run.detector.tpr, method="lower")
-            kept = {kind: outliers >= threshold for kind, outliers in values.items()}
-            if weight is None:
-                self.kept_before[name] = kept
-            before = self.kept_before.get(name, kept)
-            worse = [kind for kind in kept if is_clearly_worse(before[kind], kept[kind])]
-            records.append(
-                {
-                    **network_record,
-                    "score_function": name,
-                    "auroc": float(np.mean(list(by_kind.values()))),
-                    **{f"{KIND}{kind}": value for kind, value in by_kind.items()},
-                    "worse": ", ".join(worse),
-                }
-            )
+        self.after = self.detections(network)
+        if weight is None:
+            self.before = self.after
+        records = [
+            {
+                **network_record,
+                "score_function": name,
+                "auroc": float(np.mean(list(found.auroc.values()))),
+                **{f"{KIND}{kind}": value for kind, value in found.auroc.items()},
+                "worse": ", ".join(found.worse_than(self.before.get(name, found))),
+            }
+            for name, found in self.after.items()
+        ]
         seconds = time.perf_counter() - start
         timed = [{**record, "seconds": seconds, "chosen": False} for record in records]
         return self.run.ranks.from_first(timed)  # as ranks may round differently
 
-    def _scored(self, network: Network) -> Iterator[tuple[str, dict[str, Scores]]]:
-        """Scores of all rows by each score that can be had."""
+    def detections(self, network: Network) -> dict[str, Detection]:
+        """What each score detects that can be had of a network."""
         outputs = {of: outputs_of_all(network, some) for of, some in self.rows.items()}
         pieces = Pieces(self.run, network, self.few)
-        refused = []
+        found, refused = {}, []
         for name, asked in self.run.scores.items():
             score = get_score(asked)
             try:
@@ -245,11 +288,33 @@ class Judge:
                     }
                 else:
                     values = {of: as_array(apply_score(score, *z)) for of, z in outputs.items()}
-                yield name, values
             except REFUSALS as error:
                 refused.append(error)
-        if len(refused) == len(self.run.scores):
+            else:
+                found[name] = Detection.of(values, self.run.detector.tpr)
+        if not found:
             raise refused[0]
+        return found
+
+    def look(self, network: Network) -> dict[str, Detection]:
+        """The same; nothing if no score can be had."""
+        try:
+            return self.detections(network)
+        except REFUSALS:
+            return {}
+
+    def warn_if_worse(self, score: str) -> None:
+        """Warn if outliers are detected clearly worse by a score than before fine-tuning."""
+        if score in self.before and score in self.after and self.run.ranks.first:
+            known, tpr = KNOWN in self.rows, self.run.detector.tpr
+            if told := self.after[score].told_if_worse_than(self.before[score], tpr):
+                warn_user(
+                    f"Fine-tuning detects {'known outliers' if known else 'outliers made of X'} "
+                    f"worse than the network did before: {told}. Pass "
+                    'sparsity_weight="auto", which takes no weight that does so; or max_epochs=0, '
+                    "which leaves the network as it is.",
+                    DetectionDropWarning,
+                )
 
     def _accuracy(self, winners: NDArray[np.int64]) -> float:
         return float(np.mean(winners == self.run.judging.targets))
@@ -304,7 +369,7 @@ def _is_better(record: Record, reference: Record) -> bool:
     if len(kinds) == 1 and kinds != [KNOWN]:
         return False  # one kind that was made shows little
     gains = _gains(record, reference)
-    return bool(gains.min() >= 0 and gains.mean() > ERRORS * _error(gains))
+    return bool(gains.min() >= 0 and gains.mean() > ERRORS * standard_error(gains))
 
 
 def _gains(record: Record, other: Record) -> Scores:
@@ -312,7 +377,7 @@ def _gains(record: Record, other: Record) -> Scores:
     return np.array([record[f"{KIND}{kind}"] - other[f"{KIND}{kind}"] for kind in kinds_of(record)])
 
 
-def _error(gains: Scores) -> float:
+def standard_error(gains: Scores) -> float:
     """Standard error of a mean over kinds; 0 of one kind."""
     return float(gains.std(ddof=1)) / math.sqrt(len(gains)) if len(gains) > 1 else 0.0
 
@@ -357,7 +422,7 @@ def _is_as_good(record: Record, best: Record) -> bool:
     if record["sparsity_weight"] is None or record["score_function"] != best["score_function"]:
         return False
     gains = _gains(best, record)
-    return is_accurate(record) and bool(gains.mean() <= _error(gains))
+    return is_accurate(record) and bool(gains.mean() <= standard_error(gains))
 
 
 def outcome_of(run: Fit, best: Record, path: list[Record], history: list[Record]) -> Outcome:

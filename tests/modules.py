@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+from sklearn.datasets import load_digits
+from sklearn.utils import shuffle
 from torch import Tensor, nn
 
 from skood.engine.outputs import logits_of
@@ -60,6 +62,18 @@ def trained_mlp(X: np.ndarray, y: np.ndarray, *, epochs: int = 60, seed: int = 0
                 loss.backward()
                 optimizer.step()
     return module.eval()
+
+
+def digit_images() -> tuple[np.ndarray, np.ndarray, nn.Module]:
+    """Digits as images of one channel, their classes, and a classifier trained on others."""
+    X, y = shuffle(*load_digits(return_X_y=True), random_state=0)
+    X = (X / 16).astype(np.float32)
+    module = nn.Sequential(nn.Flatten(), trained_mlp(X[800:], y[800:]))
+    return X[:800].reshape(-1, 1, 8, 8), y[:800], module
+
+
+HARM = {"sparsity_weight": 10.0, "learning_rate": 0.01, "max_epochs": 10, "calibration_size": 200}
+"""Settings with which fine-tuning lets more outliers in by that classifier."""
 
 
 def mlp(n_classes=4, bias=True, dtype=torch.float64):

@@ -12,7 +12,7 @@ from unittest import mock
 import numpy as np
 import pytest
 import torch
-from modules import mlp
+from modules import HARM, digit_images, mlp
 from PIL import Image
 from sklearn.ensemble import VotingClassifier
 from torch import distributed, nn
@@ -22,6 +22,7 @@ from skood.datasets import LoadImages, find_images
 from skood.exceptions import (
     AccuracyDropWarning,
     AnotherScaleWarning,
+    DetectionDropWarning,
     DeviceWarning,
     DivergenceError,
     ExportError,
@@ -150,6 +151,11 @@ def lose_accuracy():
         labels = module.eval()(torch.from_numpy(X)).argmax(dim=1).numpy()
     parameters = {"max_epochs": 5, "learning_rate": 0.02, "sparsity_weight": 1.0}
     detector_of(module, **parameters, calibration_size=None).fit(X, labels)
+
+
+def let_outliers_in():
+    images, labels, module = digit_images()
+    detector_of(module, **HARM).fit(images, labels)
 
 
 def permute_labels():
@@ -292,6 +298,7 @@ WARNINGS = [
     (use_a_threshold_of_training_rows, ThresholdWarning),
     (calibrate_on_few_rows, FewCalibrationRowsWarning),
     (lose_accuracy, AccuracyDropWarning),
+    (let_outliers_in, DetectionDropWarning),
     (permute_labels, LabelOrderWarning),
     (pass_an_untrained_network, NearChanceWarning),
     (saturate, TiedScoresWarning),

@@ -1,20 +1,22 @@
 from __future__ import annotations
 
 import copy
+import re
 import warnings
 
 import numpy as np
 import pytest
 import torch
-from modules import trained_mlp
+from modules import HARM, digit_images, trained_mlp
 from sklearn.base import clone
 from torch import nn
 
-from skood import SparseEnergyOODDetector, path
+from skood import SparseEnergyOODDetector, fitting, path
 from skood.engine.objective import Distillation
 from skood.engine.training import Training
 from skood.exceptions import (
     AccuracyDropWarning,
+    DetectionDropWarning,
     DivergenceError,
     PenaltyWithoutEffectWarning,
     SelectionWarning,
@@ -696,3 +698,136 @@ def test_a_tie_falls_to_two_views(table):
     assert len(perfect) > 1
     assert perfect[0] != "two_views"
     assert repr(detector.score_function_) == "TwoViews()"
+
+
+# The check of a weight that is given
+
+
+def warnings_of_fit(X, y, module, **parameters):
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        detector = SparseEnergyOODDetector(module, **({"random_state": 0} | HARM | parameters))
+        detector.fit(X, y)
+    told = [str(w.message) for w in caught if w.category is DetectionDropWarning]
+    return detector, told
+
+
+@pytest.mark.parametrize("score", ["energy", "two_views", "auto"])
+@pytest.mark.parametrize("size", [200, None])
+def test_fine_tuning_that_lets_more_outliers_in_is_told(score, size):
+    detector, (told,) = warnings_of_fit(
+        *digit_images(), score_function=score, calibration_size=size
+    )
+    if score != "auto":
+        assert detector.path_ == []
+    shares = re.findall(r"(\d+)% of (\w+) \((\d+)% before\)", told)
+    assert 1 <= len(shares) <= 3
+    assert all(int(after) > int(before) + 10 for after, _, before in shares)
+    assert {kind for _, kind, _ in shares} < set(surrogates.AUTO[False])
+    if score == "auto":
+        (chosen,) = (record for record in detector.path_ if record["chosen"])
+        assert chosen["worse"].split(", ")[: len(shares)] == [kind for _, kind, _ in shares]
+
+
+@pytest.mark.parametrize(
+    "harmless",
+    [
+        {"sparsity_weight": "auto"},
+        {"sparsity_weight": 0.0, "learning_rate": 1e-3},
+        {"max_epochs": 0},
+    ],
+    ids=str,
+)
+def test_what_lets_no_more_in_is_not_told(harmless):
+    assert warnings_of_fit(*digit_images(), **harmless)[1] == []
+
+
+def test_the_shares_told_are_those_of_the_detectors_themselves(monkeypatch):
+    """Of the same outliers, the detector and the network as it was keep what the warning says."""
+    X, y, module = digit_images()
+    seen = {}
+
+    class Judge(path.Judge):
+        def __init__(self, run, network, data):
+            super().__init__(run, network, data)
+            seen.update({name: rows.in_memory(None) for name, rows in self.rows.items()})
+
+    monkeypatch.setattr(path, "Judge", Judge)
+    after, (told,) = warnings_of_fit(X, y, module)
+    before, _ = warnings_of_fit(X, y, module, max_epochs=0)
+    for share_after, kind, share_before in re.findall(r"(\d+)% of (\w+) \((\d+)% before", told):
+        for detector, share in ((after, share_after), (before, share_before)):
+            inliers = np.sort(detector.score_samples(seen[path.INLIERS]))
+            threshold = inliers[int(0.05 * (len(inliers) - 1))]
+            kept = np.mean(detector.score_samples(seen[kind]) >= threshold)
+            assert round(100 * kept) == int(share)
+
+
+def test_the_check_leaves_no_mark(monkeypatch):
+    X, y, module = digit_images()
+    checked, _ = warnings_of_fit(X, y, module)
+    monkeypatch.setattr(fitting, "ROWS_OF_A_CHECK", (10**6, 10**6))
+    plain, told = warnings_of_fit(X, y, module)
+    assert told == []
+    assert checked.offset_ == plain.offset_
+    assert checked.score_samples(X).tolist() == plain.score_samples(X).tolist()
+    assert checked.history_[-1]["loss"] == plain.history_[-1]["loss"]
+
+
+def test_few_rows_short_trainings_tables_and_own_networks_are_not_checked(monkeypatch):
+    X, y, module = digit_images()
+    made = []
+    kinds = surrogates.surrogates_by_kind
+    monkeypatch.setattr(
+        surrogates, "surrogates_by_kind", lambda *given: made.append(1) or kinds(*given)
+    )
+    mild = {"sparsity_weight": 1.0, "learning_rate": 1e-3}
+    warnings_of_fit(X, y, module, **mild, calibration_size=99)
+    warnings_of_fit(X, y, module, **mild, max_epochs=5)
+    warnings_of_fit(X, y, module, **mild, pretrain_epochs=1)
+    warnings_of_fit(X, y, None, **mild, pretrain_epochs=1)
+    warnings_of_fit(X.reshape(len(X), -1), y, module, **mild)
+    assert made == []
+    warnings_of_fit(X, y, module, **mild)
+    assert made == [1]
+
+
+def test_rows_of_which_no_outliers_can_be_made_are_not_checked():
+    X, y, module = digit_images()
+    flat = np.broadcast_to(X[:, :, :1, :1], X.shape).copy()
+    _, told = warnings_of_fit(flat, y, module, sparsity_weight=0.0, learning_rate=1e-3)
+    assert told == []
+
+
+class NanOfGlyphs(nn.Module):
+    """A network that gives NaN for images with large values in all of their middle columns."""
+
+    def __init__(self, module):
+        super().__init__()
+        self.module = module
+
+    def forward(self, x):
+        logits = self.module(x)
+        one_colour = x.flatten(1).std(dim=1) > 0.45
+        return torch.where(one_colour[:, None], torch.nan, logits)
+
+
+def test_a_network_that_cannot_take_the_outliers_is_not_checked():
+    X, y, module = digit_images()
+    tame = X.reshape(len(X), -1).std(axis=1) <= 0.45
+    _, told = warnings_of_fit(X[tame], y[tame], NanOfGlyphs(module))
+    assert told == []
+
+
+def test_the_mean_over_kinds_is_told_if_no_kind_is_clearly_worse():
+    kept = {"a": np.ones(50, bool), "b": np.ones(50, bool), "c": np.ones(50, bool)}
+    before = path.Detection({"a": 0.7, "b": 0.8, "c": 0.75}, kept)
+    worse = path.Detection({"a": 0.65, "b": 0.74, "c": 0.71}, kept)
+    assert worse.told_if_worse_than(before, 0.95) == (
+        "the mean AUROC over 3 kinds is 0.700, 0.750 before"
+    )
+    mixed = path.Detection({"a": 0.55, "b": 0.82, "c": 0.76}, kept)
+    assert mixed.told_if_worse_than(before, 0.95) == ""
+    assert before.told_if_worse_than(worse, 0.95) == ""
+    one = path.Detection({"a": 0.5}, {"a": kept["a"]})
+    assert one.told_if_worse_than(path.Detection({"a": 0.9}, {"a": kept["a"]}), 0.95) == ""

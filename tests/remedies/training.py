@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from modules import HARM, digit_images
 from torch import nn
 
 from skood import RejectingClassifier, SparseEnergyOODDetector
@@ -77,6 +78,13 @@ def steps(**parameters: Any) -> SparseEnergyOODDetector:
     """Fine-tuning that harms a network that was right."""
     settings = {"max_epochs": 5, "learning_rate": 0.02, "sparsity_weight": 5.0}
     return fit(network(), X, network_labels(), **(settings | parameters))
+
+
+def let_in(weight: Any = HARM["sparsity_weight"], **parameters: Any) -> SparseEnergyOODDetector:
+    """Fine-tuning that lets more outliers in."""
+    images, labels, module = digit_images()
+    settings = {**HARM, "sparsity_weight": weight, "random_state": 0, **parameters}
+    return SparseEnergyOODDetector(module, **settings).fit(images, labels)
 
 
 CASES = [
@@ -279,6 +287,8 @@ CASES = [
             ),
         ),
     ),
+    case("Fine-tuning detects", let_in, says('sparsity_weight="auto"', lambda: let_in("auto"))),
+    case("Fine-tuning detects", let_in, says("max_epochs=0", lambda: let_in(max_epochs=0))),
     *(
         case(
             "Fine-tuning took the accuracy",
