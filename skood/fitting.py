@@ -119,6 +119,9 @@ AUTO = "auto"
 CHOSEN = ("sparsity_weight", "score_function")
 """Parameters that `fit` can choose."""
 
+ROWS_TURNED = 64
+"""Images by which it is told if a network takes turned ones for what they were, at most."""
+
 LEAST_SAME = 2 / 3
 """Share of the turned images that a network takes for what they were, if they are pictures."""
 
@@ -235,7 +238,7 @@ class Fit:
         if self._chosen:
             self._set_rows_to_judge(network, judging, self._apart_to_share(apart, training))
         else:
-            self._set_rows_to_check(network, targets, held_out, len(training))
+            self._set_rows_to_check(network, held_out, len(training))
         if network is None:
             network = self._default_network(self.rows.pick(self._inliers[training]))
         rows = self.rows
@@ -339,11 +342,7 @@ class Fit:
         self.inliers_to_judge = self._as_new(network, inliers.like(finite_rows(values)), random)
 
     def _set_rows_to_check(
-        self,
-        network: Network | None,
-        targets: NDArray[np.int64],
-        held_out: NDArray[np.intp],
-        n_training: int,
+        self, network: Network | None, held_out: NDArray[np.intp], n_training: int
     ) -> None:
         """The same, to see if fine-tuning harms a user's image classifier, where nothing is chosen.
 
@@ -356,7 +355,6 @@ class Fit:
         if network is None or self._pretraining_epochs() != 0 or not is_image or size < least:
             return
         picks = held_out[spaced(len(held_out), size)]
-        self.judging = HeldOut(self.rows.pick(self._inliers[picks]), targets[picks])
         self._set_rows_to_judge(network, picks, picks[:0])
 
     def _as_new(self, network: Network | None, rows: Rows, random: np.random.RandomState) -> Rows:
@@ -372,7 +370,8 @@ class Fit:
         if network is None or self._pretraining_epochs() != 0 or values.ndim == 2:
             return rows
         turned = rows.like(as_new(values, random))
-        same = np.mean(winners_of(network, rows) == winners_of(network, turned))
+        few = (each.spaced(ROWS_TURNED) for each in (rows, turned))
+        same = np.mean(np.equal(*(winners_of(network, each) for each in few)))
         return turned if self.ranks.from_first(bool(same >= LEAST_SAME)) else rows
 
     def _apart(

@@ -317,7 +317,8 @@ class Judge:
                 )
 
     def _accuracy(self, winners: NDArray[np.int64]) -> float:
-        return float(np.mean(winners == self.run.judging.targets))
+        """Share of the rows that judge which are classified rightly; NaN if only outliers count."""
+        return float(np.mean(winners == self.run.judging.targets)) if len(winners) else math.nan
 
 
 class Pieces:
