@@ -401,8 +401,10 @@ class SparseEnergyOODDetector(OutlierMixin, BaseEstimator):
             If fine-tuning costs accuracy.
         DetectionDropWarning
             If images are detected clearly worse after fine-tuning than before that are made as
-            outliers of those that place the threshold. That needs 100 of them, your module, and 32
-            rows trained on, over all epochs, for each. `sparsity_weight` "auto" needs no warning.
+            outliers of those that place the threshold. That needs 100 of these, your own module,
+            and 32 rows of training, over all epochs, for each; indices for an embedding are no
+            images. With `score_function` "auto" and a weight of yours, whatever judges the scores
+            is looked at, tables and known outliers, too. "auto" as `sparsity_weight` never warns.
         PenaltyWithoutEffectWarning
             If the features cannot be trained.
         FewTrainingRowsWarning

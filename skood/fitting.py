@@ -104,7 +104,7 @@ ROWS_OF_A_JUDGE = 1000
 OUTLIERS_OF_A_JUDGE = 2
 """Surrogate outliers of all kinds together, for each row that judges."""
 
-ROWS_OF_A_CHECK = (100, 256)
+ROWS_OF_A_CHECK, MOST_ROWS_OF_A_CHECK = 100, 256
 """Rows held out by which fine-tuning is checked, at least and at most."""
 
 TRAINED_FOR_A_CHECK = 32
@@ -331,7 +331,7 @@ class Fit:
             made = surrogates_by_kind(originals, OUTLIERS_OF_A_JUDGE * len(judging), random)
         except ValueError as error:
             if not self._chosen:
-                return
+                raise
             (name, *_) = self._chosen
             raise ValueError(
                 f'{name}="auto" judges by outliers that it makes of X, and cannot: '
@@ -348,14 +348,23 @@ class Fit:
 
         There are none if there are too few rows that place the threshold, or training is short.
         """
-        least, most = ROWS_OF_A_CHECK
         trained = n_training * self.detector.max_epochs
-        size = min(trained // TRAINED_FOR_A_CHECK, most, len(held_out))
-        is_image = len(self.rows.shape) > 1
-        if network is None or self._pretraining_epochs() != 0 or not is_image or size < least:
+        size = min(trained // TRAINED_FOR_A_CHECK, MOST_ROWS_OF_A_CHECK, len(held_out))
+        if network is None or self._pretraining_epochs() != 0 or size < ROWS_OF_A_CHECK:
             return
         picks = held_out[spaced(len(held_out), size)]
-        self._set_rows_to_judge(network, picks, picks[:0])
+        try:
+            if self._are_images(picks[:1]):
+                with held_back(SkoodWarning):
+                    self._set_rows_to_judge(network, picks, picks[:0])
+        except Exception:  # of a network or preprocess that takes no other rows than the user's
+            self.outliers_to_judge = {}
+
+    def _are_images(self, picks: NDArray[np.intp]) -> bool:
+        """Whether rows have the shape of images, and values that may be others: not indices."""
+        values = self.rows.pick(self._inliers[picks]).in_memory(n_workers(self.detector))
+        is_raw = self.detector.preprocess is not None and not self.rows.preprocessed
+        return values.ndim > 2 and (values.dtype.kind == "f" or is_raw)
 
     def _as_new(self, network: Network | None, rows: Rows, random: np.random.RandomState) -> Rows:
         """Rows of which a network is no surer than of new ones, if these can be made like that.

@@ -26,6 +26,7 @@ from .engine.training import TrainingData
 from .exceptions import DetectionDropWarning, DivergenceError, SkoodWarning
 from .fitting import (
     KNOWN,
+    ROWS_OF_A_CHECK,
     Fit,
     HeldOut,
     Passes,
@@ -62,6 +63,9 @@ TOLERATED_RISE = 0.1
 
 KINDS_SHOWN = 3
 """Kinds that a warning names, at most."""
+
+TOLERATED_FALL = 0.02
+"""AUROC, on average over kinds, that fine-tuning may cost."""
 
 INLIERS = "in-distribution"
 """Name of the in-distribution rows among the sets that judge."""
@@ -227,14 +231,17 @@ class Detection(NamedTuple):
             more = ", and more of other kinds" if len(worse) > KINDS_SHOWN else ""
             return f"a threshold that keeps {tpr:.0%} of in-distribution rows keeps {shares}{more}"
         gains = np.array([self.auroc[kind] - before.auroc[kind] for kind in self.auroc])
-        if len(gains) > 1 and gains.mean() < -ERRORS * standard_error(gains):
+        if len(gains) > 1 and gains.mean() < -max(TOLERATED_FALL, ERRORS * standard_error(gains)):
             was, now = (np.mean(list(found.auroc.values())) for found in (before, self))
             return f"the mean AUROC over {len(gains)} kinds is {now:.3f}, {was:.3f} before"
         return ""
 
 
 class Judge:
-    """How well a network detects, on rows that neither training nor the threshold sees."""
+    """How well a network detects, on rows that training does not see.
+
+    What is chosen by them must not place the threshold. Where nothing is chosen, these rows do.
+    """
 
     def __init__(self, run: Fit, network: Network, data: TrainingData) -> None:
         self.run = run
@@ -297,15 +304,16 @@ class Judge:
         return found
 
     def look(self, network: Network) -> dict[str, Detection]:
-        """The same; nothing if no score can be had."""
+        """The same; nothing if it cannot be told, as nothing but a warning depends on it."""
         try:
             return self.detections(network)
-        except REFUSALS:
+        except Exception:  # of a network or score that takes no other rows than the user's
             return {}
 
     def warn_if_worse(self, score: str) -> None:
         """Warn if outliers are detected clearly worse by a score than before fine-tuning."""
-        if score in self.before and score in self.after and self.run.ranks.first:
+        told_by = len(self.rows[INLIERS]) if self.run.ranks.first else 0
+        if score in self.before and score in self.after and told_by >= ROWS_OF_A_CHECK:
             known, tpr = KNOWN in self.rows, self.run.detector.tpr
             if told := self.after[score].told_if_worse_than(self.before[score], tpr):
                 warn_user(

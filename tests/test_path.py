@@ -712,8 +712,10 @@ def warnings_of_fit(X, y, module, **parameters):
     return detector, told
 
 
-@pytest.mark.parametrize("score", ["energy", "two_views", "auto"])
-@pytest.mark.parametrize("size", [200, None])
+@pytest.mark.parametrize(
+    ("score", "size"),
+    [("energy", 200), ("energy", None), ("two_views", 200), ("two_views", None), ("auto", 200)],
+)
 def test_fine_tuning_that_lets_more_outliers_in_is_told(score, size):
     detector, (told,) = warnings_of_fit(
         *digit_images(), score_function=score, calibration_size=size
@@ -766,7 +768,7 @@ def test_the_shares_told_are_those_of_the_detectors_themselves(monkeypatch):
 def test_the_check_leaves_no_mark(monkeypatch):
     X, y, module = digit_images()
     checked, _ = warnings_of_fit(X, y, module)
-    monkeypatch.setattr(fitting, "ROWS_OF_A_CHECK", (10**6, 10**6))
+    monkeypatch.setattr(fitting, "ROWS_OF_A_CHECK", 10**6)
     plain, told = warnings_of_fit(X, y, module)
     assert told == []
     assert checked.offset_ == plain.offset_
@@ -799,23 +801,90 @@ def test_rows_of_which_no_outliers_can_be_made_are_not_checked():
     assert told == []
 
 
-class NanOfGlyphs(nn.Module):
-    """A network that gives NaN for images with large values in all of their middle columns."""
+def sixteen_greys(x):
+    """Which images are as they were, not turned."""
+    return ((16 * x) == (16 * x).round()).flatten(1).all(dim=1)
+
+
+def low_contrast(x):
+    """Which images may be digits; few glyphs are like that."""
+    return x.flatten(1).std(dim=1) < 0.46
+
+
+class Particular(nn.Module):
+    """A network that takes only what it expects."""
+
+    def __init__(self, module, expects, error):
+        super().__init__()
+        self.module, self.expects, self.error = module, expects, error
+
+    def forward(self, x):
+        known = self.expects(x)
+        if self.error is not None and not known.all():
+            raise self.error("cannot be taken")
+        return torch.where(known[:, None], self.module(x), torch.nan)
+
+
+@pytest.mark.parametrize("error", [None, ValueError, IndexError, RuntimeError, AssertionError])
+@pytest.mark.parametrize("expects", [sixteen_greys, low_contrast])
+def test_a_network_that_cannot_take_the_outliers_is_not_checked(expects, error):
+    X, y, module = digit_images()
+    tame = X.reshape(len(X), -1).std(axis=1) < 0.46
+    _, told = warnings_of_fit(X[tame], y[tame], Particular(module, expects, error))
+    assert told == []
+
+
+def test_a_preprocess_that_cannot_take_the_outliers_is_not_checked():
+    X, y, module = digit_images()
+
+    def preprocess(x):
+        if sixteen_greys(x).all():
+            return x
+        raise RuntimeError("cannot be taken")
+
+    assert warnings_of_fit(X, y, module, preprocess=preprocess)[1] == []
+
+
+class OfIds(nn.Module):
+    """A network of sequences of two ids."""
 
     def __init__(self, module):
         super().__init__()
-        self.module = module
+        self.module, self.many, self.few = module, nn.Embedding(40, 1), nn.Embedding(17, 1)
 
     def forward(self, x):
-        logits = self.module(x)
-        one_colour = x.flatten(1).std(dim=1) > 0.45
-        return torch.where(one_colour[:, None], torch.nan, logits)
+        assert x.max() < 17
+        return self.module(x.float() / 16 + 0 * self.many(x.long())[..., 0])
 
 
-def test_a_network_that_cannot_take_the_outliers_is_not_checked():
+def test_indices_are_no_images():
     X, y, module = digit_images()
-    tame = X.reshape(len(X), -1).std(axis=1) <= 0.45
-    _, told = warnings_of_fit(X[tame], y[tame], NanOfGlyphs(module))
+    ids = (16 * X).astype(np.int64)
+    assert warnings_of_fit(ids, y, OfIds(module))[1] == []
+
+
+@pytest.mark.parametrize("form", ["bytes", "references", "data set"])
+def test_images_in_other_forms_are_checked(form):
+    X, y, module = digit_images()
+    forms = {
+        "bytes": ((16 * X).astype(np.uint8), lambda x: x.float() / 16),
+        "references": (
+            [f"row {i}" for i in range(len(X))],
+            lambda names: torch.from_numpy(X[[int(name.split()[1]) for name in names]]),
+        ),
+        "data set": (torch.utils.data.TensorDataset(torch.from_numpy(X)), None),
+    }
+    rows, preprocess = forms[form]
+    _, told = warnings_of_fit(rows, y, module, preprocess=preprocess, num_workers=0)
+    assert len(told) == 1
+    if form != "bytes":  # whose outliers are rounded
+        assert told == warnings_of_fit(X, y, module)[1]
+
+
+def test_a_handful_of_rows_without_nan_is_not_enough():
+    X, y, module = digit_images()
+    X[20:, 0, 0, 0] = np.nan
+    _, told = warnings_of_fit(X, y, module, preprocess=torch.nan_to_num)
     assert told == []
 
 
@@ -829,5 +898,7 @@ def test_the_mean_over_kinds_is_told_if_no_kind_is_clearly_worse():
     mixed = path.Detection({"a": 0.55, "b": 0.82, "c": 0.76}, kept)
     assert mixed.told_if_worse_than(before, 0.95) == ""
     assert before.told_if_worse_than(worse, 0.95) == ""
+    little = path.Detection({kind: value - 0.019 for kind, value in before.auroc.items()}, kept)
+    assert little.told_if_worse_than(before, 0.95) == ""
     one = path.Detection({"a": 0.5}, {"a": kept["a"]})
     assert one.told_if_worse_than(path.Detection({"a": 0.9}, {"a": kept["a"]}), 0.95) == ""
