@@ -44,7 +44,8 @@ from torch import nn
 from skood import SparseEnergyOODDetector, path
 from skood.engine.network import Network
 from skood.engine.rows import Rows, as_array
-from skood.fitting import HeldOut
+from skood.engine.training import TrainingData
+from skood.fitting import Fit, HeldOut
 from skood.metrics import fpr_at_tpr
 from skood.model_selection import AccuracyGuard, InDistributionKFold, make_ood_scorer
 from skood.rows import as_rows
@@ -194,13 +195,18 @@ def walked(
     class Keeping(path.Judge):
         """Judges as it does, and on the panel besides."""
 
+        def __init__(self, run: Fit, network: Network, data: TrainingData) -> None:
+            super().__init__(run, network, data)
+            self.training = HeldOut(data.rows, data.labels)
+
         def __call__(
             self, network: Network, weight: float | None, start: float
         ) -> list[dict[str, Any]]:
             nonlocal aside
             records = super().__call__(network, weight, start)
             begun = time.process_time()
-            rungs.extend(on_panel(self, network, records, panel))
+            pieces = path.Pieces(self.run, network, self.training)
+            rungs.extend(on_panel(pieces, records, panel))
             aside += time.process_time() - begun
             return records
 
@@ -209,14 +215,10 @@ def walked(
     return seconds - aside, rungs
 
 
-def on_panel(
-    judge: path.Judge, network: Network, records: list[dict[str, Any]], panel: Panel
-) -> list[Row]:
+def on_panel(pieces: path.Pieces, records: list[dict[str, Any]], panel: Panel) -> list[Row]:
     def outputs(rows: Rows) -> path.Both:
-        return path.outputs_of_all(network, rows)
+        return path.outputs_of_all(pieces.network, rows)
 
-    data = judge.data
-    pieces = path.Pieces(judge.run, network, HeldOut(data.rows, data.labels))
     of_test = outputs(as_rows(panel.x_test))
     of_ood = {name: outputs(as_rows(x)) for name, x in panel.ood.items()}
     classes = as_array(of_test[1].argmax(dim=1))

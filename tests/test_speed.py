@@ -467,7 +467,7 @@ def test_groups_of_images(speed, in_process, tmp_path, monkeypatch):
     ]
     assert "skorch left out, it needs skorch: pip install skorch==1.4.0" in tables[0]["note"]
     assert [cells(table) for table in tables[1:3]] == [
-        [[f"energies, {precision}", name] for name in ("skood", "bare module")]
+        [[f"energies, {precision}", name] for name in speed.OWN_SCORING]
         for precision in ("float32", "bfloat16")
     ]
     assert "oodeel left out" in tables[1]["note"]
