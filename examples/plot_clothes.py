@@ -222,10 +222,11 @@ print(compared("auto", "two views"))
 
 # %%
 # Here the score makes the difference. The energy lets more than half of the outliers pass, and
-# fine-tuning does not help; the paper's weight even hurts. Two views find nearly nine in ten, with
-# fine-tuning and without. What "auto" chose is as good, as far as three seeds can tell, and it saw
-# no outliers. On CIFAR, fine-tuning helps larger networks: the results on real images have the
-# tables.
+# fine-tuning does not help; the paper's weight even hurts. ``fit`` warned of that on every seed,
+# with a ``DetectionDropWarning``, and without having seen an outlier. Two views find nearly nine
+# in ten, with fine-tuning and without. What "auto" chose is as good, as far as three seeds can
+# tell, and it saw no outliers. On CIFAR, fine-tuning helps larger networks: the results on real
+# images have the tables.
 #
 # The pictures
 # ------------
