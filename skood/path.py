@@ -217,6 +217,11 @@ class Detection(NamedTuple):
             {kind: values >= threshold for kind, values in outliers.items()},
         )
 
+    @property
+    def mean_auroc(self) -> float:
+        """Mean over kinds."""
+        return float(np.mean(list(self.auroc.values())))
+
     def worse_than(self, before: Detection) -> list[str]:
         """Kinds of which clearly more are kept than before, in their order."""
         return [kind for kind in self.kept if is_clearly_worse(before.kept[kind], self.kept[kind])]
@@ -232,8 +237,8 @@ class Detection(NamedTuple):
             return f"a threshold that keeps {tpr:.0%} of in-distribution rows keeps {shares}{more}"
         gains = np.array([self.auroc[kind] - before.auroc[kind] for kind in self.auroc])
         if len(gains) > 1 and gains.mean() < -max(TOLERATED_FALL, ERRORS * standard_error(gains)):
-            was, now = (np.mean(list(found.auroc.values())) for found in (before, self))
-            return f"the mean AUROC over {len(gains)} kinds is {now:.3f}, {was:.3f} before"
+            over = f"the mean AUROC over {len(gains)} kinds"
+            return f"{over} is {self.mean_auroc:.3f}, {before.mean_auroc:.3f} before"
         return ""
 
 
@@ -268,7 +273,7 @@ class Judge:
             {
                 **network_record,
                 "score_function": name,
-                "auroc": float(np.mean(list(found.auroc.values()))),
+                "auroc": found.mean_auroc,
                 **{f"{KIND}{kind}": value for kind, value in found.auroc.items()},
                 "worse": ", ".join(found.worse_than(self.before.get(name, found))),
             }
@@ -312,17 +317,19 @@ class Judge:
 
     def warn_if_worse(self, score: str) -> None:
         """Warn if outliers are detected clearly worse by a score than before fine-tuning."""
-        told_by = len(self.rows[INLIERS]) if self.run.ranks.first else 0
-        if score in self.before and score in self.after and told_by >= ROWS_OF_A_CHECK:
-            known, tpr = KNOWN in self.rows, self.run.detector.tpr
-            if told := self.after[score].told_if_worse_than(self.before[score], tpr):
-                warn_user(
-                    f"Fine-tuning detects {'known outliers' if known else 'outliers made of X'} "
-                    f"worse than the network did before: {told}. Pass "
-                    'sparsity_weight="auto", which takes no weight that does so; or max_epochs=0, '
-                    "which leaves the network as it is.",
-                    DetectionDropWarning,
-                )
+        if not self.run.ranks.first or len(self.rows[INLIERS]) < ROWS_OF_A_CHECK:
+            return
+        if score not in self.before or score not in self.after:
+            return
+        outliers = "known outliers" if KNOWN in self.rows else "outliers made of X"
+        told = self.after[score].told_if_worse_than(self.before[score], self.run.detector.tpr)
+        if told:
+            warn_user(
+                f"Fine-tuning detects {outliers} worse than the network did before: {told}. Pass "
+                'sparsity_weight="auto", which takes no weight that does so; or max_epochs=0, '
+                "which leaves the network as it is.",
+                DetectionDropWarning,
+            )
 
     def _accuracy(self, winners: NDArray[np.int64]) -> float:
         """Share of the rows that judge which are classified rightly; NaN if only outliers count."""

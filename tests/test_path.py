@@ -845,22 +845,22 @@ def test_a_preprocess_that_cannot_take_the_outliers_is_not_checked():
     assert warnings_of_fit(X, y, module, preprocess=preprocess)[1] == []
 
 
-class OfIds(nn.Module):
-    """A network of sequences of two ids."""
+class OfIndices(nn.Module):
+    """A network of indices, which an embedding turns into greys."""
 
     def __init__(self, module):
         super().__init__()
-        self.module, self.many, self.few = module, nn.Embedding(40, 1), nn.Embedding(17, 1)
+        self.module = module
+        self.greys = nn.Embedding.from_pretrained(torch.arange(17)[:, None] / 16)
 
     def forward(self, x):
-        assert x.max() < 17
-        return self.module(x.float() / 16 + 0 * self.many(x.long())[..., 0])
+        return self.module(self.greys(x.long())[..., 0])
 
 
 def test_indices_are_no_images():
     X, y, module = digit_images()
-    ids = (16 * X).astype(np.int64)
-    assert warnings_of_fit(ids, y, OfIds(module))[1] == []
+    indices = (16 * X).astype(np.int64)
+    assert warnings_of_fit(indices, y, OfIndices(module))[1] == []
 
 
 @pytest.mark.parametrize("form", ["bytes", "references", "data set"])

@@ -109,7 +109,7 @@ def rows_at_once(widest: int, device: torch.device, precision: torch.dtype | Non
     """
     values = VALUES.get(device.type, VALUES_ELSEWHERE)
     if device.type == "cpu" and precision is not None:
-        values *= 4 // precision.itemsize  # the cache holds twice as many in 16 bits
+        values = values * 4 // precision.itemsize  # twice as many in 16 bits as in float32
     most = MOST_ROWS.get(device.type, MOST_ROWS["cpu"])
     rows = min(max(values // widest, FEWEST_ROWS), most)
     return 1 << (rows.bit_length() - 1)
