@@ -42,14 +42,17 @@ from tables import header, line
 from torch import nn
 
 from skood import SparseEnergyOODDetector, path
+from skood.engine.inference import Both
 from skood.engine.network import Network
 from skood.engine.rows import Rows, as_array
 from skood.engine.training import TrainingData
-from skood.fitting import Fit, HeldOut
+from skood.evidence import Evidence, Pieces
+from skood.fitting import Fit
 from skood.metrics import fpr_at_tpr
 from skood.model_selection import AccuracyGuard, InDistributionKFold, make_ood_scorer
 from skood.rows import as_rows
 from skood.scores import apply_score, fit_score, get_score
+from skood.scoring import HeldOut, outputs_of_all
 
 SCORES = ("energy", "two_views")
 """Scores that are shown beside the one that "auto" chooses."""
@@ -195,8 +198,10 @@ def walked(
     class Keeping(path.Judge):
         """Judges as it does, and on the panel besides."""
 
-        def __init__(self, run: Fit, network: Network, data: TrainingData) -> None:
-            super().__init__(run, network, data)
+        def __init__(
+            self, run: Fit, evidence: Evidence, network: Network, data: TrainingData
+        ) -> None:
+            super().__init__(run, evidence, network, data)
             self.training = HeldOut(data.rows, data.labels)
 
         def __call__(
@@ -205,7 +210,7 @@ def walked(
             nonlocal aside
             records = super().__call__(network, weight, start)
             begun = time.process_time()
-            pieces = path.Pieces(self.run, network, self.training)
+            pieces = Pieces(self.run, network, self.training)
             rungs.extend(on_panel(pieces, records, panel))
             aside += time.process_time() - begun
             return records
@@ -215,9 +220,9 @@ def walked(
     return seconds - aside, rungs
 
 
-def on_panel(pieces: path.Pieces, records: list[dict[str, Any]], panel: Panel) -> list[Row]:
-    def outputs(rows: Rows) -> path.Both:
-        return path.outputs_of_all(pieces.network, rows)
+def on_panel(pieces: Pieces, records: list[dict[str, Any]], panel: Panel) -> list[Row]:
+    def outputs(rows: Rows) -> Both:
+        return outputs_of_all(pieces.network, rows)
 
     of_test = outputs(as_rows(panel.x_test))
     of_ood = {name: outputs(as_rows(x)) for name, x in panel.ood.items()}

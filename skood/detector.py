@@ -35,6 +35,7 @@ from .engine.inference import forward_rows
 from .engine.loading import workers_kept
 from .engine.rows import Rows, as_array
 from .engine.training import reproducible
+from .evidence import gathered
 from .exceptions import (
     FewCalibrationRowsWarning,
     SavedFileWarning,
@@ -43,22 +44,16 @@ from .exceptions import (
 )
 from .exporting.files import export
 from .exporting.module import detector_module
-from .fitting import (
-    Fit,
-    given_network,
-    n_workers,
-    outputs_of,
-    scored,
-    unchanged_on_error,
-    winners_of,
-)
+from .fitting import Fit, given_network, unchanged_on_error
 from .labels import as_labels, is_outlier
 from .notices import Doubts, held_back, quoted, warn_user
+from .parameters import n_workers
 from .path import fine_tuned
 from .penalties import PENALTIES, Penalty
 from .rows import rows_like_fit
 from .saving import loaded, saved
 from .scores.protocol import ScoreFunction
+from .scoring import outputs_of, scored, winners_of
 from .validation import Number
 
 if TYPE_CHECKING:
@@ -437,11 +432,11 @@ class SparseEnergyOODDetector(OutlierMixin, BaseEstimator):
             with run.shared():
                 with run.reproducible():
                     network, training, held_out = run.prepared()
-                    run.try_score(network, training)
+                    evidence = gathered(run, network)
                     self.history_ = run.pretrain(network, training)
                     self._pretrained = network.uncompiled_copy() if self.history_ else None
                     before = run.predicted(network, training, held_out)
-                    outcome = fine_tuned(run, network, training)
+                    outcome = fine_tuned(run, evidence, network, training)
                     self.history_ += outcome.history
                     if self.history_:
                         run.judge_values(network, training)

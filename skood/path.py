@@ -11,35 +11,20 @@ import dataclasses
 import math
 import time
 from collections.abc import Iterator
-from functools import cached_property
-from typing import Any, NamedTuple
+from typing import NamedTuple, cast
 
 import numpy as np
-import torch
-from numpy.typing import NDArray
 
-from .engine.inference import Both, forward_rows
 from .engine.network import Network
-from .engine.outputs import as_float64
-from .engine.rows import Rows, as_array, spaced
 from .engine.training import TrainingData
-from .exceptions import DetectionDropWarning, DivergenceError, SkoodWarning
-from .fitting import (
-    KNOWN,
-    ROWS_OF_A_CHECK,
-    Fit,
-    HeldOut,
-    Passes,
-    head_of,
-    is_auto,
-    outputs_of,
-    winners_of,
-)
-from .metrics import auroc
-from .notices import held_back, warn_user
-from .penalties import Penalty, l1
-from .scores import Head, Outputs, apply_score, fit_score, get_score
-from .scores.protocol import ScoreFunction, uses_gradient
+from .evidence import ERRORS, KIND, KNOWN, REFUSALS, Evidence, Judge, Record, standard_error
+from .exceptions import DivergenceError
+from .fitting import Fit
+from .parameters import is_auto, recipe_of
+from .penalties import Penalty
+from .scores import get_score
+from .scores.protocol import ScoreFunction
+from .scoring import Scores
 
 __all__ = ["Outcome", "fine_tuned"]
 
@@ -49,38 +34,11 @@ LADDER = (0.0, 0.1, 0.3, 1.0, 3.0)
 SHARE_OF_A_RUNG = 1 / 3
 """Share of the epochs that a rung trains."""
 
-ROWS_OF_A_FIT = 1024
-"""Training rows to which a score is fitted that is only judged, at least; else a fifth of them."""
-
 REFERENCES = ("two_views", "energy")
 """Scores that another has to be better than, the first that can be had."""
 
-ERRORS = 2
-"""Standard errors that a difference has to exceed to be clear."""
-
-TOLERATED_RISE = 0.1
-"""Share of the outliers of a kind that fine-tuning may let in besides."""
-
-KINDS_SHOWN = 3
-"""Kinds that a warning names, at most."""
-
-TOLERATED_FALL = 0.02
-"""AUROC, on average over kinds, that fine-tuning may cost."""
-
-INLIERS = "in-distribution"
-"""Name of the in-distribution rows among the sets that judge."""
-
-KIND = "auroc_"
-"""What the names of the detection of each kind begin with, in a record."""
-
 DIGITS = 3
 """Digits of a weight that is chosen."""
-
-REFUSALS = (TypeError, ValueError)
-"""What a score raises that cannot be had of a network."""
-
-Record = dict[str, Any]
-Scores = NDArray[np.float64]
 
 
 class Outcome(NamedTuple):
@@ -94,13 +52,15 @@ class Outcome(NamedTuple):
     path: list[Record]
 
 
-def fine_tuned(run: Fit, network: Network, data: TrainingData) -> Outcome:
+def fine_tuned(
+    run: Fit, evidence: Evidence | None, network: Network, data: TrainingData
+) -> Outcome:
     """Fine-tune a network in place, by the weight and the score that are asked for or chosen."""
     asked = run.detector.sparsity_weight
     if is_auto(asked):
-        return Path(run, network, data).outcome()
+        return Path(run, cast(Evidence, evidence), network, data).outcome()
     weight, start = float(asked), time.perf_counter()
-    judge = Judge(run, network, data) if run.outliers_to_judge else None
+    judge = None if evidence is None else Judge(run, evidence, network, data)
     history: list[Record] = []
     if run.detector.max_epochs > 0:
         if judge is not None:
@@ -123,8 +83,9 @@ def fine_tuned(run: Fit, network: Network, data: TrainingData) -> Outcome:
 class Path:
     """The ladder of weights of a fit, from the network as it is."""
 
-    def __init__(self, run: Fit, network: Network, data: TrainingData) -> None:
+    def __init__(self, run: Fit, evidence: Evidence, network: Network, data: TrainingData) -> None:
         self.run = run
+        self.evidence = evidence
         self.network = network
         self.data = data
 
@@ -147,13 +108,13 @@ class Path:
         The lowest is the network untouched.
         """
         run, network, start = self.run, self.network, time.perf_counter()
-        judge = Judge(run, network, self.data)
+        judge = Judge(run, self.evidence, network, self.data)
         yield judge(network, None, start), []
         if run.detector.max_epochs == 0:
             return
         penalty = run.fitted_penalty(network, self.data)
         epochs = run.detector.max_epochs * SHARE_OF_A_RUNG
-        recipe = dataclasses.replace(run.recipe(), epochs=max(1, round(epochs)))
+        recipe = dataclasses.replace(recipe_of(run.detector), epochs=max(1, round(epochs)))
         share = min(1.0, epochs / recipe.epochs)
         given = network.uncompiled_copy()
         for number, weight in enumerate(self._weights(penalty)):
@@ -199,174 +160,6 @@ class Path:
         return seed, some
 
 
-class Detection(NamedTuple):
-    """What a score detects of the outliers of each kind."""
-
-    auroc: dict[str, float]
-    kept: dict[str, NDArray[np.bool_]]
-    """Which of them are kept, at the threshold that keeps `tpr` of the rows that judge."""
-
-    @classmethod
-    def of(cls, scores: dict[str, Scores], tpr: float) -> Detection:
-        """What scores of in-distribution rows and of outliers come to."""
-        inliers = scores[INLIERS]
-        outliers = {kind: values for kind, values in scores.items() if kind != INLIERS}
-        threshold = np.quantile(inliers, 1 - tpr, method="lower")
-        return cls(
-            {kind: auroc(inliers, values) for kind, values in outliers.items()},
-            {kind: values >= threshold for kind, values in outliers.items()},
-        )
-
-    @property
-    def mean_auroc(self) -> float:
-        """Mean over kinds."""
-        return float(np.mean(list(self.auroc.values())))
-
-    def worse_than(self, before: Detection) -> list[str]:
-        """Kinds of which clearly more are kept than before, in their order."""
-        return [kind for kind in self.kept if is_clearly_worse(before.kept[kind], self.kept[kind])]
-
-    def told_if_worse_than(self, before: Detection, tpr: float) -> str:
-        """In what it is clearly worse than before; empty if in nothing."""
-        if worse := self.worse_than(before):
-            shares = ", ".join(
-                f"{self.kept[kind].mean():.0%} of {kind} ({before.kept[kind].mean():.0%} before)"
-                for kind in worse[:KINDS_SHOWN]
-            )
-            more = ", and more of other kinds" if len(worse) > KINDS_SHOWN else ""
-            return f"a threshold that keeps {tpr:.0%} of in-distribution rows keeps {shares}{more}"
-        gains = np.array([self.auroc[kind] - before.auroc[kind] for kind in self.auroc])
-        if len(gains) > 1 and gains.mean() < -max(TOLERATED_FALL, ERRORS * standard_error(gains)):
-            over = f"the mean AUROC over {len(gains)} kinds"
-            return f"{over} is {self.mean_auroc:.3f}, {before.mean_auroc:.3f} before"
-        return ""
-
-
-class Judge:
-    """How well a network detects, on rows that training does not see.
-
-    What is chosen by them must not place the threshold. Where nothing is chosen, these rows do.
-    """
-
-    def __init__(self, run: Fit, network: Network, data: TrainingData) -> None:
-        self.run = run
-        self.rows = {INLIERS: run.inliers_to_judge, **run.outliers_to_judge}
-        picks = spaced(len(data.rows), max(len(data.rows) // 5, ROWS_OF_A_FIT))
-        self.few = HeldOut(data.rows.pick(picks), data.labels[picks])
-        self.accuracy_before = self._accuracy(winners_of(network, run.judging.rows))
-        self.before: dict[str, Detection] = {}
-        self.after: dict[str, Detection] = {}
-
-    def __call__(self, network: Network, weight: float | None, start: float) -> list[Record]:
-        """What a network comes to whose training began at a time, a record for each score."""
-        features, logits = outputs_of_all(network, self.run.judging.rows)
-        network_record = {
-            "sparsity_weight": weight,
-            "accuracy_before": self.accuracy_before,
-            "accuracy_after": self._accuracy(as_array(logits.argmax(dim=1))),
-            "mean_l1": math.nan if features is None else float(l1(features).mean()),
-        }
-        self.after = self.detections(network)
-        if weight is None:
-            self.before = self.after
-        records = [
-            {
-                **network_record,
-                "score_function": name,
-                "auroc": found.mean_auroc,
-                **{f"{KIND}{kind}": value for kind, value in found.auroc.items()},
-                "worse": ", ".join(found.worse_than(self.before.get(name, found))),
-            }
-            for name, found in self.after.items()
-        ]
-        seconds = time.perf_counter() - start
-        timed = [{**record, "seconds": seconds, "chosen": False} for record in records]
-        return self.run.ranks.from_first(timed)  # as ranks may round differently
-
-    def detections(self, network: Network) -> dict[str, Detection]:
-        """What each score detects that can be had of a network."""
-        outputs = {of: outputs_of_all(network, some) for of, some in self.rows.items()}
-        pieces = Pieces(self.run, network, self.few)
-        found, refused = {}, []
-        for name, asked in self.run.scores.items():
-            score = get_score(asked)
-            try:
-                with held_back(SkoodWarning):  # of rows too few, which it will be fitted to anew
-                    outputs_to_fit = pieces.training if hasattr(score, "fit") else []
-                    fit_score(score, outputs_to_fit, pieces.head, lambda: pieces.held_out)
-                if uses_gradient(score):
-                    values = {
-                        of: outputs_of(network, some, score)[0] for of, some in self.rows.items()
-                    }
-                else:
-                    values = {of: as_array(apply_score(score, *z)) for of, z in outputs.items()}
-            except REFUSALS as error:
-                refused.append(error)
-            else:
-                found[name] = Detection.of(values, self.run.detector.tpr)
-        if not found:
-            raise refused[0]
-        return found
-
-    def look(self, network: Network) -> dict[str, Detection]:
-        """The same; nothing if it cannot be told, as nothing but a warning depends on it."""
-        try:
-            return self.detections(network)
-        except Exception:  # of a network or score that takes no other rows than the user's
-            return {}
-
-    def warn_if_worse(self, score: str) -> None:
-        """Warn if outliers are detected clearly worse by a score than before fine-tuning."""
-        if not self.run.ranks.first or len(self.rows[INLIERS]) < ROWS_OF_A_CHECK:
-            return
-        if score not in self.before or score not in self.after:
-            return
-        outliers = "known outliers" if KNOWN in self.rows else "outliers made of X"
-        told = self.after[score].told_if_worse_than(self.before[score], self.run.detector.tpr)
-        if told:
-            warn_user(
-                f"Fine-tuning detects {outliers} worse than the network did before: {told}. Pass "
-                'sparsity_weight="auto", which takes no weight that does so; or max_epochs=0, '
-                "which leaves the network as it is.",
-                DetectionDropWarning,
-            )
-
-    def _accuracy(self, winners: NDArray[np.int64]) -> float:
-        """Share of the rows that judge which are classified rightly; NaN if only outliers count."""
-        return float(np.mean(winners == self.run.judging.targets)) if len(winners) else math.nan
-
-
-class Pieces:
-    """What scores are fitted to that are only judged; each part is computed once, if asked for."""
-
-    def __init__(self, run: Fit, network: Network, few: HeldOut) -> None:
-        self.run = run
-        self.network = network
-        self.few = few
-
-    @cached_property
-    def training(self) -> list[Outputs]:
-        """Outputs of some training rows."""
-        return list(Passes(self.network, self.few.rows, self.few.targets))
-
-    @cached_property
-    def held_out(self) -> list[Outputs]:
-        """Outputs of rows that the network was not trained on."""
-        scale = self.run.scale
-        return list(Passes(self.network, scale.rows, scale.targets))
-
-    def head(self) -> Head:
-        """The head of the network."""
-        return head_of(self.network, self.few.rows)
-
-
-def outputs_of_all(network: Network, rows: Rows) -> Both:
-    """Features, None if they are hidden, and logits of rows."""
-    visible = network.head is not None
-    _, features, logits = zip(*forward_rows(network, rows, features=visible), strict=True)
-    return as_float64(torch.cat(features)) if visible else None, torch.cat(logits)
-
-
 def robust(records: list[Record]) -> list[Record]:
     """Those whose score is the reference, or with the first network is clearly better than it.
 
@@ -391,22 +184,6 @@ def _is_better(record: Record, reference: Record) -> bool:
 def _gains(record: Record, other: Record) -> Scores:
     """What is gained of each kind against another record."""
     return np.array([record[f"{KIND}{kind}"] - other[f"{KIND}{kind}"] for kind in kinds_of(record)])
-
-
-def standard_error(gains: Scores) -> float:
-    """Standard error of a mean over kinds; 0 of one kind."""
-    return float(gains.std(ddof=1)) / math.sqrt(len(gains)) if len(gains) > 1 else 0.0
-
-
-def is_clearly_worse(before: NDArray[np.bool_], after: NDArray[np.bool_]) -> bool:
-    """Whether clearly more outliers are kept than before, given which ones are.
-
-    McNemar, "Note on the sampling error of the difference between correlated proportions or
-    percentages", Psychometrika 12, 1947.
-    """
-    let_in, shut_out = int((after & ~before).sum()), int((before & ~after).sum())
-    rise = let_in - shut_out
-    return rise > TOLERATED_RISE * len(after) and rise > ERRORS * math.sqrt(let_in + shut_out)
 
 
 def best_of(records: list[Record]) -> Record:

@@ -26,7 +26,6 @@ from .calibration import calibration_rank
 from .detector import SparseEnergyOODDetector
 from .engine.inference import forward_rows
 from .exchangeability import COVERAGE
-from .fitting import n_workers
 from .judging import (
     Judgement,
     Share,
@@ -40,6 +39,7 @@ from .metrics import METRICS, aurc, detection_report
 from .model_selection.steps import seen_by_last_step
 from .monitoring import _check_new_scores
 from .notices import quoted
+from .parameters import n_workers
 from .plotting.coverage import ClassCoverageDisplay, RiskCoverageDisplay
 from .plotting.distributions import ScoreDistributionDisplay
 from .plotting.roc import DetectionRocDisplay

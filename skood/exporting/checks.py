@@ -15,9 +15,9 @@ from ..engine.loading import transformed
 from ..engine.rows import InMemory, as_array, spaced
 from ..engine.watch import Scale
 from ..exceptions import ExportError
-from ..fitting import scored
 from ..notices import first_line
 from ..rows import rows_like_fit
+from ..scoring import scored
 from .module import shape_of_rows, without_preprocess
 
 __all__ = ["Reference", "check_outputs", "example_batch", "on_both_sides"]

@@ -15,10 +15,10 @@ from ..caching import DiskMemory
 from ..detector import SparseEnergyOODDetector
 from ..engine.rows import Loaded, Rows
 from ..exceptions import SelectionWarning
-from ..fitting import memory_of, n_workers
 from ..labels import as_labels, is_outlier
 from ..metrics import METRICS, POSITIVE, Positive
 from ..notices import quoted, warn_user
+from ..parameters import memory_of, n_workers
 from ..passes import passes_shared
 from ..rows import as_numbers, in_frame, rows_like_fit, take
 from ..validation import number_of_rows, validated
