@@ -240,9 +240,7 @@ class SparseEnergyOODDetector(OutlierMixin, BaseEstimator):
     Of what loses at most a point of accuracy, the best mean AUROC is kept, the network before
     fine-tuning being one of the choices. No weight is taken that is worse on a kind: with which, at
     the threshold that keeps `tpr` of the rows that judge, more of the kind are kept than before, by
-    over a tenth of them and over two standard errors (McNemar, Psychometrika 12, 1947). Of the
-    weights, it is the smallest that comes within a standard error over kinds of the best (Breiman,
-    Friedman, Olshen & Stone, "Classification and regression trees", 1984, section 3.4.3). If the
+    over a tenth of them and over two standard errors (McNemar, Psychometrika 12, 1947). If the
     score is chosen too, it is "two_views", or "energy" if features are hidden. Another can be
     chosen if before fine-tuning it detects no kind worse than these do, and its mean is higher by
     two standard errors over kinds; of tables, one kind is made, which is not enough. With a number

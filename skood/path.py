@@ -189,8 +189,7 @@ def _gains(record: Record, other: Record) -> Scores:
 def best_of(records: list[Record]) -> Record:
     """What detects best among what is robust and accurate enough, and on no kind clearly worse.
 
-    Of the weights, it is the smallest that is as good within a standard error (Breiman, Friedman,
-    Olshen & Stone, "Classification and regression trees", 1984, section 3.4.3).
+    Of equals, it is the first: with the smallest weight.
     """
     # Imported here, as few fits need it, and it takes long.
     from .model_selection import AccuracyGuard
@@ -200,22 +199,7 @@ def best_of(records: list[Record]) -> Record:
         "mean_test_auroc": [record["auroc"] for record in records],
         "mean_test_accuracy_change": [accuracy_change(record) for record in records],
     }
-    best = records[AccuracyGuard("auroc")(results)]
-    if best["sparsity_weight"] is None:
-        return best
-    untouched = max(
-        (r["auroc"] for r in records if r["sparsity_weight"] is None), default=-math.inf
-    )
-    as_good = (r for r in records if r["auroc"] >= untouched and _is_as_good(r, best))
-    return next(as_good)
-
-
-def _is_as_good(record: Record, best: Record) -> bool:
-    """Whether a weight is as good as the best one, with the same score."""
-    if record["sparsity_weight"] is None or record["score_function"] != best["score_function"]:
-        return False
-    gains = _gains(best, record)
-    return is_accurate(record) and bool(gains.mean() <= standard_error(gains))
+    return records[AccuracyGuard("auroc")(results)]
 
 
 def outcome_of(run: Fit, best: Record, path: list[Record], history: list[Record]) -> Outcome:
