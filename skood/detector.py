@@ -109,7 +109,8 @@ class SparseEnergyOODDetector(OutlierMixin, BaseEstimator):
         0.5).
     distillation_weight : float, default=0.0
         How strongly predictions are held to those before fine-tuning, at least 0: weight of their
-        divergence at temperature 2 (not in the paper). It protects accuracy. Try 1. The logits
+        divergence at temperature 2 (not in the paper). It protects accuracy, and undoes much of
+        what the penalty gains; try a smaller `sparsity_weight` first, then 1 here. The logits
         before are kept, in rows x classes x 4 bytes: 20 MB for 50,000 rows and 100 classes, and
         twice as much if `augment` is "flip". Each step computes them anew with any other `augment`,
         on several processes, in a last batch of another size, where they would take more than 256
