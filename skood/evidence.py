@@ -28,6 +28,7 @@ __all__ = [
     "ERRORS",
     "KIND",
     "KNOWN",
+    "REFUSALS",
     "Detection",
     "Evidence",
     "Judge",
