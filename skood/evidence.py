@@ -102,24 +102,13 @@ def _to_choose(run: Fit, network: Network) -> Evidence:
     inliers = run.inliers.pick(np.append(run.parts.judging, run.parts.also_judging))
     if len(run.outliers_to_judge) > 0:
         return Evidence(inliers, {KNOWN: run.outliers_to_judge})
-    # Imported here, as few fits need it, and it takes long.
-    from .model_selection.surrogates import INSTEAD
-
-    try:
-        return _with_surrogates(run, network, inliers, len(run.parts.judging))
-    except ValueError as error:
-        (name, *_) = run.chosen
-        raise ValueError(
-            f'{name}="auto" judges by outliers that it makes of X, and cannot: '
-            f"{first_line(error).removesuffix(INSTEAD)}Label known outliers in y, with "
-            f"ood_label=; or pass {name} yourself."
-        ) from error
+    return _with_surrogates(run, network, inliers, len(run.parts.judging))
 
 
 def _to_check(run: Fit, network: Network) -> Evidence | None:
-    """Images of a user's classifier, to see if fine-tuning harms it.
+    """Images that place the threshold of a user's classifier, to see if fine-tuning harms it.
 
-    None if there are too few rows that place the threshold, or training is short.
+    None of tables, if they are too few, if training is short, or if no outliers can be made.
     """
     held_out = run.parts.threshold
     trained = len(run.parts.training) * run.detector.max_epochs
@@ -146,13 +135,23 @@ def _are_images(run: Fit, rows: Rows) -> bool:
 def _with_surrogates(run: Fit, network: Network, inliers: Rows, n_judging: int) -> Evidence:
     """In-distribution rows, and outliers of each kind that are made of them."""
     # Imported here, as few fits need it, and it takes long.
-    from .model_selection.surrogates import finite_rows, surrogates_by_kind
+    from .model_selection.surrogates import INSTEAD, finite_rows, surrogates_by_kind
 
     workers, random = n_workers(run.detector), np.random.RandomState(run.seeds.judging)
     values = originals = inliers.in_memory(workers)
     if n_judging < ROWS_APART:  # of a handful of rows, none of some kinds can be made
         originals = run.inliers.in_memory(workers)
-    made = surrogates_by_kind(originals, OUTLIERS_OF_A_JUDGE * n_judging, random)
+    try:
+        made = surrogates_by_kind(originals, OUTLIERS_OF_A_JUDGE * n_judging, random)
+    except ValueError as error:
+        if not run.chosen:
+            raise
+        (name, *_) = run.chosen
+        raise ValueError(
+            f'{name}="auto" judges by outliers that it makes of X, and cannot: '
+            f"{first_line(error).removesuffix(INSTEAD)}Label known outliers in y, with "
+            f"ood_label=; or pass {name} yourself."
+        ) from error
     return Evidence(
         _as_new(run, network, inliers.like(finite_rows(values)), random),
         {kind: inliers.like(values) for kind, values in made.items()},

@@ -140,9 +140,9 @@ class Fit:
             judging, self._trained_outliers = parted_outliers(detector, self._outliers)
             self.outliers_to_judge = self.rows.pick(judging)
             self._check_counts()
-            self._check_ranks()
             self._memory = self._usable_memory()
             self.device = ranks.device(resolve_device(detector.device))
+            self._check_ranks()
             seeds = _drawn_seeds(detector)
             facts = facts_of(detector, self.rows, y, seeds) if ranks.size > 1 else {}
         ranks.agree(facts)
@@ -171,7 +171,8 @@ class Fit:
     def prepared(self) -> tuple[Network, TrainingData, HeldOut]:
         """The network, the rows to train it on, and those held out for the threshold.
 
-        The score is tried on them.
+        What classes there are, and which rows are for what, is known from then on. The score is
+        tried.
         """
         detector, network = self.detector, None
         if detector.module is not None:

@@ -46,7 +46,7 @@ Winners = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class HeldOut:
-    """In-distribution rows that place the threshold, and the logit indices of their labels."""
+    """In-distribution rows, and the logit indices of their labels."""
 
     rows: Rows
     targets: NDArray[np.int64]

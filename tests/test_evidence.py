@@ -407,3 +407,65 @@ def test_the_mean_over_kinds_is_told_if_no_kind_is_clearly_worse():
     assert little.told_if_worse_than(before, 0.95) == ""
     one = evidence.Detection({"a": 0.5}, {"a": kept["a"]})
     assert one.told_if_worse_than(evidence.Detection({"a": 0.9}, {"a": kept["a"]}), 0.95) == ""
+
+
+# What the evidence is made of
+
+
+def outliers_of(X, n_outliers, run):
+    """Outliers of all kinds, as they are made of rows."""
+    random = np.random.RandomState(run.seeds.judging)
+    return surrogates.surrogates_by_kind(X, n_outliers, random)
+
+
+def assert_same_outliers(found, expected):
+    assert list(found) == list(expected)
+    for kind, rows in found.items():
+        np.testing.assert_array_equal(rows.in_memory(None), expected[kind])
+
+
+def test_two_outliers_are_made_for_each_row_held_out_to_judge(table, monkeypatch):
+    """Rows held out for the scores judge beside them, and make no more."""
+    run, judges = judged_fit(table, monkeypatch)
+    judging = table[0][np.append(run.judging.rows.index, run.scale.rows.index)]
+    assert_same_outliers(judges.outliers, outliers_of(judging, 2 * len(run.judging.rows), run))
+
+
+def test_of_a_handful_that_judges_outliers_are_made_of_all_rows(table, monkeypatch):
+    X, y, module = (some[:60] if some is not table[2] else some for some in table)
+    run, judges = judged_fit((X, y, module), monkeypatch)
+    assert len(run.judging.rows) < 39
+    assert_same_outliers(judges.outliers, outliers_of(X, 2 * len(run.judging.rows), run))
+
+
+def test_fine_tuning_is_checked_by_rows_that_place_the_threshold(monkeypatch):
+    X, y, module = digit_images()
+    settings = {"score_function": "energy", "sparsity_weight": 1.0, "max_epochs": 20}
+    run, judges = judged_fit((X, y, module), monkeypatch, calibration_size=150, **settings)
+    originals = X[run.parts.threshold[np.arange(150)]]
+    assert_same_outliers(judges.outliers, outliers_of(originals, 2 * 150, run))
+
+
+class Damaged(torch.utils.data.Dataset):
+    """A table of which a row cannot be read."""
+
+    def __init__(self, X, y, damaged):
+        self.X, self.y, self.damaged = X, y, damaged
+
+    def __len__(self):
+        return len(self.X)
+
+    def __getitem__(self, i):
+        if i == self.damaged:
+            raise ValueError(f"row {i} is damaged")
+        return torch.from_numpy(self.X[i]), int(self.y[i])
+
+
+def test_a_row_that_cannot_be_read_is_no_want_of_outliers(table, monkeypatch):
+    run, _ = judged_fit(table, monkeypatch)
+    X, y, module = table
+    damaged = int(run.judging.rows.index[0])
+    rows = Damaged(X, y, damaged)
+    with pytest.raises(ValueError, match=rf"row {damaged} is damaged") as raised:
+        fit((rows, y, module), score_function="auto", num_workers=0, max_epochs=0)
+    assert "outliers" not in str(raised.value)
