@@ -196,9 +196,10 @@ class NormalizeImages(nn.Module):
     Notes
     -----
     Takes tensors of uint8 within 0..255 or of floats within 0..1: `(n, h, w, c)`, `(n, c, h, w)`,
-    or grey `(n, h, w)`. The channels are the axis with as many entries as `mean` and `std` have, or
-    with 1, 3 or 4 entries if these are numbers. Gives float32 `(n, c, h, w)`. Other dtypes are a
-    TypeError, other shapes and values a ValueError.
+    or grey `(n, h, w)`. The channels are the axis with as many entries as `mean` and `std` have. If
+    these are numbers, they are the axis with 1, 3 or 4 entries, or else that beside two axes of the
+    same length. Gives float32 `(n, c, h, w)`. Other dtypes are a TypeError, other shapes and values
+    a ValueError.
 
     Examples
     --------

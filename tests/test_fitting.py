@@ -386,6 +386,14 @@ def test_the_built_network_sees_the_detail_of_columns_far_from_0(form):
     np.testing.assert_array_equal(copied.score_samples(X), detector.score_samples(X))
 
 
+@pytest.mark.parametrize("shape", [(8, 8, 1), (8, 6, 3), (8, 8, 6)], ids=str)
+def test_the_built_network_finds_the_channels(shape):
+    X = np.random.RandomState(0).rand(60, *shape)
+    detector = SparseEnergyOODDetector(pretrain_epochs=1, max_epochs=0, random_state=0)
+    last, first = (quiet_fit(clone(detector), x) for x in (X, np.moveaxis(X, 3, 1)))
+    np.testing.assert_array_equal(last.score_samples(X), first.score_samples(np.moveaxis(X, 3, 1)))
+
+
 class LookedUp(nn.Module):
     """A classifier that takes the class of a number from its last digits."""
 

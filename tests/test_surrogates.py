@@ -58,8 +58,9 @@ def test_patches_move_whole_within_their_image():
         assert len({order[position] for order in orders}) > 5
 
 
-def test_layouts_of_the_same_images_agree():
-    images = np.random.RandomState(0).permutation(6 * 3 * 12 * 8).reshape(6, 3, 12, 8)
+@pytest.mark.parametrize("shape", [(3, 12, 8), (6, 10, 10)], ids=str)
+def test_layouts_of_the_same_images_agree(shape):
+    images = np.random.RandomState(0).permutation(6 * np.prod(shape)).reshape(6, *shape)
     kinds = ["auto", "patches", "blur", "contrast", "edges", "strokes", "silhouettes"]
     for kind in [*kinds, "shapes", "glyphs", "frequencies", "colours", "mixture"]:
         first = surrogate_outliers(images, kind=kind, random_state=1)

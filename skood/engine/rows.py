@@ -45,6 +45,9 @@ SPOT_CHECK = 32
 STREAM_ROWS = 256
 """Rows of a batch where nothing else decides."""
 
+USUAL_CHANNELS = {1, 3, 4}
+"""Numbers of channels by which images are told: grey, colours, and colours with transparency."""
+
 
 class Rows(ABC):
     """Some or all rows of X.
@@ -432,5 +435,13 @@ def as_array(values: NDArray[Any] | Tensor) -> NDArray[Any]:
 
 
 def has_channels_last(shape: tuple[int, ...]) -> bool:
-    """Whether arrays of this shape are images (n, h, w, c), told by 1, 3 or 4 channels."""
-    return len(shape) == 4 and shape[3] in (1, 3, 4) and shape[1] not in (1, 3, 4)
+    """Whether arrays of this shape are images (n, h, w, c).
+
+    Told by 1, 3 or 4 channels; of other numbers of channels, by images as high as they are wide.
+    """
+    if len(shape) != 4:
+        return False
+    _, second, third, last = shape
+    if {second, last} & USUAL_CHANNELS:
+        return last in USUAL_CHANNELS and second not in USUAL_CHANNELS
+    return second == third != last

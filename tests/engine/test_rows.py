@@ -484,12 +484,18 @@ def test_slices_cover_all_rows_once(n_rows, expected):
         ((9, 8, 8, 4), True),
         ((9, 3, 8, 8), False),
         ((9, 3, 8, 3), False),
-        ((9, 8, 8, 2), False),
+        ((9, 3, 3, 8), False),
+        ((9, 8, 8, 13), True),
+        ((9, 8, 8, 2), True),
+        ((9, 13, 8, 8), False),
+        ((9, 8, 8, 8), False),
+        ((9, 8, 6, 13), False),
+        ((9, 13, 8, 6), False),
         ((9, 8, 3), False),
         ((9, 3), False),
     ],
 )
-def test_channels_last_is_told_by_the_number_of_channels(shape, expected):
+def test_channels_last_are_told_by_their_number_or_by_squares(shape, expected):
     assert has_channels_last(shape) == expected
 
 
