@@ -127,10 +127,12 @@ def test_a_fit_uses_rows_for_what_they_are_held_out_for(monkeypatch):
     known = np.concatenate([outliers, X]), np.concatenate([np.full(5, 7), y]), module
     fit(known, score_function="two_views", ood_label=7)
     run = seen["run"]
-    for rows, part in (
-        (seen["data"].rows, run.parts.training),
-        (seen["held_out"].rows, run.parts.threshold),
-        (run.scale.rows, run.parts.scores),
-        (run.judging.rows, run.parts.judging),
+    data, held_out = seen["data"], seen["held_out"]
+    for rows, targets, part in (
+        (data.rows, data.labels, run.parts.training),
+        (held_out.rows, held_out.targets, run.parts.threshold),
+        (run.scale.rows, run.scale.targets, run.parts.scores),
+        (run.judging.rows, run.judging.targets, run.parts.judging),
     ):
         np.testing.assert_array_equal(rows.in_memory(None), X[part])
+        np.testing.assert_array_equal(targets, y[part])

@@ -18,6 +18,7 @@ from skood.exceptions import (
     PenaltyWithoutEffectWarning,
     SelectionWarning,
 )
+from skood.fitting import Fit
 from skood.model_selection import AccuracyGuard
 from skood.scores import list_scores
 
@@ -243,6 +244,21 @@ def test_rungs_take_a_third_of_the_epochs_each(table, monkeypatch):
         # A tenth of the rows judges; a rung of few rows has a batch at least.
         least = 128 * n_rungs
         assert max(0.9 * plain * share * n_rungs, least) == pytest.approx(sum(steps), rel=0.05)
+
+
+def test_each_rung_draws_on_its_own(table, monkeypatch):
+    seeds, trained_on = [], []
+
+    def fine_tune(run, network, data, *arguments, seed, original=Fit.fine_tune, **settings):
+        seeds.append(seed)
+        trained_on.append(tuple(data.rows.index))
+        return original(run, network, data, *arguments, seed=seed, **settings)
+
+    monkeypatch.setattr(Fit, "fine_tune", fine_tune)
+    fit(table, max_epochs=1)
+    for drawn in (seeds, trained_on):
+        assert len(set(drawn)) == len(drawn) == len(path.LADDER)
+    assert all(list(rows) == sorted(set(rows)) for rows in trained_on)
 
 
 def test_an_interrupted_path_resumes_at_its_rung(table, tmp_path, monkeypatch):
