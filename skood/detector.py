@@ -699,12 +699,15 @@ class SparseEnergyOODDetector(OutlierMixin, BaseEstimator):
         """
         p_values = self.p_values(X)
         selected = outliers_at_fdr(p_values, fdr)
-        n_calibration = len(self.calibration_scores_)
+        n_calibration, of_a_class = len(self.calibration_scores_), ""
+        if self._calibration_classes is not None:  # a p-value compares within a class
+            n_calibration = int(np.bincount(self._calibration_classes).max())
+            of_a_class = " of a class, at most,"
         if calibration_rank(n_calibration, 1 - fdr) == 0:
             warn_user(
-                f"{n_calibration} calibration rows are too few to select any outliers at "
-                f"fdr={fdr:.4g}: that needs at least {minimum_rows(1, 1 - fdr)}. Pass more rows to "
-                "calibrate(X), or a higher fdr.",
+                f"{n_calibration} calibration rows{of_a_class} are too few to select any outliers "
+                f"at fdr={fdr:.4g}: that needs at least {minimum_rows(1, 1 - fdr)}. Pass more rows "
+                "to calibrate(X), or a higher fdr.",
                 FewCalibrationRowsWarning,
             )
         return selected
@@ -783,11 +786,14 @@ class SparseEnergyOODDetector(OutlierMixin, BaseEstimator):
             return self.classes_[winners_of(self._network, rows)]
         _, margins, winners = self._judged(rows)
         labels = self.classes_[winners]
-        kinds = {np.asarray(reject_label).dtype.kind, labels.dtype.kind}
-        if len(kinds) > 1 and kinds != {"i", "u"}:
-            labels = labels.astype(object)
         # As an array: a Python int would take the dtype of the labels, which may be unsigned.
-        return np.where(margins >= 0, labels, np.asarray(reject_label))
+        rejected = np.asarray(reject_label)
+        kinds = {rejected.dtype.kind, labels.dtype.kind}
+        if len(kinds) > 1 and not (
+            kinds == {"i", "u"} and np.result_type(labels, rejected).kind in kinds
+        ):  # of uint64 and a number below 0, numpy would make floats, which round
+            labels = labels.astype(object)
+        return np.where(margins >= 0, labels, rejected)
 
     def predict_class_proba(self, X: Any) -> ScoreArray:
         """Softmax probabilities of the classes, in the order of `classes_`.

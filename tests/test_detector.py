@@ -110,6 +110,20 @@ def test_classes_with_and_without_rejection(fitted, digits):
         fitted.predict_class(X, reject_label=3)
 
 
+@pytest.mark.parametrize(
+    ("dtype", "offset", "kind"),
+    [(np.uint64, 2**60, object), (np.int64, 2**60, np.int64), (np.uint8, 200, np.int64)],
+)
+def test_labels_that_floats_would_round_stay_what_they_are(digits, dtype, offset, kind):
+    y = digits.y.astype(dtype) + dtype(offset)
+    detector = plain(digits.module).fit(digits.X, y).calibrate(digits.X_fresh)
+    labels = detector.predict_class(digits.X_test, reject_label=-1)
+    kept = detector.predict(digits.X_test) == 1
+    assert labels.dtype == kind
+    assert set(labels[~kept].tolist()) == {-1}
+    assert labels[kept].tolist() == detector.predict_class(digits.X_test)[kept].tolist()
+
+
 def test_probabilities_and_features(fitted, digits):
     X = digits.X_test
     logits = logits_of(fitted.module_, X)
@@ -527,6 +541,17 @@ def test_rows_unlike_those_of_fit_are_refused(fitted, X, message):
     ):
         with pytest.raises(ValueError, match=message):
             getattr(fitted, method)(X)
+
+
+def test_rows_of_a_class_may_be_too_few_to_select_outliers(digits, fitted):
+    detector = copy.deepcopy(fitted).calibrate(digits.X_fresh, per_class=True)
+    counts = np.bincount(detector.predict_class(digits.X_fresh))
+    few = rf"^{counts.max()} calibration rows of a class, at most, are too few"
+    with pytest.warns(FewCalibrationRowsWarning, match=few):
+        assert not detector.select_outliers(0 * digits.X_test, fdr=0.99 / (counts.max() + 1)).any()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", FewCalibrationRowsWarning)
+        detector.select_outliers(digits.X_test, fdr=1.01 / (counts.max() + 1))
 
 
 @pytest.mark.parametrize("per_class", [False, True])

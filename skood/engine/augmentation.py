@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from .hardware import sent
 from .loading import transformed
+from .rows import has_channels_last, image_axes
 
 CROP_PADDING = 4
 
@@ -60,13 +61,21 @@ def flip(batch: Tensor, generator: torch.Generator, share: Share | None = None) 
 def mirror(batch: Tensor, which: Tensor) -> Tensor:
     """Mirror some images, left to right; `which` (n,) is on the CPU."""
     mirrored = sent(which, batch.device).view(-1, *[1] * (batch.ndim - 1))
-    return torch.where(mirrored, batch.flip(-1), batch)
+    _, width = image_axes(tuple(batch.shape))
+    return torch.where(mirrored, batch.flip(width), batch)
 
 
 def flip_crop(batch: Tensor, generator: torch.Generator, share: Share | None = None) -> Augmented:
     """Mirror, and shift by up to 4 pixels into a zero border; each image is drawn on its own."""
     share = share or _whole(batch)
     batch, _ = flip(batch, generator, share)
+    if has_channels_last(tuple(batch.shape)):
+        return Augmented(_cropped(batch.movedim(3, 1), generator, share).movedim(1, 3), None)
+    return Augmented(_cropped(batch, generator, share), None)
+
+
+def _cropped(batch: Tensor, generator: torch.Generator, share: Share) -> Tensor:
+    """Images (n, c, h, w) or (n, h, w), each shifted into a zero border."""
     height, width = batch.shape[-2:]
     shape = (2, share.n_rows)
     draws = torch.randint(2 * CROP_PADDING + 1, shape, generator=generator, device="cpu")
@@ -76,9 +85,9 @@ def flip_crop(batch: Tensor, generator: torch.Generator, share: Share | None = N
     columns = left[:, None] + torch.arange(width, device=batch.device)
     images = torch.arange(len(batch), device=batch.device)[:, None, None]
     if batch.ndim == 3:
-        return Augmented(padded[images, rows[:, :, None], columns[:, None, :]], None)
+        return padded[images, rows[:, :, None], columns[:, None, :]]
     cropped = padded.movedim(1, -1)[images, rows[:, :, None], columns[:, None, :]]
-    return Augmented(cropped.movedim(-1, 1), None)
+    return cropped.movedim(-1, 1)
 
 
 AUGMENTATIONS: dict[str, Augment] = {"flip": flip, "flip-crop": flip_crop}
@@ -100,6 +109,6 @@ def _whole(batch: Tensor) -> Share:
 def _check_images(batch: Tensor) -> None:
     if batch.ndim not in (3, 4):
         raise ValueError(
-            'augment="flip" and "flip-crop" need batches of images, (n, c, h, w) or (n, h, w); '
-            f"got {tuple(batch.shape)}. Pass augment=None, or a callable on a batch."
+            'augment="flip" and "flip-crop" need batches of images, (n, c, h, w), (n, h, w, c) or '
+            f"(n, h, w); got {tuple(batch.shape)}. Pass augment=None, or a callable on a batch."
         )

@@ -445,3 +445,8 @@ def has_channels_last(shape: tuple[int, ...]) -> bool:
     if {second, last} & USUAL_CHANNELS:
         return last in USUAL_CHANNELS and second not in USUAL_CHANNELS
     return second == third != last
+
+
+def image_axes(shape: tuple[int, ...]) -> tuple[int, int]:
+    """The axes of images (n, ...) of this shape that are their height and width."""
+    return (1, 2) if len(shape) == 3 or has_channels_last(shape) else (2, 3)

@@ -14,7 +14,7 @@ from scipy.special import comb
 from torch import Tensor
 from torch.nn import functional
 
-from ..engine.rows import has_channels_last, slices, spaced
+from ..engine.rows import image_axes, slices, spaced
 from ..labels import as_labels
 from ..randomness import random_generator
 from ..rows import as_numbers
@@ -258,7 +258,7 @@ def as_new(X: NDArray[Any], random: np.random.RandomState) -> NDArray[Any]:
     ndarray of the shape and dtype of X
         Each image turned about its centre, by up to 15 degrees.
     """
-    turn = _in_dtype(X.dtype, _within((X.min(), X.max()), _on_images(_turned, _axes(X.shape))))
+    turn = _in_dtype(X.dtype, _within((X.min(), X.max()), _on_images(_turned, image_axes(X.shape))))
     turned = np.empty_like(X)
     for some in slices(len(X), TURNED_ROWS):
         turned[some] = turn(X[some], X[some], random)
@@ -305,7 +305,7 @@ def _makers(X: Rows) -> dict[str, Maker]:
             "mixture": _in_dtype(X.dtype, _within(bounds, _mixture)),
             "scale": _in_dtype(X.dtype, _scale(X)),
         }
-    axes = _axes(X.shape)
+    axes = image_axes(X.shape)
     if max(X.shape[axis] for axis in axes) < 2:
         raise ValueError(
             f"images of shape {X.shape[1:]} are too small to permute patches. {INSTEAD}"
@@ -360,7 +360,7 @@ def _are_outliers(made: Rows, rows: Rows) -> NDArray[np.bool_]:
 
 def _contrasts(images: Rows) -> Rows:
     """How far the pixels of each image lie from its mean colour, in all."""
-    differences = images - images.mean(axis=_axes(images.shape), keepdims=True)
+    differences = images - images.mean(axis=image_axes(images.shape), keepdims=True)
     return np.abs(differences).reshape(len(images), -1).sum(axis=1)
 
 
@@ -381,11 +381,6 @@ def _instead_of(X: Rows, kind: str) -> str:
     return (
         f"Pass kind='auto', which takes {', '.join(map(repr, others))} here." if others else INSTEAD
     )
-
-
-def _axes(shape: tuple[int, ...]) -> tuple[int, int]:
-    """The axes of images that are their height and width."""
-    return (1, 2) if len(shape) == 3 or has_channels_last(shape) else (2, 3)
 
 
 def _partners(n_rows: int, y: ArrayLike | None, random: np.random.RandomState) -> NDArray[np.intp]:

@@ -46,6 +46,17 @@ def test_flip_mirrors_about_half_of_the_images_each_drawn_on_its_own(shape):
     assert abs(np.mean(np.diff(mirrored)) - 0.5) < 4 * 0.5 / np.sqrt(399)
 
 
+@pytest.mark.parametrize("name", AUGMENTATIONS)
+@pytest.mark.parametrize("shape", [(60, 3, 6, 7), (60, 5, 8, 8)])
+def test_channels_last_are_augmented_as_channels_first(name, shape):
+    batch = distinct_images(shape)
+    first, mirrored = AUGMENTATIONS[name](batch, seeded())
+    last, mirrored_last = AUGMENTATIONS[name](batch.movedim(1, 3), seeded())
+    assert torch.equal(last.movedim(3, 1), first)
+    if mirrored is not None:
+        assert torch.equal(mirrored, mirrored_last)
+
+
 @pytest.mark.parametrize("shape", SHAPES)
 def test_flip_crop_gives_shifted_windows_of_the_padded_image_or_its_mirror(shape):
     batch = distinct_images(shape)

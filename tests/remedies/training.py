@@ -195,7 +195,7 @@ CASES = [
         ),
     ),
     case(
-        "need batches of images, (n, c, h, w) or (n, h, w)",
+        "need batches of images, (n, c, h, w), (n, h, w, c) or (n, h, w)",
         lambda: fit(network(), augment="flip"),
         lambda told: fit(network(), **told.keywords("augment=None")),
         says(
