@@ -29,7 +29,7 @@ from .calibration import (
     place_threshold,
 )
 from .engine.augmentation import AUGMENTATIONS
-from .engine.copying import copy_module, on_cpu
+from .engine.copying import copy_module, on_cpu, weights_digest
 from .engine.distributed import joined_ranks
 from .engine.inference import forward_rows
 from .engine.loading import workers_kept
@@ -443,7 +443,7 @@ class SparseEnergyOODDetector(OutlierMixin, BaseEstimator):
                 scores, after = run.scored(network, held_out, self.score_function_)
             self.sparsity_weight_, self.path_ = outcome.weight, outcome.path
             self.classes_, self._seed_of_network = run.classes, run.seeds.network
-            self._network, self._watch = network, run.watch(network)
+            self._network, self._watch, self._given = network, run.watch(network), run.given
             with held_back(ThresholdWarning) as notices:  # calibrate may move it right afterwards
                 self.id_accuracy_ = run.judged(
                     network, training, held_out, before, after, outcome.weight
@@ -472,7 +472,8 @@ class SparseEnergyOODDetector(OutlierMixin, BaseEstimator):
         Raises
         ------
         ValueError
-            If there are no labels, no in-distribution rows, or labels that are not in `classes_`.
+            If there are no labels, no in-distribution rows, or labels that are not in `classes_`;
+            or if the weights of `module` are others than in `fit`.
         """
         check_is_fitted(self)
         rows = self._rows(X)
@@ -1170,6 +1171,15 @@ class SparseEnergyOODDetector(OutlierMixin, BaseEstimator):
         """Classes of rows before fine-tuning; those `after` it if there was none."""
         if all(record["phase"] != "fine-tune" for record in self.history_):
             return after
+        # A detector that an older skood saved does not know what it was given.
+        given = None if self._pretrained else getattr(self, "_given", None)
+        now = None if self.module is None else weights_digest(self.module)
+        if given is not None and given != now:
+            raise ValueError(
+                "The weights of module are not those that fit was given, so the accuracy before "
+                "fine-tuning cannot be told. Give them back, module.load_state_dict(weights_of_fit)"
+                "; or fit a new detector. id_accuracy_ has the accuracies that fit saw."
+            )
         # As in fit, for layers that are lazy.
         with reproducible(self._seed_of_network, self.device_, self._network.default_dtype):
             before = self._pretrained or given_network(self, rows, self.device_)

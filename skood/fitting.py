@@ -25,7 +25,7 @@ from .agreement import facts_of
 from .caching import DiskMemory, TrainingStore, packed, training_key, unpacked
 from .engine.augmentation import get_augment
 from .engine.batches import Batcher, channels_first, moments
-from .engine.copying import copy_module
+from .engine.copying import copy_module, weights_digest
 from .engine.distributed import Ranks
 from .engine.hardware import resolve_device
 from .engine.network import Network, floating_dtype
@@ -199,6 +199,12 @@ class Fit:
         )
         self._try_score(network, data)
         return network, data, HeldOut(rows.pick(self._inliers[held_out]), targets[held_out])
+
+    @property
+    def given(self) -> str | None:
+        """By which the weights of the module given are known again; None if there is no module."""
+        module = self.detector.module
+        return None if module is None else weights_digest(module)
 
     def watch(self, network: Network) -> Watch:
         """What will compare rows with those that the network got here."""

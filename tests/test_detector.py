@@ -97,6 +97,28 @@ def test_rejected_exactly_where_the_p_value_is_at_most_one_minus_tpr(fitted, dig
             assert ((p > 0) & (p <= 1)).all()
 
 
+@pytest.mark.parametrize("travel", ["here", "pickled", "saved", "wrapped"])
+def test_accuracy_before_is_that_of_the_weights_given(digits, travel, tmp_path):
+    module = copy.deepcopy(digits.module)
+    detector = SparseEnergyOODDetector(module, max_epochs=1, random_state=0)
+    quiet_fit(detector, digits.X, digits.y)
+    expected = detector.id_accuracy(digits.X_fresh, digits.y_fresh)
+    if travel == "pickled":
+        detector = pickle.loads(pickle.dumps(detector))
+    if travel == "saved":
+        detector.save(tmp_path / "detector")
+        detector = SparseEnergyOODDetector.load(tmp_path / "detector", module=module)
+    if travel == "wrapped":
+        detector.set_params(module=torch.compile(module))
+    assert detector.id_accuracy(digits.X_fresh, digits.y_fresh) == expected
+    next(detector.module.buffers()).add_(1)
+    with pytest.raises(ValueError, match="not those that fit was given"):
+        detector.id_accuracy(digits.X_fresh, digits.y_fresh)
+    untrained = quiet_fit(plain(module), digits.X, digits.y)
+    next(module.buffers()).add_(1)
+    untrained.id_accuracy(digits.X_fresh, digits.y_fresh)
+
+
 def test_classes_with_and_without_rejection(fitted, digits):
     X = digits.X_test
     winners = logits_of(fitted.module_, X).argmax(axis=1)

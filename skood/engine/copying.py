@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 from typing import Any
 
 import torch
@@ -188,3 +189,15 @@ def _restore(part: nn.Module, state: dict[str, Any]) -> None:
     kind: Any = type(part).__base__
     kind.__setstate__(part, state)
     _add_properties(part)
+
+
+def weights_digest(module: nn.Module) -> str:
+    """By which it is told whether the weights and buffers of a module have changed."""
+    hashed = hashlib.sha256()
+    for name, value in unwrapped(module).state_dict().items():
+        if isinstance(value, Tensor) and value.layout is torch.strided and not is_lazy(value):
+            values = value.detach().cpu().contiguous()
+            hashed.update(f"{name} {values.dtype} {tuple(values.shape)}".encode())
+            if not values.is_quantized:
+                hashed.update(values.reshape(-1).view(torch.uint8).numpy().data)
+    return hashed.hexdigest()

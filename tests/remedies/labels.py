@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import numpy as np
 import torch
 from sklearn.frozen import FrozenEstimator
@@ -9,7 +11,7 @@ from sklearn.model_selection import KFold
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from skood import RejectingClassifier
+from skood import RejectingClassifier, SparseEnergyOODDetector
 
 from .common import (
     KNOWN,
@@ -38,6 +40,25 @@ MASKED_Y = np.ma.array(Y, mask=np.arange(N) < 3)
 def to_indices(told: Told) -> np.ndarray:
     told.says("Map y to logit indices")
     return np.searchsorted([10, 20, 30], (Y + 1) * 10)
+
+
+def given_other_weights() -> SparseEnergyOODDetector:
+    """A detector whose module was changed after fit; its first weights are kept beside it."""
+    changed = fit(network())
+    changed.weights_of_fit = copy.deepcopy(changed.module.state_dict())
+    with torch.no_grad():
+        changed.module[0].weight.mul_(1.01)
+    return changed
+
+
+def given_back(told: Told) -> None:
+    changed = given_other_weights()
+    told(
+        "module.load_state_dict(weights_of_fit)",
+        module=changed.module,
+        weights_of_fit=changed.weights_of_fit,
+    )
+    changed.id_accuracy(X, Y)
 
 
 CASES = [
@@ -139,6 +160,15 @@ CASES = [
         "id_accuracy got y with the labels",
         lambda: fitted().id_accuracy(X, Y + 7),
         says("those of the classifier, [0, 1, 2]", lambda: fitted().id_accuracy(X, Y)),
+    ),
+    case(
+        "The weights of module are not those that fit was given",
+        lambda: given_other_weights().id_accuracy(X, Y),
+        given_back,
+        says(
+            "or fit a new detector",
+            lambda: given_other_weights().fit(X, Y).id_accuracy(X, Y),
+        ),
     ),
     *(
         case(
