@@ -11,7 +11,7 @@ from modules import Body, mlp
 from torch import nn
 from torch.nn.utils import parametrizations, parametrize, prune
 
-from skood.engine.copying import copy_module, on_cpu
+from skood.engine.copying import copy_module, on_cpu, weights_digest
 from skood.exceptions import HeadNotFoundError
 
 X = np.random.RandomState(0).randn(10, 6)
@@ -257,3 +257,25 @@ def test_hooks_that_a_forward_adds_again_do_not_keep_a_module_from_pickling():
     loaded(rows)
     assert loaded.seen == [len(X)]
     assert len(module.body._forward_hooks) == 1
+
+
+class OfEverything(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(3, 2).to(torch.bfloat16)
+        self.later = nn.LazyLinear(3)
+        self.register_buffer("nothing", torch.empty(0))
+        self.register_buffer("flag", torch.tensor(True))
+        self.register_buffer("sparse", torch.eye(3).to_sparse())
+
+
+@pytest.mark.parametrize("name", ["layer.weight", "layer.bias", "flag"])
+def test_changed_weights_are_told_by_their_digest(name):
+    module = OfEverything()
+    digest = weights_digest(module)
+    assert weights_digest(copy.deepcopy(module)) == digest
+    assert weights_digest(nn.DataParallel(module)) == digest
+    with torch.no_grad():
+        changed = module.state_dict()[name]
+        changed.logical_not_() if changed.dtype == torch.bool else changed.mul_(2)
+    assert weights_digest(module) != digest
