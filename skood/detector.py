@@ -33,6 +33,7 @@ from .engine.copying import copy_module, on_cpu, weights_digest
 from .engine.distributed import joined_ranks
 from .engine.inference import forward_rows
 from .engine.loading import workers_kept
+from .engine.network import Network
 from .engine.rows import Rows, as_array
 from .engine.training import reproducible
 from .evidence import gathered
@@ -790,9 +791,9 @@ class SparseEnergyOODDetector(OutlierMixin, BaseEstimator):
         # As an array: a Python int would take the dtype of the labels, which may be unsigned.
         rejected = np.asarray(reject_label)
         kinds = {rejected.dtype.kind, labels.dtype.kind}
-        if len(kinds) > 1 and not (
-            kinds == {"i", "u"} and np.result_type(labels, rejected).kind in kinds
-        ):  # of uint64 and a number below 0, numpy would make floats, which round
+        # Of uint64 and a number below 0, numpy would make floats, which round.
+        are_integers = kinds <= {"i", "u"} and np.result_type(labels, rejected).kind in "iu"
+        if len(kinds) > 1 and not are_integers:
             labels = labels.astype(object)
         return np.where(margins >= 0, labels, rejected)
 
@@ -1171,10 +1172,12 @@ class SparseEnergyOODDetector(OutlierMixin, BaseEstimator):
         """Classes of rows before fine-tuning; those `after` it if there was none."""
         if all(record["phase"] != "fine-tune" for record in self.history_):
             return after
-        # A detector that an older skood saved does not know what it was given.
-        given = None if self._pretrained else getattr(self, "_given", None)
-        now = None if self.module is None else weights_digest(self.module)
-        if given is not None and given != now:
+        return self.classes_[winners_of(self._pretrained or self._given_network(rows), rows)]
+
+    def _given_network(self, rows: Rows) -> Network:
+        """The network that `fit` was given, from the module if its weights are still the same."""
+        given = getattr(self, "_given", None)  # which files of an older skood lack
+        if given is not None and (self.module is None or weights_digest(self.module) != given):
             raise ValueError(
                 "The weights of module are not those that fit was given, so the accuracy before "
                 "fine-tuning cannot be told. Give them back, module.load_state_dict(weights_of_fit)"
@@ -1182,8 +1185,7 @@ class SparseEnergyOODDetector(OutlierMixin, BaseEstimator):
             )
         # As in fit, for layers that are lazy.
         with reproducible(self._seed_of_network, self.device_, self._network.default_dtype):
-            before = self._pretrained or given_network(self, rows, self.device_)
-        return self.classes_[winners_of(before, rows)]
+            return given_network(self, rows, self.device_)
 
     def _p_values(self, scores: ScoreArray, winners: NDArray[np.int64] | None) -> ScoreArray:
         """Conformal p-values of scores, within the classes if thresholds go by them."""

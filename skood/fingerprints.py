@@ -82,6 +82,12 @@ def fingerprint(thing: Any, name: str = "it") -> bytes:
     return reader.digest()
 
 
+def bytes_of(tensor: Tensor) -> memoryview:
+    """The values of a dense tensor as bytes, in their order, however they lie in memory."""
+    values = tensor.detach().resolve_conj().resolve_neg().cpu().contiguous().flatten()
+    return values.view(torch.uint8).numpy().data
+
+
 class _Reader:
     """Writes into a digest what it reads: kind and value, part by part.
 
@@ -194,9 +200,7 @@ class _Reader:
         self._write(f"laid out {tensor.stride()} {tensor.storage_offset()}")
         self._is_new(tensor.untyped_storage())  # which other tensors may share
         self._namespace(vars(tensor))
-        values = tensor.detach().resolve_conj().resolve_neg().cpu().contiguous().flatten()
-        if values.numel():
-            self._hashed.update(values.view(torch.uint8).numpy().data)
+        self._hashed.update(bytes_of(tensor))
 
     def _storage(self, storage: torch.UntypedStorage | torch.TypedStorage) -> None:
         self._write("storage", bytes(getattr(storage, "_untyped_storage", storage).cpu()))

@@ -202,9 +202,11 @@ class Fit:
 
     @property
     def given(self) -> str | None:
-        """By which the weights of the module given are known again; None if there is no module."""
+        """By which the weights that are fine-tuned are known again; None if none were given."""
         module = self.detector.module
-        return None if module is None else weights_digest(module)
+        if module is None or self.detector.max_epochs == 0:
+            return None
+        return weights_digest(module)
 
     def watch(self, network: Network) -> Watch:
         """What will compare rows with those that the network got here."""

@@ -28,7 +28,7 @@ from torch.nn.parameter import is_lazy
 from torch.nn.utils.parametrize import type_before_parametrizations
 
 from . import __version__
-from .fingerprints import fingerprint
+from .fingerprints import bytes_of, fingerprint
 from .notices import first_line, quoted
 
 __all__ = [
@@ -269,7 +269,7 @@ class Writer:
         # How they lie in memory decides the last bits of products, even where a size is 1.
         strides = list(values.stride())
         values = values.clone(memory_format=torch.contiguous_format)
-        digest = hashlib.sha256(values.flatten().view(torch.uint8).numpy().data).digest()
+        digest = hashlib.sha256(bytes_of(values)).digest()
         name = self._names.setdefault((values.dtype, values.shape, digest), place)
         self.tensors.setdefault(name, values)
         if strides == list(values.stride()) or not _is_dense(values.shape, strides):

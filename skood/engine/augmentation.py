@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from .hardware import sent
 from .loading import transformed
-from .rows import has_channels_last, image_axes
+from .rows import image_axes
 
 CROP_PADDING = 4
 
@@ -69,25 +69,18 @@ def flip_crop(batch: Tensor, generator: torch.Generator, share: Share | None = N
     """Mirror, and shift by up to 4 pixels into a zero border; each image is drawn on its own."""
     share = share or _whole(batch)
     batch, _ = flip(batch, generator, share)
-    if has_channels_last(tuple(batch.shape)):
-        return Augmented(_cropped(batch.movedim(3, 1), generator, share).movedim(1, 3), None)
-    return Augmented(_cropped(batch, generator, share), None)
-
-
-def _cropped(batch: Tensor, generator: torch.Generator, share: Share) -> Tensor:
-    """Images (n, c, h, w) or (n, h, w), each shifted into a zero border."""
-    height, width = batch.shape[-2:]
     shape = (2, share.n_rows)
     draws = torch.randint(2 * CROP_PADDING + 1, shape, generator=generator, device="cpu")
     top, left = sent(draws[:, share.positions], batch.device)
-    padded = F.pad(batch, [CROP_PADDING] * 4)
+    axes = image_axes(tuple(batch.shape))
+    images = batch.movedim(axes, (1, 2))
+    _, height, width, *channels = images.shape
+    padded = F.pad(images, [0, 0] * len(channels) + [CROP_PADDING] * 4)
     rows = top[:, None] + torch.arange(height, device=batch.device)
     columns = left[:, None] + torch.arange(width, device=batch.device)
-    images = torch.arange(len(batch), device=batch.device)[:, None, None]
-    if batch.ndim == 3:
-        return padded[images, rows[:, :, None], columns[:, None, :]]
-    cropped = padded.movedim(1, -1)[images, rows[:, :, None], columns[:, None, :]]
-    return cropped.movedim(-1, 1)
+    numbers = torch.arange(len(batch), device=batch.device)[:, None, None]
+    cropped = padded[numbers, rows[:, :, None], columns[:, None, :]]
+    return Augmented(cropped.movedim((1, 2), axes), None)
 
 
 AUGMENTATIONS: dict[str, Augment] = {"flip": flip, "flip-crop": flip_crop}

@@ -13,6 +13,7 @@ from torch.nn.utils import parametrize
 from torch.overrides import TorchFunctionMode
 
 from ..exceptions import HeadNotFoundError
+from ..fingerprints import bytes_of
 from .scripted import has_bare_scripts, portable, wrapped_scripts
 
 COMPILED = "_orig_mod"
@@ -192,12 +193,14 @@ def _restore(part: nn.Module, state: dict[str, Any]) -> None:
 
 
 def weights_digest(module: nn.Module) -> str:
-    """By which it is told whether the weights and buffers of a module have changed."""
+    """By which it is told whether the weights and buffers of a module have changed.
+
+    It says nothing of versions and of layout in memory, which may change.
+    """
     hashed = hashlib.sha256()
     for name, value in unwrapped(module).state_dict().items():
         if isinstance(value, Tensor) and value.layout is torch.strided and not is_lazy(value):
-            values = value.detach().cpu().contiguous()
-            hashed.update(f"{name} {values.dtype} {tuple(values.shape)}".encode())
-            if not values.is_quantized:
-                hashed.update(values.reshape(-1).view(torch.uint8).numpy().data)
+            hashed.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+            if not value.is_quantized:
+                hashed.update(bytes_of(value))
     return hashed.hexdigest()

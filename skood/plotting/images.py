@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from sklearn.utils._param_validation import validate_parameter_constraints
 
-from ..engine.rows import Rows, as_array, has_channels_last
+from ..engine.rows import USUAL_CHANNELS, Rows, as_array, has_channels_last
 from ..model_selection.steps import last_step, seen_by_last_step
 from ..notices import quoted
 from ..rows import as_rows, take
@@ -243,7 +243,11 @@ def _valid_images(images: Any, title: str) -> NDArray[np.float64]:
         values = values[..., None]
     elif values.ndim == 4 and not has_channels_last(shape):
         values = np.moveaxis(values, 1, -1)
-    if values.ndim != 4 or values.shape[-1] not in (1, 3, 4) or values.dtype.kind not in "buif":
+    if (
+        values.ndim != 4
+        or values.shape[-1] not in USUAL_CHANNELS
+        or values.dtype.kind not in "buif"
+    ):
         raise ValueError(
             f"images[{quoted(title)}] has shape {shape} and dtype {values.dtype}; expected images, "
             "numbers of shape (n, h, w), (n, h, w, c) or (n, c, h, w) with c 1, 3 or 4."
