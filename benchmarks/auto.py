@@ -42,6 +42,7 @@ from tables import header, line
 from torch import nn
 
 from skood import SparseEnergyOODDetector, path
+from skood.engine.augmentation import AUGMENTATIONS
 from skood.engine.inference import Both
 from skood.engine.network import Network
 from skood.engine.rows import Rows, as_array
@@ -86,6 +87,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     add("--seeds", type=int, nargs="+", default=[0, 1, 2], help="default: 0 1 2")
     add("--epochs", type=count_or_zero, default=3, help="0 tries scores alone (default: 3)")
     add("--train-rows", type=count, default=8000, help="drawn by each seed (default: 8000)")
+    add("--augment", choices=sorted(AUGMENTATIONS), default="flip", help="default: flip")
     add("--new-rows", action="store_true", help="fit test rows that are new to the network")
     add("--test-rows", type=count, default=1500, help="default: 1500")
     add("--ood-rows", type=count, default=300, help="of each set (default: 300)")
@@ -127,7 +129,7 @@ def measured(module: nn.Module, seed: int, options: argparse.Namespace, data: Da
             max_epochs=options.epochs,
             preprocess=NORMALISATIONS[options.normalise],
             precision=options.precision,
-            augment="flip",
+            augment=options.augment,
             random_state=seed,
             **parameters,
         )
@@ -142,10 +144,9 @@ def measured(module: nn.Module, seed: int, options: argparse.Namespace, data: Da
         seconds, _ = timed(detector(score_function=score), x, y)
         rows.append({**common, "method": "plain", "score": score, "seconds": seconds})
     if options.search:
-        weights = [row["weight"] for row in rungs if row["score"] == "energy"]
         search = GridSearchCV(
             detector(),
-            {"sparsity_weight": [weight for weight in weights if weight != "untouched"]},
+            {"sparsity_weight": sorted({row["weight"] for row in rungs} - {"untouched"})},
             cv=InDistributionKFold(FOLDS, random_state=seed),
             scoring=make_ood_scorer(["auroc", "accuracy_change"]),
             refit=AccuracyGuard("auroc"),
@@ -204,11 +205,9 @@ def walked(
             super().__init__(run, evidence, network, data)
             self.training = HeldOut(data.rows, data.labels)
 
-        def __call__(
-            self, network: Network, weight: float | None, start: float
-        ) -> list[dict[str, Any]]:
+        def __call__(self, network: Network, *trained_by: Any) -> list[dict[str, Any]]:
             nonlocal aside
-            records = super().__call__(network, weight, start)
+            records = super().__call__(network, *trained_by)
             begun = time.process_time()
             pieces = Pieces(self.run, network, self.training)
             rungs.extend(on_panel(pieces, records, panel))
@@ -240,6 +239,7 @@ def on_panel(pieces: Pieces, records: list[dict[str, Any]], panel: Panel) -> lis
         rows.append(
             {
                 "weight": "untouched" if weight is None else weight,
+                "rate": record["learning_rate"],
                 "score": record["score_function"],
                 **judged,
                 # Of all surrogates, and by kind.
@@ -268,19 +268,18 @@ def report(rows: list[dict[str, str]]) -> list[str]:
     rungs = [row for row in rows if row["method"] == "rung"]
     kinds = [column for column in rows[0] if column.startswith("kind:")]
     shown = ["accuracy", "six", "kinds", *kinds]
-    lines = [*header("score", "weight", *shown, "AUROC of the judge")]
+    lines = [*header("score", "weight", "rate", *shown, "AUROC of the judge")]
     for score in SCORES:
         of_score = [row for row in rungs if row["score"] == score]
-        for weight in dict.fromkeys(row["weight"] for row in of_score):
-            each = [row for row in of_score if row["weight"] == weight]
-            lines.append(
-                line(score, weight, *means(each, shown), f"{mean(each, 'judged_auroc'):.4f}")
-            )
+        for trained_by in dict.fromkeys((row["weight"], row["rate"]) for row in of_score):
+            each = [row for row in of_score if (row["weight"], row["rate"]) == trained_by]
+            auroc = f"{mean(each, 'judged_auroc'):.4f}"
+            lines.append(line(score, *trained_by, *means(each, shown), auroc))
     worst = "worst change of a kind"
     lines += ["", *header("score", "chosen", *shown[:3], "regret, six", "regret, kinds", worst)]
     for score in (*SCORES, "auto"):
         choices = [choice([r for r in rungs if r["seed"] == seed], score) for seed in seeds]
-        names = [f"{c['chosen']['weight']} {c['chosen']['score']}" for c in choices]
+        names = [" ".join(c["chosen"][of] for of in ("weight", "rate", "score")) for c in choices]
         regrets = [np.mean([c[name] for c in choices]) for name in ("six", "kinds", "worst")]
         chosen = [c["chosen"] for c in choices]
         lines.append(line(score, ", ".join(names), *means(chosen, shown[:3]), *regrets))
@@ -329,6 +328,7 @@ def record_of(row: dict[str, str]) -> dict[str, Any]:
         **judged,
         "worse": row.get("judged_worse", ""),  # files of before the rule have none
         "sparsity_weight": None if row["weight"] == "untouched" else float(row["weight"]),
+        "learning_rate": float(row["rate"]) if row["rate"] else None,
         "score_function": row["score"],
         "accuracy_before": 0.0,
         "accuracy_after": judged["change"],

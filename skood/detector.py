@@ -94,8 +94,9 @@ class SparseEnergyOODDetector(OutlierMixin, BaseEstimator):
         Name of the last layer, which turns features into logits. None searches for it.
     sparsity_weight : float or "auto", default=1.0
         How strongly sparse features are asked for, at least 0. With 0, fine-tuning minimises the
-        cross-entropy alone. "auto" goes up five weights with warm starts, judges each on rows held
-        out, and keeps what detects best; see `path_`. It takes about twice the time of one weight.
+        cross-entropy alone. "auto" tries several with warm starts, at a small learning rate first,
+        judges each on rows held out, and keeps what detects best; see `path_`. It takes about two
+        and a half times as long as one weight.
     penalty : str or callable, default="relative_l1"
         How sparsity is measured, see `skood.penalties`. With "relative_l1" a weight means the same
         at any number and size of the features. "l1" is the paper's, whose weight is 0.02; on the
@@ -185,13 +186,14 @@ class SparseEnergyOODDetector(OutlierMixin, BaseEstimator):
     sparsity_weight_ : float or None
         The sparsity weight of `module_`; None if "auto" left the network untouched.
     path_ : list of dict
-        What "auto" tried: one record a weight and score, in the order of the weights. The first
-        "sparsity_weight" is None, the network before fine-tuning. "auroc" is the mean over the
-        kinds of outliers, "auroc_<kind>", that judge. It is there to compare by, as rows that judge
-        may be made (see the notes). "worse" names the kinds of which clearly more are kept than
-        before fine-tuning, by the same score. Further "accuracy_before" and "accuracy_after", on
-        the in-distribution rows that judge, "mean_l1" of their features, "seconds" to train and
-        judge, "score_function", and whether it was "chosen". Empty if nothing was to be chosen.
+        What "auto" tried: one record a "sparsity_weight", "learning_rate" and "score_function", in
+        the order of training. The first two are None for the network before fine-tuning. "auroc" is
+        the mean over the kinds of outliers, "auroc_<kind>", that judge. It is there to compare by,
+        as rows that judge may be made (see the notes). "worse" names the kinds of which clearly
+        more are kept than before fine-tuning, by the same score. Further "accuracy_before" and
+        "accuracy_after", on the in-distribution rows that judge, "mean_l1" of their features,
+        "seconds" to train and judge, and whether it was "chosen". Empty if nothing was to be
+        chosen.
     score_function_ : callable
         The score, with its statistics of the training rows if it has any.
     offset_ : float
@@ -209,7 +211,7 @@ class SparseEnergyOODDetector(OutlierMixin, BaseEstimator):
         One record an epoch: "phase" ("pretrain" or "fine-tune"), "epoch", "seconds", and means over
         its rows, in training mode: "loss", its terms "cross_entropy" and "penalty" and those in use
         of "outlier" and "distillation", "accuracy", "mean_l1", "hoyer_index" and "id_energy". Of a
-        path, those up to the weight chosen, with their "sparsity_weight".
+        path, those up to the weight chosen, with their "sparsity_weight" and "learning_rate".
     device_ : torch.device
         Where it computes.
     precision_ : dict
@@ -227,12 +229,13 @@ class SparseEnergyOODDetector(OutlierMixin, BaseEstimator):
 
     Notes
     -----
-    What ``sparsity_weight="auto"`` does: the weights are 0, 0.1, 0.3, 1 and 3, divided by the mean
-    of the penalty before fine-tuning. Each trains a third of `max_epochs`, from where the one below
-    ended (Friedman, Hastie & Tibshirani, "Regularization paths for generalized linear models via
-    coordinate descent", J. Stat. Softw. 33(1), 2010, on warm starts). A tenth of the rows, at most
-    1,000, is held out to judge: by the accuracy, and by the AUROC against rows labelled
-    `ood_label`. If there are none, it is the AUROC against each kind of
+    What ``sparsity_weight="auto"`` does: the weights are 1 and 3 at 0.15 of `learning_rate`, then
+    0, 0.3, 1 and 3 at all of it, divided by the mean of the penalty before fine-tuning. Some
+    networks lose more by a high rate than they gain. Each weight trains a third of `max_epochs`,
+    from where the one before ended (Friedman, Hastie & Tibshirani, "Regularization paths for
+    generalized linear models via coordinate descent", J. Stat. Softw. 33(1), 2010, on warm starts).
+    A tenth of the rows, at most 1,000, is held out to judge: by the accuracy, and by the AUROC
+    against rows labelled `ood_label`. If there are none, it is the AUROC against each kind of
     `skood.model_selection.surrogate_outliers` that "auto" takes there. For that, images are turned
     by up to 15 degrees, unless `fit` trains the network first: a network is surer of images that it
     was trained on than of new ones, and turned ones are like new ones to it. If it takes more than

@@ -99,7 +99,7 @@ def gathered(run: Fit, network: Network) -> Evidence | None:
 
 
 def _to_choose(run: Fit, network: Network) -> Evidence:
-    inliers = run.inliers.pick(np.append(run.parts.judging, run.parts.also_judging))
+    inliers = run.judging.rows
     if len(run.outliers_to_judge) > 0:
         return Evidence(inliers, {KNOWN: run.outliers_to_judge})
     return _with_surrogates(run, network, inliers, len(run.parts.judging))
@@ -234,11 +234,17 @@ class Judge:
         self.before: dict[str, Detection] = {}
         self.after: dict[str, Detection] = {}
 
-    def __call__(self, network: Network, weight: float | None, start: float) -> list[Record]:
-        """What a network comes to whose training began at a time, a record for each score."""
+    def __call__(
+        self, network: Network, weight: float | None, rate: float | None, start: float
+    ) -> list[Record]:
+        """What a network comes to by a weight and a learning rate, a record for each score.
+
+        Its training began at `start`. Without a weight it is the network before.
+        """
         features, logits = outputs_of_all(network, self.run.judging.rows)
         network_record = {
             "sparsity_weight": weight,
+            "learning_rate": rate,
             "accuracy_before": self.accuracy_before,
             "accuracy_after": self._accuracy(as_array(logits.argmax(dim=1))),
             "mean_l1": math.nan if features is None else float(l1(features).mean()),

@@ -181,7 +181,8 @@ class Fit:
         self.classes, targets = self._encoded(network)
         scores = [get_score(score) for score in self.scores.values()]
         self.parts = parted(detector, scores, targets, self.seeds.split)
-        training, held_out, apart, judging, _ = self.parts
+        training, held_out, apart, *both = self.parts
+        judging = np.concatenate(both)
         self.scale = HeldOut(self.inliers.pick(apart), targets[apart])
         self.judging = HeldOut(self.inliers.pick(judging), targets[judging])
         if network is None:

@@ -40,7 +40,7 @@ class Parts(NamedTuple):
     """Those that judge what may be chosen; none if nothing may."""
 
     also_judging: Positions
-    """Those of `scores` that judge as well."""
+    """Those of `scores` that judge as well, if anything may be chosen."""
 
 
 def parted(
@@ -63,7 +63,7 @@ def parted(
         training, apart = _apart(detector, targets, training, seed, what, "score")
         # More rows tell more. "two_views" takes from them only where values lie and how far they
         # spread; another score may remember them.
-        if all(isinstance(score, TwoViews) for score in wanting):
+        if chosen and all(isinstance(score, TwoViews) for score in wanting):
             shared = apart[spaced(len(apart), ROWS_OF_A_JUDGE)]
     return Parts(training, threshold if held_out else training, apart, judging, shared)
 

@@ -1,8 +1,8 @@
 """The regularisation path: sparsity weights one after another, each judged on rows held out.
 
-As LassoCV does, it goes along the weights of a penalty with warm starts. Each rung of the ladder
-trains a share of the epochs, from where the rung below ended. The network of the rung that detects
-best is kept, which may be the network given.
+As LassoCV does, it goes along the weights of a penalty with warm starts, and it does so at a small
+learning rate first. Each rung of the ladder trains a share of the epochs, from where the rung below
+ended. The network of the rung that detects best is kept, which may be the network given.
 """
 
 from __future__ import annotations
@@ -28,8 +28,26 @@ from .scoring import Scores
 
 __all__ = ["Outcome", "fine_tuned"]
 
-LADDER = (0.0, 0.1, 0.3, 1.0, 3.0)
-"""Weights of a penalty whose mean is 1 before fine-tuning."""
+
+class Rung(NamedTuple):
+    """What a network is trained with, from the rung below."""
+
+    rate: float
+    """Share of the learning rate."""
+
+    weight: float
+    """Weight of a penalty whose mean is 1 before fine-tuning."""
+
+
+LADDER = (
+    Rung(rate=0.15, weight=1.0),
+    Rung(rate=0.15, weight=3.0),
+    Rung(rate=1.0, weight=0.0),
+    Rung(rate=1.0, weight=0.3),
+    Rung(rate=1.0, weight=1.0),
+    Rung(rate=1.0, weight=3.0),
+)
+"""Up the rate, then up the weight: a network may lose more by a high rate than it gains."""
 
 SHARE_OF_A_RUNG = 1 / 3
 """Share of the epochs that a rung trains."""
@@ -38,7 +56,7 @@ REFERENCES = ("two_views", "energy")
 """Scores that another has to be better than, the first that can be had."""
 
 DIGITS = 3
-"""Digits of a weight that is chosen."""
+"""Digits of a weight and of a rate that are chosen."""
 
 
 class Outcome(NamedTuple):
@@ -68,7 +86,7 @@ def fine_tuned(
         history = run.fine_tune(network, data, run.fitted_penalty(network, data), weight)
     score = run.detector.score_function
     if judge is not None and is_auto(score):
-        records = judge(network, weight, start)
+        records = judge(network, weight, float(run.detector.learning_rate), start)
         # Whatever the weight asked for costs.
         best = max(robust(records), key=lambda record: record["auroc"])
         judge.warn_if_worse(best["score_function"])
@@ -109,36 +127,44 @@ class Path:
         """
         run, network, start = self.run, self.network, time.perf_counter()
         judge = Judge(run, self.evidence, network, self.data)
-        yield judge(network, None, start), []
+        yield judge(network, None, None, start), []
         if run.detector.max_epochs == 0:
             return
         penalty = run.fitted_penalty(network, self.data)
         epochs = run.detector.max_epochs * SHARE_OF_A_RUNG
-        recipe = dataclasses.replace(recipe_of(run.detector), epochs=max(1, round(epochs)))
-        share = min(1.0, epochs / recipe.epochs)
+        full = dataclasses.replace(recipe_of(run.detector), epochs=max(1, round(epochs)))
+        share = min(1.0, epochs / full.epochs)
         given = network.uncompiled_copy()
-        for number, weight in enumerate(self._weights(penalty)):
+        unit = self._unit(penalty)
+        for number, rung in enumerate(LADDER):
             start = time.perf_counter()
             seed, some = self._drawn(number, share)
+            weight = _rounded(rung.weight / unit)
+            rate = _rounded(rung.rate * full.learning_rate)
+            recipe = dataclasses.replace(full, learning_rate=rate)
             try:
                 trained = run.fine_tune(
                     network, some, penalty, weight, recipe=recipe, seed=seed, before=given
                 )
-            except DivergenceError:
-                if number == 0:  # of the cross-entropy alone, whatever weight is chosen
-                    raise
-                return
+            except DivergenceError as error:
+                if number > 0:
+                    return
+                raise DivergenceError(
+                    f'sparsity_weight="auto" begins with {rung.rate:g} of learning_rate, and even '
+                    f"so training diverges. Lower learning_rate (now {full.learning_rate:g}), and "
+                    "check that X is on the scale that the network expects."
+                ) from error
             for record in trained:
                 record["epoch"] += number * recipe.epochs
-                record["sparsity_weight"] = weight
+                record |= {"sparsity_weight": weight, "learning_rate": rate}
             try:
-                found = judge(network, weight, start)
+                found = judge(network, weight, rate, start)
             except REFUSALS:  # of what the network has become: the one given was judged
                 return
             yield found, trained
 
-    def _weights(self, penalty: Penalty) -> list[float]:
-        """The ladder, in weights of the penalty."""
+    def _unit(self, penalty: Penalty) -> float:
+        """Mean of the penalty before fine-tuning."""
         unit = self.run.mean_penalty(self.network, self.data, penalty)
         if not (math.isfinite(unit) and unit > 0):
             raise ValueError(
@@ -146,7 +172,7 @@ class Path:
                 f"fine-tuning, which is {unit:g}. Pass a number as sparsity_weight, or a penalty "
                 "that is positive."
             )
-        return [float(f"{weight / unit:.{DIGITS}g}") for weight in LADDER]
+        return unit
 
     def _drawn(self, number: int, share: float) -> tuple[int, TrainingData]:
         """Seed of a rung, and what it trains on: a share of the rows, and a batch at least."""
@@ -158,6 +184,11 @@ class Path:
         picks = np.sort(picks[: max(math.ceil(share * n_rows), least)])
         some = dataclasses.replace(data, rows=data.rows.pick(picks), labels=data.labels[picks])
         return seed, some
+
+
+def _rounded(value: float) -> float:
+    """A number with the digits that a user may type."""
+    return float(f"{value:.{DIGITS}g}")
 
 
 def robust(records: list[Record]) -> list[Record]:
@@ -232,8 +263,9 @@ def _told_of(record: Record) -> str:
 
 
 def _named(record: Record) -> str:
-    weight = record["sparsity_weight"]
-    network = "the network untouched" if weight is None else f"sparsity_weight={weight:g}"
+    trained = "sparsity_weight={sparsity_weight:g} at learning_rate={learning_rate:g}"
+    untouched = record["sparsity_weight"] is None
+    network = "the network untouched" if untouched else trained.format_map(record)
     return f"{network} with {record['score_function']}"
 
 

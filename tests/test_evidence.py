@@ -38,7 +38,7 @@ def test_surrogates_judge_each_kind_of_images(digits):
 
 def assert_judge_as_they_are(judged, X):
     run, judges = judged
-    index = np.append(run.judging.rows.index, run.scale.rows.index)
+    index = run.judging.rows.index
     np.testing.assert_array_equal(judges.inliers.in_memory(None), X[index])
 
 
@@ -51,7 +51,7 @@ def pictures(digits):
 def test_images_that_judge_beside_surrogates_stand_for_new_ones(pictures, monkeypatch):
     X, y, module = pictures
     run, judges = judged_fit(pictures, monkeypatch)
-    originals = X[np.append(run.judging.rows.index, run.scale.rows.index)]
+    originals = X[run.judging.rows.index]
     turned = judges.inliers.in_memory(None)
     assert turned.shape == originals.shape
     moved = np.abs(turned - originals).mean(axis=(1, 2))
@@ -110,7 +110,7 @@ def test_rows_with_nan_that_preprocess_fills_do_not_judge(pictures, monkeypatch)
     X[::10, 2, 2] = np.nan
     X[5::10, 2, 2] = np.inf
     run, judges = judged_fit((X, y, module), monkeypatch, preprocess=zeros_for_nan)
-    index = np.append(run.judging.rows.index, run.scale.rows.index)
+    index = run.judging.rows.index
     whole = X[index[np.isfinite(X[index]).all(axis=(1, 2))]]
     turned = judges.inliers.in_memory(None)
     assert turned.shape == whole.shape
@@ -427,15 +427,15 @@ def assert_same_outliers(found, expected):
 def test_two_outliers_are_made_for_each_row_held_out_to_judge(table, monkeypatch):
     """Rows held out for the scores judge beside them, and make no more."""
     run, judges = judged_fit(table, monkeypatch)
-    judging = table[0][np.append(run.judging.rows.index, run.scale.rows.index)]
-    assert_same_outliers(judges.outliers, outliers_of(judging, 2 * len(run.judging.rows), run))
+    judging = table[0][run.judging.rows.index]
+    assert_same_outliers(judges.outliers, outliers_of(judging, 2 * len(run.parts.judging), run))
 
 
 def test_of_a_handful_that_judges_outliers_are_made_of_all_rows(table, monkeypatch):
     X, y, module = (some[:60] if some is not table[2] else some for some in table)
     run, judges = judged_fit((X, y, module), monkeypatch)
-    assert len(run.judging.rows) < 39
-    assert_same_outliers(judges.outliers, outliers_of(X, 2 * len(run.judging.rows), run))
+    assert len(run.parts.judging) < 39
+    assert_same_outliers(judges.outliers, outliers_of(X, 2 * len(run.parts.judging), run))
 
 
 def test_fine_tuning_is_checked_by_rows_that_place_the_threshold(monkeypatch):

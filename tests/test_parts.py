@@ -128,11 +128,13 @@ def test_a_fit_uses_rows_for_what_they_are_held_out_for(monkeypatch):
     fit(known, score_function="two_views", ood_label=7)
     run = seen["run"]
     data, held_out = seen["data"], seen["held_out"]
+    both = np.append(run.parts.judging, run.parts.also_judging)
+    assert len(both) > len(run.parts.judging)
     for rows, targets, part in (
         (data.rows, data.labels, run.parts.training),
         (held_out.rows, held_out.targets, run.parts.threshold),
         (run.scale.rows, run.scale.targets, run.parts.scores),
-        (run.judging.rows, run.judging.targets, run.parts.judging),
+        (run.judging.rows, run.judging.targets, both),
     ):
         np.testing.assert_array_equal(rows.in_memory(None), X[part])
         np.testing.assert_array_equal(targets, y[part])

@@ -24,6 +24,7 @@ from skood.scores import list_scores
 
 COLUMNS = [
     "sparsity_weight",
+    "learning_rate",
     "accuracy_before",
     "accuracy_after",
     "mean_l1",
@@ -45,7 +46,9 @@ def test_a_row_of_the_path_is_a_rung(table):
     detector = fit(table)
     assert [list(record) for record in detector.path_] == [COLUMNS] * len(detector.path_)
     weights = [record["sparsity_weight"] for record in detector.path_]
-    assert weights == [None, 0.0, 0.1, 0.3, 1.0, 3.0]
+    assert weights == [None, 1.0, 3.0, 0.0, 0.3, 1.0, 3.0]
+    rates = [record["learning_rate"] for record in detector.path_]
+    assert rates == [None, 0.00015, 0.00015, 0.001, 0.001, 0.001, 0.001]
     assert {record["score_function"] for record in detector.path_} == {"energy"}
     assert {record["accuracy_before"] for record in detector.path_} == {
         detector.path_[0]["accuracy_after"]
@@ -70,28 +73,34 @@ def test_what_detects_best_of_what_is_accurate_is_chosen(table):
 
 def test_the_network_is_that_of_the_rung(table, monkeypatch):
     """Whichever rung is chosen, the features are those with the mean that the path reports."""
-    for wanted in (None, 0.0, 0.3):
+    for wanted in (0, 2, 3, 6):
         judged = []
 
         def best_of(records, wanted=wanted):
-            return next((r for r in records if r["sparsity_weight"] == wanted), records[0])
+            return records[min(wanted, len(records) - 1)]
 
         class Judge(path.Judge):
-            def __call__(self, network, weight, start, judged=judged):
-                judged.append((weight, network.uncompiled_copy()))
-                return super().__call__(network, weight, start)
+            def __call__(self, network, *trained_by, judged=judged):
+                judged.append(network.uncompiled_copy())
+                return super().__call__(network, *trained_by)
 
         monkeypatch.setattr(path, "best_of", best_of)
         monkeypatch.setattr(path, "Judge", Judge)
         detector = fit(table)
         monkeypatch.undo()
-        assert detector.sparsity_weight_ == wanted
-        of_rung = dict(judged)[wanted].public.state_dict()
+        chosen = detector.path_[wanted]
+        assert chosen["chosen"]
+        assert detector.sparsity_weight_ == chosen["sparsity_weight"]
+        of_rung = judged[wanted].public.state_dict()
         for name, tensor in detector.module_.state_dict().items():
             assert tensor.equal(of_rung[name])
         epochs = [record["epoch"] for record in detector.history_]
         assert epochs == list(range(1, len(epochs) + 1))
-        assert len(epochs) == {None: 0, 0.0: 1, 0.3: 3}[wanted]
+        assert len(epochs) == wanted
+        if wanted:
+            last = detector.history_[-1]
+            for name in ("sparsity_weight", "learning_rate"):
+                assert last[name] == chosen[name]
         assert detector.id_accuracy_["after"] == detector.id_accuracy_["before"] or wanted
 
 
@@ -111,15 +120,15 @@ def test_the_path_goes_on_where_accuracy_is_lost(table, monkeypatch):
     """A rung that loses accuracy is not chosen; those above it may have it back."""
 
     class Judge(path.Judge):
-        def __call__(self, network, weight, start):
-            lost = {None: 0.0, 0.0: 0.5, 0.1: 0.02, 0.3: 0.005}.get(weight, 0.1)
+        def __call__(self, network, weight, *when):
+            lost = {None: 0.0, 0.0: 0.5, 0.3: 0.005}.get(weight, 0.1)
             return [
                 {
                     **record,
                     "accuracy_after": record["accuracy_before"] - lost,
                     "auroc": 0.5 if weight is None else 0.9,
                 }
-                for record in super().__call__(network, weight, start)
+                for record in super().__call__(network, weight, *when)
             ]
 
     monkeypatch.setattr(path, "Judge", Judge)
@@ -222,7 +231,7 @@ def test_the_ladder_means_the_same_for_any_penalty(table, penalty, unit):
     detector = fit(table, penalty=penalty)
     expected = SparseEnergyOODDetector(module, max_epochs=0).fit(X, y)
     weights = [record["sparsity_weight"] for record in detector.path_[1:]]
-    for weight, relative in zip(weights, (0.0, 0.1, 0.3, 1.0, 3.0), strict=True):
+    for weight, relative in zip(weights, (1.0, 3.0, 0.0, 0.3, 1.0, 3.0), strict=True):
         assert weight * unit(expected.features(X)) == pytest.approx(relative, rel=0.1)
 
 
@@ -282,22 +291,26 @@ def test_an_interrupted_path_resumes_at_its_rung(table, tmp_path, monkeypatch):
 
 
 def test_training_that_cannot_succeed_is_refused(table):
-    with pytest.raises(DivergenceError, match="Lower learning_rate"):
+    with pytest.raises(DivergenceError, match=r"Lower learning_rate \(now 1e\+08\)"):
         fit(table, learning_rate=1e8)
 
 
-def test_a_rung_that_diverges_ends_the_path(table, monkeypatch):
+@pytest.mark.parametrize(
+    ("weight_that_diverges", "tried"), [(0.3, [None, 1.0, 3.0, 0.0]), (0.0, [None, 1.0, 3.0])]
+)
+def test_a_rung_that_diverges_ends_the_path(table, monkeypatch, weight_that_diverges, tried):
     X, _, _ = table
 
     def epoch(training, number, original=Training._epoch):
         record = original(training, number)
         weight = next(t.weight for t in training.terms if t.parameter == "sparsity_weight")
-        return record | {"loss": np.nan} if weight >= 0.3 else record
+        diverges = training.recipe.learning_rate == 1e-3 and weight == weight_that_diverges
+        return record | {"loss": np.nan} if diverges else record
 
     monkeypatch.setattr(Training, "_epoch", epoch)
     detector = fit(table)
     weights = [record["sparsity_weight"] for record in detector.path_]
-    assert weights == [None, 0.0, 0.1]
+    assert weights == tried
     assert detector.sparsity_weight_ in weights
     assert np.isfinite(detector.score_samples(X)).all()
 
@@ -312,7 +325,7 @@ def test_a_rung_that_the_score_refuses_ends_the_path(table):
         return sizes
 
     detector = fit(table, score_function=size, learning_rate=0.03)
-    assert 1 < len(detector.path_) < 6
+    assert 1 < len(detector.path_) < 1 + len(path.LADDER)
     assert detector.path_[-1]["accuracy_after"] >= detector.path_[0]["accuracy_after"] - 0.01
 
 
@@ -320,6 +333,7 @@ def judged(score, weight, **by_kind):
     change = 0.0 if weight is None else -0.005
     return {
         "sparsity_weight": weight,
+        "learning_rate": None if weight is None else 0.001,
         "score_function": score,
         "accuracy_before": 0.9,
         "accuracy_after": 0.9 + change,

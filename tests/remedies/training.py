@@ -121,6 +121,12 @@ CASES = [
                 "learning_rate",
                 1e-9,
             ),
+            (
+                "and even so training diverges",
+                {"sparsity_weight": "auto", "learning_rate": 1e30, "ood_label": int(Y[0])},
+                "learning_rate",
+                1e-3,
+            ),
         ]
     ),
     case(
