@@ -103,8 +103,9 @@ class DetectorReport:
     detector : dict
         What the detector is: "network", "parameters", "features" (None if TorchScript hides them),
         "classes", "score", "penalty", "sparsity_weight" (None if the network was left untouched),
-        "epochs" of fine-tuning, "tpr", "threshold" (one, or a list of those of the classes),
-        "calibration_rows", and "doubts", what `fit` had against its threshold.
+        "epochs" of fine-tuning, the "learning_rate" of the last (None if there were none), "tpr",
+        "threshold" (one, or a list of those of the classes), "calibration_rows", and "doubts", what
+        `fit` had against its threshold.
     in_distribution : dict
         The number of "rows", the share "kept" with its interval, whether they are like the
         calibration rows ("verdict"), and with labels "accuracy_before" and "accuracy_after"
@@ -256,7 +257,7 @@ class DetectorReport:
 
     def _facts(self) -> list[list[str]]:
         facts = self.detector
-        weight = facts["sparsity_weight"]
+        weight, rate = facts["sparsity_weight"], facts["learning_rate"]
         shown = {
             "network": facts["network"],
             "parameters": f"{facts['parameters']:,}",
@@ -264,6 +265,7 @@ class DetectorReport:
             "classes": f"{facts['classes']:,}",
             "score": facts["score"],
             "epochs of fine-tuning": f"{facts['epochs']}",
+            "learning rate": "none" if rate is None else f"{rate:g}",
             "penalty": facts["penalty"],
             "sparsity weight": "none, left untouched" if weight is None else f"{weight:g}",
             "share to keep": _target(facts["tpr"]),
@@ -440,6 +442,9 @@ def _labels(detector: SparseEnergyOODDetector, X: Any, y: ArrayLike | None) -> N
 
 def _described(detector: SparseEnergyOODDetector, X: Any) -> dict[str, Any]:
     score, penalty = detector.score_function_, detector.penalty
+    epochs = [record for record in detector.history_ if record["phase"] == "fine-tune"]
+    # A path has more than one rate.
+    rates = [record.get("learning_rate", float(detector.learning_rate)) for record in epochs]
     names: dict[Any, str] = {kind: name for name, kind in SCORES.items()}
     offsets = detector.class_offsets_
     own = ", built by skood" if detector.module is None else ""
@@ -451,7 +456,8 @@ def _described(detector: SparseEnergyOODDetector, X: Any) -> dict[str, Any]:
         "score": names.get(type(score), _name(score)),
         "penalty": penalty if isinstance(penalty, str) else _name(penalty),
         "sparsity_weight": detector.sparsity_weight_,
-        "epochs": sum(record["phase"] == "fine-tune" for record in detector.history_),
+        "epochs": len(epochs),
+        "learning_rate": rates[-1] if rates else None,
         "tpr": detector.tpr_,
         "threshold": detector.offset_ if offsets is None else offsets.tolist(),
         "calibration_rows": len(detector.calibration_scores_),
