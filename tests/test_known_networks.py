@@ -152,11 +152,16 @@ def compiled_in_place(module):
     return module
 
 
+KEPT = []
+"""Networks of a process group. If one goes soon, torch may wait for a thread that waits for Python."""
+
+
 def distributed(module):
     store = torch.distributed.HashStore()
     torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
     try:
-        return nn.parallel.DistributedDataParallel(module)
+        KEPT.append(nn.parallel.DistributedDataParallel(module))
+        return KEPT[-1]
     finally:
         torch.distributed.destroy_process_group()
 
