@@ -153,7 +153,7 @@ def compiled_in_place(module):
 
 
 KEPT = []
-"""Networks of a process group. If one goes soon, torch may wait for a thread that waits for Python."""
+"""Networks of a process group: as one goes, torch may wait for a thread that waits for Python."""
 
 
 def distributed(module):
