@@ -56,7 +56,7 @@ REFERENCES = ("two_views", "energy")
 """Scores that another has to be better than, the first that can be had."""
 
 DIGITS = 3
-"""Digits of a weight and of a rate that are chosen."""
+"""Digits of a weight that is chosen."""
 
 
 class Outcome(NamedTuple):
@@ -139,8 +139,8 @@ class Path:
         for number, rung in enumerate(LADDER):
             start = time.perf_counter()
             seed, some = self._drawn(number, share)
-            weight = _rounded(rung.weight / unit)
-            rate = _rounded(rung.rate * full.learning_rate)
+            weight = float(f"{rung.weight / unit:.{DIGITS}g}")
+            rate = rung.rate * full.learning_rate
             recipe = dataclasses.replace(full, learning_rate=rate)
             try:
                 trained = run.fine_tune(
@@ -184,11 +184,6 @@ class Path:
         picks = np.sort(picks[: max(math.ceil(share * n_rows), least)])
         some = dataclasses.replace(data, rows=data.rows.pick(picks), labels=data.labels[picks])
         return seed, some
-
-
-def _rounded(value: float) -> float:
-    """A number with the digits that a user may type."""
-    return float(f"{value:.{DIGITS}g}")
 
 
 def robust(records: list[Record]) -> list[Record]:

@@ -56,6 +56,12 @@ def test_a_row_of_the_path_is_a_rung(table):
     assert all(record["seconds"] > 0 for record in detector.path_)
 
 
+def test_the_learning_rate_is_the_users_to_the_last_digit(table):
+    rate = 0.0123456789
+    rates = {record["learning_rate"] for record in fit(table, learning_rate=rate).path_}
+    assert rates == {None, 0.15 * rate, rate}
+
+
 def test_what_detects_best_of_what_is_accurate_is_chosen(table):
     detector = fit(table)
     results = {
