@@ -261,6 +261,19 @@ def test_rungs_take_a_third_of_the_epochs_each(table, monkeypatch):
         assert max(0.9 * plain * share * n_rungs, least) == pytest.approx(sum(steps), rel=0.05)
 
 
+def test_a_rung_is_trained_as_the_path_says(table, monkeypatch):
+    trained_by = []
+
+    def run(training, *arguments, original=Training.run):
+        weight = next(t.weight for t in training.terms if t.parameter == "sparsity_weight")
+        trained_by.append((weight, training.recipe.learning_rate))
+        return original(training, *arguments)
+
+    monkeypatch.setattr(Training, "run", run)
+    _, *rungs = fit(table, max_epochs=1).path_
+    assert trained_by == [(r["sparsity_weight"], r["learning_rate"]) for r in rungs]
+
+
 def test_each_rung_draws_on_its_own(table, monkeypatch):
     seeds, trained_on = [], []
 
