@@ -215,7 +215,7 @@ def _gains(record: Record, other: Record) -> Scores:
 def best_of(records: list[Record]) -> Record:
     """What detects best among what is robust and accurate enough, and on no kind clearly worse.
 
-    Of equals, it is the first: with the smallest weight.
+    Of equals, it is the first.
     """
     # Imported here, as few fits need it, and it takes long.
     from .model_selection import AccuracyGuard
