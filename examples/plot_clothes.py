@@ -181,12 +181,9 @@ for seed in SEEDS:
             + [np.mean(detector.predict(X_test) == 1)]
         )
     chosen = detectors["auto"]
-    weight = chosen.sparsity_weight_
-    print(
-        f"seed {seed}: auto chose {type(chosen.score_function_).__name__}, "
-        + ("the classifier as it is" if weight is None else f"weight {weight:g}"),
-        flush=True,
-    )
+    weight, rate = chosen.sparsity_weight_, chosen.learning_rate_
+    trained = f"weight {weight:g} at learning rate {rate:g}" if rate else "the classifier as it is"
+    print(f"seed {seed}: auto chose {type(chosen.score_function_).__name__}, {trained}", flush=True)
 
 # %%
 # Results

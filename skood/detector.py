@@ -185,6 +185,9 @@ class SparseEnergyOODDetector(OutlierMixin, BaseEstimator):
         Label of each logit.
     sparsity_weight_ : float or None
         The sparsity weight of `module_`; None if "auto" left the network untouched.
+    learning_rate_ : float or None
+        The learning rate at the start of the training that ended with `module_`, which "auto" may
+        have lowered; None without fine-tuning.
     path_ : list of dict
         What "auto" tried: one record a "sparsity_weight", "learning_rate" and "score_function", in
         the order of training. The first two are None for the network before fine-tuning. "auroc" is
@@ -210,8 +213,9 @@ class SparseEnergyOODDetector(OutlierMixin, BaseEstimator):
     history_ : list of dict
         One record an epoch: "phase" ("pretrain" or "fine-tune"), "epoch", "seconds", and means over
         its rows, in training mode: "loss", its terms "cross_entropy" and "penalty" and those in use
-        of "outlier" and "distillation", "accuracy", "mean_l1", "hoyer_index" and "id_energy". Of a
-        path, those up to the weight chosen, with their "sparsity_weight" and "learning_rate".
+        of "outlier" and "distillation", "accuracy", "mean_l1", "hoyer_index" and "id_energy".
+        Those of fine-tuning have the "sparsity_weight" and, at its start, the "learning_rate". Of a
+        path, the epochs are those up to the weight chosen.
     device_ : torch.device
         Where it computes.
     precision_ : dict
@@ -249,8 +253,9 @@ class SparseEnergyOODDetector(OutlierMixin, BaseEstimator):
     score is chosen too, it is "two_views", or "energy" if features are hidden. Another can be
     chosen if before fine-tuning it detects no kind worse than these do, and its mean is higher by
     two standard errors over kinds; of tables, one kind is made, which is not enough. With a number
-    as `sparsity_weight`, scores are compared after fine-tuning. The path ends early at a weight at
-    which training diverges, or that leaves a network that the score refuses.
+    as `sparsity_weight`, scores are compared after fine-tuning. If training diverges at a weight,
+    or the score refuses the network after it, larger weights at this rate are left out; the next
+    rate then begins from the network given.
 
     References
     ----------
@@ -385,12 +390,16 @@ class SparseEnergyOODDetector(OutlierMixin, BaseEstimator):
         TypeError
             If a parameter, X or the network's output is of the wrong type.
         DivergenceError
-            If the loss becomes NaN or infinite, or all scores become the same.
+            If the loss becomes NaN or infinite, or all scores become the same. With "auto" as
+            `sparsity_weight`, if that is so at both learning rates.
         LostRankError
             If another process of the group ends, or does not answer in time.
 
         Warns
         -----
+        DivergenceWarning
+            If training diverges at one of the two learning rates of "auto", so that nothing is
+            chosen from there.
         LabelOrderWarning
             If the labels seem to be in another order than the logits of your module.
         NearChanceWarning
@@ -1018,6 +1027,14 @@ class SparseEnergyOODDetector(OutlierMixin, BaseEstimator):
         """
         check_is_fitted(self)
         return export(self, path, X, preprocess=preprocess)
+
+    @property
+    def learning_rate_(self) -> float | None:
+        """Learning rate of the training that ended with `module_`; None without fine-tuning."""
+        check_is_fitted(self)
+        epochs = [record for record in self.history_ if record["phase"] == "fine-tune"]
+        # What an earlier version has saved lacks the rate if nothing was chosen.
+        return float(epochs[-1].get("learning_rate", self.learning_rate)) if epochs else None
 
     @property
     def module_(self) -> nn.Module:

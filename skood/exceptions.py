@@ -14,6 +14,7 @@ __all__ = [
     "DetectionDropWarning",
     "DeviceWarning",
     "DivergenceError",
+    "DivergenceWarning",
     "ExportError",
     "FewCalibrationRowsWarning",
     "FewTrainingRowsWarning",
@@ -93,6 +94,10 @@ class AccuracyDropWarning(SkoodWarning):
 
 class DetectionDropWarning(SkoodWarning):
     """Fine-tuning lets clearly more outliers of a kind in, as far as made ones show it."""
+
+
+class DivergenceWarning(SkoodWarning):
+    """Training failed at some of what "auto" tries."""
 
 
 class NearChanceWarning(SkoodWarning):

@@ -67,7 +67,6 @@ from .parameters import (
     memory_of,
     n_workers,
     pretraining_epochs,
-    recipe_of,
     scores_of,
 )
 from .parts import parted, parted_outliers
@@ -245,20 +244,19 @@ class Fit:
         data: TrainingData,
         penalty: Penalty,
         weight: float,
-        *,
-        recipe: Recipe | None = None,
-        seed: int | None = None,
+        recipe: Recipe,
+        seed: int,
         before: Network | None = None,
     ) -> list[dict[str, Any]]:
-        """Fine-tune for sparse features; the recipe and the seed are the detector's if None.
+        """Fine-tune for sparse features; one record an epoch, with the weight and the rate.
 
         `before` is what distillation keeps to, if that is not the network as it is.
         """
         weights = self.detector.get_params(deep=False) | {"sparsity_weight": weight}
         terms = fine_tuning_terms(penalty, weights)
-        recipe = recipe_of(self.detector) if recipe is None else recipe
-        seed = self.seeds.fine_tuning if seed is None else seed
-        return self._train("fine-tune", network, data, terms, recipe, seed, before)
+        trained = self._train("fine-tune", network, data, terms, recipe, seed, before)
+        by = {"sparsity_weight": weight, "learning_rate": recipe.learning_rate}
+        return [record | by for record in trained]
 
     def judge_values(self, network: Network, data: TrainingData) -> None:
         """Warn if the user's network goes on with what it computed before it was trained.
@@ -526,9 +524,9 @@ class Fit:
         return [{"phase": phase, **record} for record in history]
 
     def _check_trainable(self, network: Network, rows: Rows, terms: list[Term]) -> None:
-        """Refuse to train the user's network in vain, with and without a penalty, each once."""
+        """Refuse to train the user's network in vain, once; of a penalty, a warning may tell."""
         penalized = any(t.parameter == "sparsity_weight" and t.weight > 0 for t in terms)
-        if penalized not in self._tried:
+        if self._tried.isdisjoint({penalized, True}):
             given = cast(nn.Module, self.detector.module)
             check_trainable(network, rows, given=given, penalized=penalized)
             self._tried.add(penalized)

@@ -18,8 +18,9 @@ import numpy as np
 from .engine.network import Network
 from .engine.training import TrainingData
 from .evidence import ERRORS, KIND, KNOWN, REFUSALS, Evidence, Judge, Record, standard_error
-from .exceptions import DivergenceError
+from .exceptions import DivergenceError, DivergenceWarning
 from .fitting import Fit
+from .notices import first_line, warn_user
 from .parameters import is_auto, recipe_of
 from .penalties import Penalty
 from .scores import get_score
@@ -80,13 +81,17 @@ def fine_tuned(
     weight, start = float(asked), time.perf_counter()
     judge = None if evidence is None else Judge(run, evidence, network, data)
     history: list[Record] = []
+    rate = None
     if run.detector.max_epochs > 0:
         if judge is not None:
             judge.before = judge.look(network)
-        history = run.fine_tune(network, data, run.fitted_penalty(network, data), weight)
+        recipe = recipe_of(run.detector)
+        penalty = run.fitted_penalty(network, data)
+        history = run.fine_tune(network, data, penalty, weight, recipe, run.seeds.fine_tuning)
+        rate = recipe.learning_rate
     score = run.detector.score_function
     if judge is not None and is_auto(score):
-        records = judge(network, weight, float(run.detector.learning_rate), start)
+        records = judge(network, weight, rate, start)
         # Whatever the weight asked for costs.
         best = max(robust(records), key=lambda record: record["auroc"])
         judge.warn_if_worse(best["score_function"])
@@ -103,65 +108,85 @@ class Path:
 
     def __init__(self, run: Fit, evidence: Evidence, network: Network, data: TrainingData) -> None:
         self.run = run
-        self.evidence = evidence
         self.network = network
         self.data = data
+        self.start = time.perf_counter()
+        self.judge = Judge(run, evidence, network, data)
 
     def outcome(self) -> Outcome:
         """Go up the ladder, and put the network on the rung that detects best."""
-        run, network = self.run, self.network
-        path: list[Record] = []
-        history: list[Record] = []
-        for found, trained in self._rungs():
-            path, history = path + found, history + trained
+        network, kept_history = self.network, list[Record]()
+        path = self.judge(network, None, None, self.start)
+        best, kept = best_of(path), network.uncompiled_copy()
+        for found, history in self._rungs():
+            path = path + found
             best = best_of(path)
             if any(best is record for record in found):
                 kept, kept_history = network.uncompiled_copy(), history
-        network.adopt(kept.public)  # what it has come to since is worse, or has diverged
-        return outcome_of(run, best, path, kept_history)
+        network.adopt(kept.public)  # what it has come to since is worse
+        return outcome_of(self.run, best, path, kept_history)
 
     def _rungs(self) -> Iterator[tuple[list[Record], list[Record]]]:
-        """What each rung comes to, and its epochs, up to the first that diverges.
+        """What each rung comes to, and the epochs up to it.
 
-        The lowest is the network untouched.
+        If one fails, those above it at the same rate are left out, and the next rate begins from
+        the network given.
         """
-        run, network, start = self.run, self.network, time.perf_counter()
-        judge = Judge(run, self.evidence, network, self.data)
-        yield judge(network, None, None, start), []
+        run, network = self.run, self.network
         if run.detector.max_epochs == 0:
             return
-        penalty = run.fitted_penalty(network, self.data)
-        epochs = run.detector.max_epochs * SHARE_OF_A_RUNG
-        full = dataclasses.replace(recipe_of(run.detector), epochs=max(1, round(epochs)))
-        share = min(1.0, epochs / full.epochs)
-        given = network.uncompiled_copy()
-        unit = self._unit(penalty)
+        penalty, given = run.fitted_penalty(network, self.data), network.uncompiled_copy()
+        unit, history = self._unit(penalty), list[Record]()
+        reached: set[float] = set()
+        failed: dict[float, tuple[Rung, DivergenceError]] = {}
         for number, rung in enumerate(LADDER):
-            start = time.perf_counter()
-            seed, some = self._drawn(number, share)
-            weight = float(f"{rung.weight / unit:.{DIGITS}g}")
-            rate = rung.rate * full.learning_rate
-            recipe = dataclasses.replace(full, learning_rate=rate)
+            if rung.rate in failed:
+                continue
             try:
-                trained = run.fine_tune(
-                    network, some, penalty, weight, recipe=recipe, seed=seed, before=given
-                )
+                found, trained = self._tried(number, rung, penalty, unit, given)
             except DivergenceError as error:
-                if number > 0:
-                    return
-                raise DivergenceError(
-                    f'sparsity_weight="auto" begins with {rung.rate:g} of learning_rate, and even '
-                    f"so training diverges. Lower learning_rate (now {full.learning_rate:g}), and "
-                    "check that X is on the scale that the network expects."
-                ) from error
-            for record in trained:
-                record["epoch"] += number * recipe.epochs
-                record |= {"sparsity_weight": weight, "learning_rate": rate}
-            try:
-                found = judge(network, weight, rate, start)
-            except REFUSALS:  # of what the network has become: the one given was judged
-                return
-            yield found, trained
+                failed[rung.rate], history = (rung, error), []
+                network.adopt(given.public)
+                continue
+            reached.add(rung.rate)
+            epochs = [record | {"epoch": i} for i, record in enumerate(trained, len(history) + 1)]
+            history = history + epochs
+            yield found, history
+        self._tell([failed[rate] for rate in failed if rate not in reached])
+
+    def _tried(
+        self, number: int, rung: Rung, penalty: Penalty, unit: float, given: Network
+    ) -> tuple[list[Record], list[Record]]:
+        """What a rung comes to, and its epochs; a DivergenceError if it comes to nothing."""
+        run, network, start = self.run, self.network, time.perf_counter()
+        full = recipe_of(run.detector)
+        epochs = full.epochs * SHARE_OF_A_RUNG
+        recipe = dataclasses.replace(
+            full, epochs=max(1, round(epochs)), learning_rate=rung.rate * full.learning_rate
+        )
+        seed, some = self._drawn(number, min(1.0, epochs / recipe.epochs))
+        weight = float(f"{rung.weight / unit:.{DIGITS}g}")
+        trained = run.fine_tune(network, some, penalty, weight, recipe, seed, given)
+        try:
+            return self.judge(network, weight, recipe.learning_rate, start), trained
+        except REFUSALS as error:  # of what the network has become: the one given was judged
+            raise DivergenceError(
+                f"The score refuses the network after fine-tuning ({first_line(error)}). Lower "
+                f"learning_rate (now {recipe.learning_rate:g}), or pass another score_function."
+            ) from error
+
+    def _tell(self, failed: list[tuple[Rung, DivergenceError]]) -> None:
+        """Warn of the rungs at whose rate nothing was reached; if nothing was at any, fail."""
+        if len(failed) == len({rung.rate for rung in LADDER}):
+            raise failed[-1][1]
+        for rung, error in failed if self.run.ranks.first else []:
+            blame = " Or pass another penalty: without this one, training does not fail."
+            rate = rung.rate * float(self.run.detector.learning_rate)
+            warn_user(
+                f'sparsity_weight="auto" has nothing to choose at learning_rate={rate:g}, as '
+                f"training fails there. {error}{blame if rung.weight > 0 else ''}",
+                DivergenceWarning,
+            )
 
     def _unit(self, penalty: Penalty) -> float:
         """Mean of the penalty before fine-tuning."""
@@ -258,10 +283,10 @@ def _told_of(record: Record) -> str:
 
 
 def _named(record: Record) -> str:
-    trained = "sparsity_weight={sparsity_weight:g} at learning_rate={learning_rate:g}"
-    untouched = record["sparsity_weight"] is None
-    network = "the network untouched" if untouched else trained.format_map(record)
-    return f"{network} with {record['score_function']}"
+    weight, rate = record["sparsity_weight"], record["learning_rate"]
+    network = "the network untouched" if weight is None else f"sparsity_weight={weight:g}"
+    trained = "" if rate is None else f" at learning_rate={rate:g}"
+    return f"{network}{trained} with {record['score_function']}"
 
 
 def is_accurate(record: Record) -> bool:

@@ -443,8 +443,6 @@ def _labels(detector: SparseEnergyOODDetector, X: Any, y: ArrayLike | None) -> N
 def _described(detector: SparseEnergyOODDetector, X: Any) -> dict[str, Any]:
     score, penalty = detector.score_function_, detector.penalty
     epochs = [record for record in detector.history_ if record["phase"] == "fine-tune"]
-    # A path has more than one rate.
-    rates = [record.get("learning_rate", float(detector.learning_rate)) for record in epochs]
     names: dict[Any, str] = {kind: name for name, kind in SCORES.items()}
     offsets = detector.class_offsets_
     own = ", built by skood" if detector.module is None else ""
@@ -457,7 +455,7 @@ def _described(detector: SparseEnergyOODDetector, X: Any) -> dict[str, Any]:
         "penalty": penalty if isinstance(penalty, str) else _name(penalty),
         "sparsity_weight": detector.sparsity_weight_,
         "epochs": len(epochs),
-        "learning_rate": rates[-1] if rates else None,
+        "learning_rate": detector.learning_rate_,
         "tpr": detector.tpr_,
         "threshold": detector.offset_ if offsets is None else offsets.tolist(),
         "calibration_rows": len(detector.calibration_scores_),

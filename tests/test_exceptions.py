@@ -25,6 +25,7 @@ from skood.exceptions import (
     DetectionDropWarning,
     DeviceWarning,
     DivergenceError,
+    DivergenceWarning,
     ExportError,
     FewCalibrationRowsWarning,
     FewTrainingRowsWarning,
@@ -151,6 +152,14 @@ def lose_accuracy():
         labels = module.eval()(torch.from_numpy(X)).argmax(dim=1).numpy()
     parameters = {"max_epochs": 5, "learning_rate": 0.02, "sparsity_weight": 1.0}
     detector_of(module, **parameters, calibration_size=None).fit(X, labels)
+
+
+def diverge_by_a_penalty():
+    def penalty(features):  # without a gradient where a feature is 0
+        return features.abs().sqrt().sum(dim=1)
+
+    settings = {"sparsity_weight": "auto", "penalty": penalty, "max_epochs": 1}
+    detector_of(**settings, calibration_size=None).fit(X, Y)
 
 
 def let_outliers_in():
@@ -299,6 +308,7 @@ WARNINGS = [
     (calibrate_on_few_rows, FewCalibrationRowsWarning),
     (lose_accuracy, AccuracyDropWarning),
     (let_outliers_in, DetectionDropWarning),
+    (diverge_by_a_penalty, DivergenceWarning),
     (permute_labels, LabelOrderWarning),
     (pass_an_untrained_network, NearChanceWarning),
     (saturate, TiedScoresWarning),

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import copy
+import re
 import warnings
+from functools import partial
 
 import numpy as np
 import pytest
@@ -15,6 +17,7 @@ from skood.engine.training import Training
 from skood.exceptions import (
     AccuracyDropWarning,
     DivergenceError,
+    DivergenceWarning,
     PenaltyWithoutEffectWarning,
     SelectionWarning,
 )
@@ -75,6 +78,7 @@ def test_what_detects_best_of_what_is_accurate_is_chosen(table):
         i == best for i in range(len(detector.path_))
     ]
     assert detector.sparsity_weight_ == detector.path_[best]["sparsity_weight"]
+    assert detector.learning_rate_ == detector.path_[best]["learning_rate"]
 
 
 def test_the_network_is_that_of_the_rung(table, monkeypatch):
@@ -97,6 +101,7 @@ def test_the_network_is_that_of_the_rung(table, monkeypatch):
         chosen = detector.path_[wanted]
         assert chosen["chosen"]
         assert detector.sparsity_weight_ == chosen["sparsity_weight"]
+        assert detector.learning_rate_ == chosen["learning_rate"]
         of_rung = judged[wanted].public.state_dict()
         for name, tensor in detector.module_.state_dict().items():
             assert tensor.equal(of_rung[name])
@@ -156,11 +161,15 @@ def test_the_score_is_chosen_among_all_but_those_of_the_gradient(table):
     assert type(detector.score_function_) is type(fixed.score_function_)
 
 
-def test_the_score_alone_can_be_chosen(table):
-    detector = fit(table, score_function="auto", sparsity_weight=0.3)
+@pytest.mark.parametrize(("max_epochs", "rate"), [(3, 1e-3), (0, None)])
+def test_the_score_alone_can_be_chosen(table, capsys, max_epochs, rate):
+    settings = {"score_function": "auto", "sparsity_weight": 0.3, "max_epochs": max_epochs}
+    detector = fit(table, **settings, verbose=1)
     assert detector.sparsity_weight_ == 0.3
     assert {record["sparsity_weight"] for record in detector.path_} == {0.3}
-    assert len(detector.history_) == 3
+    assert {record["learning_rate"] for record in detector.path_} == {rate}
+    assert len(detector.history_) == max_epochs
+    assert ("learning_rate=0.001" in capsys.readouterr().out) == (max_epochs > 0)
 
 
 def test_a_weight_that_costs_accuracy_is_no_reason_to_choose_no_score(table):
@@ -223,6 +232,25 @@ def test_a_script_chooses_among_the_scores_of_its_logits(table):
 def test_a_weight_that_is_given_is_kept_as_it_is(table):
     detector = fit(table, sparsity_weight=2, max_epochs=1)
     assert (detector.sparsity_weight_, detector.path_) == (2.0, [])
+    (epoch,) = detector.history_
+    assert (epoch["sparsity_weight"], epoch["learning_rate"]) == (2.0, 1e-3)
+
+
+def test_the_learning_rate_is_known_after_the_fit(table):
+    detector = fit(table, sparsity_weight=2, learning_rate=0.002, max_epochs=1)
+    detector.set_params(learning_rate=0.5)
+    assert detector.learning_rate_ == 0.002
+    assert fit(table, sparsity_weight=2, max_epochs=0).learning_rate_ is None
+    built = fit((*table[:2], None), sparsity_weight=2, pretrain_epochs=1, max_epochs=0)
+    assert len(built.history_) == 1
+    assert built.learning_rate_ is None
+
+
+def test_the_network_is_tried_once(table, monkeypatch):
+    tried = []
+    monkeypatch.setattr("skood.fitting.check_trainable", lambda *_, **__: tried.append(1))
+    fit(table, max_epochs=1)
+    assert len(tried) == 1
 
 
 @pytest.mark.parametrize(
@@ -277,10 +305,11 @@ def test_a_rung_is_trained_as_the_path_says(table, monkeypatch):
 def test_each_rung_draws_on_its_own(table, monkeypatch):
     seeds, trained_on = [], []
 
-    def fine_tune(run, network, data, *arguments, seed, original=Fit.fine_tune, **settings):
+    def fine_tune(run, network, data, *arguments, original=Fit.fine_tune):
+        *_, seed, _ = arguments
         seeds.append(seed)
         trained_on.append(tuple(data.rows.index))
-        return original(run, network, data, *arguments, seed=seed, **settings)
+        return original(run, network, data, *arguments)
 
     monkeypatch.setattr(Fit, "fine_tune", fine_tune)
     fit(table, max_epochs=1)
@@ -309,43 +338,110 @@ def test_an_interrupted_path_resumes_at_its_rung(table, tmp_path, monkeypatch):
     assert [r["auroc"] for r in resumed.path_] == [r["auroc"] for r in whole.path_]
 
 
-def test_training_that_cannot_succeed_is_refused(table):
-    with pytest.raises(DivergenceError, match=r"Lower learning_rate \(now 1e\+08\)"):
-        fit(table, learning_rate=1e8)
-
-
 @pytest.mark.parametrize(
-    ("weight_that_diverges", "tried"), [(0.3, [None, 1.0, 3.0, 0.0]), (0.0, [None, 1.0, 3.0])]
+    ("settings", "message"),
+    [
+        ({"learning_rate": 1e8}, r"Lower learning_rate \(now 1e\+08\)"),
+        (
+            {"outlier_weight": 1e30, "ood_label": 7},
+            r"Lower outlier_weight \(now 1e\+30\) or learning_rate \(now 0.001\)",
+        ),
+    ],
 )
-def test_a_rung_that_diverges_ends_the_path(table, monkeypatch, weight_that_diverges, tried):
-    X, _, _ = table
+def test_training_that_cannot_succeed_is_refused(table, settings, message):
+    X, y, module = table
+    known = X, np.where(np.arange(len(y)) % 9 == 0, 7, y), module
+    with pytest.raises(DivergenceError, match=message):
+        fit(known if "ood_label" in settings else table, **settings)
+
+
+def diverging(monkeypatch, share, weight_that_diverges):
+    """Let one rung of a path diverge."""
 
     def epoch(training, number, original=Training._epoch):
         record = original(training, number)
         weight = next(t.weight for t in training.terms if t.parameter == "sparsity_weight")
-        diverges = training.recipe.learning_rate == 1e-3 and weight == weight_that_diverges
-        return record | {"loss": np.nan} if diverges else record
+        at_rung = (training.recipe.learning_rate, weight) == (share * 1e-3, weight_that_diverges)
+        return record | {"loss": np.nan} if at_rung else record
 
     monkeypatch.setattr(Training, "_epoch", epoch)
-    detector = fit(table)
+
+
+@pytest.mark.parametrize(
+    ("share", "weight", "tried", "told"),
+    [
+        (1, 0.3, [None, 1.0, 3.0, 0.0], None),
+        (1, 0.0, [None, 1.0, 3.0], r"at learning_rate=0.001, .* The loss is nan in epoch 1 "),
+        (0.15, 3.0, [None, 1.0, 0.0, 0.3, 1.0, 3.0], None),
+        (0.15, 1.0, [None, 0.0, 0.3, 1.0, 3.0], r"rate=0.00015, .* Or pass another penalty"),
+    ],
+)
+def test_a_rung_that_diverges_ends_its_rate(table, monkeypatch, share, weight, tried, told):
+    X, y, module = table
+    diverging(monkeypatch, share, weight)
+    detector = SparseEnergyOODDetector(module, sparsity_weight="auto", max_epochs=3, random_state=0)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        detector.fit(X, y)
     weights = [record["sparsity_weight"] for record in detector.path_]
     assert weights == tried
     assert detector.sparsity_weight_ in weights
     assert np.isfinite(detector.score_samples(X)).all()
+    messages = [str(w.message) for w in caught if w.category is DivergenceWarning]
+    assert len(messages) == (told is not None)
+    assert all(re.search(told, message) for message in messages)
 
 
-def test_a_rung_that_the_score_refuses_ends_the_path(table):
+def test_after_one_that_diverges_the_next_rate_begins_with_the_network_given(table, monkeypatch):
+    diverging(monkeypatch, 0.15, 3.0)
+    begun_with = []
+
+    def fine_tune(run, network, *arguments, original=Fit.fine_tune):
+        begun_with.append(copy.deepcopy(network.public.state_dict()))
+        return original(run, network, *arguments)
+
+    monkeypatch.setattr(Fit, "fine_tune", fine_tune)
+    monkeypatch.setattr(path, "best_of", lambda records: records[-1])
+    detector = fit(table)
+    first, second, third, *_ = begun_with
+    given = table[2].state_dict()
+    assert all(first[name].equal(given[name]) for name in given)
+    assert not all(second[name].equal(given[name]) for name in given)
+    assert all(third[name].equal(given[name]) for name in given)
+    # What it is not made of is not in its history.
+    assert [(r["epoch"], r["sparsity_weight"]) for r in detector.history_] == [
+        (1, 0.0),
+        (2, 0.3),
+        (3, 1.0),
+        (4, 3.0),
+    ]
+
+
+def test_a_penalty_that_cannot_be_trained_leaves_weight_0(table):
+    def entropy(features):  # has no gradient where a feature is 0
+        return torch.special.entr(features / (features.sum(dim=1, keepdim=True) + 1e-12)).sum(1)
+
+    with pytest.warns(DivergenceWarning, match=r"pass another penalty: without this one"):
+        detector = SparseEnergyOODDetector(
+            table[2], sparsity_weight="auto", penalty=entropy, max_epochs=3, random_state=0
+        ).fit(*table[:2])
+    assert [record["sparsity_weight"] for record in detector.path_] == [None, 0.0]
+
+
+def test_a_rung_that_the_score_refuses_ends_its_rate(table):
     before = fit(table, max_epochs=0).path_[0]["mean_l1"]
 
-    def size(features, logits):
+    def size(features, logits, least=0.8):
         sizes = features.abs().sum(dim=1)
-        if len(sizes) >= 39 and sizes.mean() < 0.8 * before:
+        if len(sizes) >= 39 and sizes.mean() < least * before:
             raise ValueError("The features are too small.")
         return sizes
 
     detector = fit(table, score_function=size, learning_rate=0.03)
     assert 1 < len(detector.path_) < 1 + len(path.LADDER)
     assert detector.path_[-1]["accuracy_after"] >= detector.path_[0]["accuracy_after"] - 0.01
+    with pytest.raises(DivergenceError, match=r"refuses .* \(The features are too small\.\)\. Low"):
+        fit(table, score_function=partial(size, least=0.999), learning_rate=0.03)
 
 
 def judged(score, weight, **by_kind):

@@ -115,7 +115,7 @@ def test_the_detector_is_described(made, fitted, digits):
     assert (described["classes"], described["score"]) == (10, "energy")
     assert (described["penalty"], described["sparsity_weight"]) == ("relative_l1", 1)
     assert (described["epochs"], described["tpr"]) == (2, 0.95)
-    assert described["learning_rate"] == fitted.learning_rate
+    assert described["learning_rate"] == fitted.learning_rate_
     assert described["threshold"] == fitted.offset_
     assert described["calibration_rows"] == len(digits.X_fresh)
     assert described["doubts"] == []

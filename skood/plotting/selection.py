@@ -151,7 +151,7 @@ class SelectionDisplay:
             ``cv_results_``. Its ``refit`` says which score decided; if that is an `AccuracyGuard`,
             it says which accuracy may be lost, too. Or a `SparseEnergyOODDetector` that was fitted
             with ``sparsity_weight="auto"``; of the scores, only the chosen one is drawn. Or a
-            pipeline that ends in one of these.
+            pipeline that ends in one of these, or a `RejectingClassifier` around one.
         ax : array-like of matplotlib.axes.Axes, default=None
             Axes to draw on, one for each panel; None makes a figure.
 
@@ -171,6 +171,8 @@ class SelectionDisplay:
         """
         if isinstance(search, Pipeline):
             return cls.from_estimator(search[-1], ax=ax)
+        if hasattr(search, "detector_"):
+            return cls.from_estimator(search.detector_, ax=ax)
         if hasattr(search, "path_"):
             return cls._from_path(search).plot(ax)
         if not hasattr(search, "cv_results_"):
@@ -319,10 +321,10 @@ class SelectionDisplay:
         self, ax: Axes, mean: NDArray[np.float64], std: NDArray[np.float64]
     ) -> None:
         for look, (label, candidates, joined) in zip(looks(), self.lines, strict=False):
-            line = self.weights[candidates], mean[candidates]
-            ax.errorbar(*line, std[candidates], fmt="none", ecolor=look.colour, capsize=3)
+            points = self.weights[candidates], mean[candidates]
+            ax.errorbar(*points, std[candidates], fmt="none", ecolor=look.colour, capsize=3)
             ax.plot(
-                *line,
+                *points,
                 color=look.colour,
                 linestyle=look.style if joined else "none",
                 marker=look.marker,
@@ -350,6 +352,7 @@ class SelectionDisplay:
                 )
         if self.chosen is not None:
             weight = self.weights[self.chosen]
+            (line,) = (line for line in self.lines if self.chosen in line.candidates)
             ax.axvline(weight, color="black", linewidth=1, zorder=1)
             ax.plot(
                 weight,
@@ -359,7 +362,7 @@ class SelectionDisplay:
                 marker="o",
                 markersize=13,
                 markerfacecolor="none",
-                label=f"chosen: {weight:.4g}",
+                label=f"chosen: {weight:.4g}" + (f", {line.label}" if line.label else ""),
             )
 
     def _scale_weights(self, ax: Axes) -> None:

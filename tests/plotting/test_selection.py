@@ -217,7 +217,7 @@ def test_each_combination_of_other_parameters_is_a_line():
         "penalty=l1_over_l2, tpr=0.8",
         "penalty=l1_over_l2, tpr=0.9",
         "penalty=l1, tpr=0.9",
-        "chosen: 0.1",
+        "chosen: 0.1, penalty=l1_over_l2, tpr=0.8",
     ]
 
 
@@ -322,7 +322,8 @@ def test_from_a_guarded_search_in_a_pipeline():
     assert legend(display, 0) == ["accuracy lost > 0.015", "chosen: 0.005"]
     assert points(display.axes_[2], face="white") == [[[0.02, pytest.approx(-0.02)]]]
     assert ring(display.axes_[2]) == [0.005, pytest.approx(-0.005)]
-    assert legend(SelectionDisplay.from_estimator(make_pipeline(search)), 0) == legend(display, 0)
+    for around in (make_pipeline(search), SimpleNamespace(detector_=search)):
+        assert legend(SelectionDisplay.from_estimator(around), 0) == legend(display, 0)
 
 
 @pytest.mark.parametrize(
@@ -548,7 +549,7 @@ def test_each_learning_rate_of_a_path_is_a_line():
     lines = {line.get_label(): line for line in display.axes_[0].lines}
     assert lines["learning_rate=0.003"].get_xydata().tolist() == [[1, 0.625], [3, 0.875]]
     assert lines["learning_rate=0.02"].get_xydata().tolist() == [[0, 0.5], [1, 0.625]]
-    assert lines["chosen: 3"].get_xydata().tolist() == [[3, 0.875]]
+    assert lines["chosen: 3, learning_rate=0.003"].get_xydata().tolist() == [[3, 0.875]]
 
 
 def test_a_path_that_ended_at_once_is_drawn():

@@ -40,6 +40,19 @@ def diverge(**parameters: Any) -> SparseEnergyOODDetector:
     return fit(network(), X, Y, max_epochs=3, **parameters)
 
 
+def entropy(features: torch.Tensor) -> torch.Tensor:
+    """A penalty that has no gradient where a feature is 0."""
+    return torch.special.entr(features / (features.sum(1, keepdim=True) + 1e-12)).sum(1)
+
+
+def large(features: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
+    """A score of features that are large enough."""
+    sizes = features.abs().sum(dim=1)
+    if len(sizes) > 8 and sizes.mean() < 1.2:
+        raise ValueError("The features are too small.")
+    return sizes
+
+
 def lowered(told: Told, name: str, value: float) -> dict[str, float]:
     """A parameter that the message names, lower than it is now."""
     now = re.search(rf"{name} \(now (\S+)\)", told.message)
@@ -87,6 +100,8 @@ def let_in(weight: Any = HARM["sparsity_weight"], **parameters: Any) -> SparseEn
     return SparseEnergyOODDetector(module, **settings).fit(images, labels)
 
 
+AUTO = {"sparsity_weight": "auto", "ood_label": int(Y[0])}
+
 CASES = [
     case(
         "steps of one row, on which batch-norm cannot train",
@@ -122,12 +137,28 @@ CASES = [
                 1e-9,
             ),
             (
-                "and even so training diverges",
-                {"sparsity_weight": "auto", "learning_rate": 1e30, "ood_label": int(Y[0])},
+                "The logits became NaN",
+                {**AUTO, "learning_rate": 1e30},
+                "learning_rate",
+                1e-3,
+            ),
+            (
+                '"auto" has nothing to choose at learning_rate=0.9',
+                {**AUTO, "learning_rate": 6.0, "score_function": large},
                 "learning_rate",
                 1e-3,
             ),
         ]
+    ),
+    case(
+        "The score refuses the network after fine-tuning",
+        lambda: diverge(**AUTO, learning_rate=6.0, score_function=large),
+        says("pass another score_function", lambda: diverge(**AUTO)),
+    ),
+    case(
+        "without this one, training does not fail",
+        lambda: diverge(**AUTO, penalty=entropy),
+        says("pass another penalty", lambda: diverge(**AUTO)),
     ),
     case(
         "check that X is on the scale that the network expects",
