@@ -94,9 +94,9 @@ class SparseEnergyOODDetector(OutlierMixin, BaseEstimator):
         Name of the last layer, which turns features into logits. None searches for it.
     sparsity_weight : float or "auto", default=1.0
         How strongly sparse features are asked for, at least 0. With 0, fine-tuning minimises the
-        cross-entropy alone. "auto" tries several with warm starts, at a small learning rate first,
-        judges each on rows held out, and keeps what detects best; see `path_`. It takes about two
-        and a half times as long as one weight.
+        cross-entropy alone. "auto" tries several with warm starts, some at a small learning rate
+        and some in the last layers only, judges each on rows held out, and keeps what detects best;
+        see `path_`. It takes about twice as long as one weight.
     penalty : str or callable, default="relative_l1"
         How sparsity is measured, see `skood.penalties`. With "relative_l1" a weight means the same
         at any number and size of the features. "l1" is the paper's, whose weight is 0.02; on the
@@ -189,9 +189,10 @@ class SparseEnergyOODDetector(OutlierMixin, BaseEstimator):
         The learning rate at the start of the training that ended with `module_`, which "auto" may
         have lowered; None without fine-tuning.
     path_ : list of dict
-        What "auto" tried: one record a "sparsity_weight", "learning_rate" and "score_function", in
-        the order of training. The first two are None for the network before fine-tuning. "auroc" is
-        the mean over the kinds of outliers, "auroc_<kind>", that judge. It is there to compare by,
+        What "auto" tried: one record a "sparsity_weight", "learning_rate", "layers" ("all" or the
+        "last") and "score_function", in the order of training. The first three are None for the
+        network before fine-tuning. "auroc" is the mean over the kinds of outliers, "auroc_<kind>",
+        that judge. It is there to compare by,
         as rows that judge may be made (see the notes). "worse" names the kinds of which clearly
         more are kept than before fine-tuning, by the same score. Further "accuracy_before" and
         "accuracy_after", on the in-distribution rows that judge, "mean_l1" of their features,
@@ -214,8 +215,8 @@ class SparseEnergyOODDetector(OutlierMixin, BaseEstimator):
         One record an epoch: "phase" ("pretrain" or "fine-tune"), "epoch", "seconds", and means over
         its rows, in training mode: "loss", its terms "cross_entropy" and "penalty" and those in use
         of "outlier" and "distillation", "accuracy", "mean_l1", "hoyer_index" and "id_energy".
-        Those of fine-tuning have the "sparsity_weight" and, at its start, the "learning_rate". Of a
-        path, the epochs are those up to the weight chosen.
+        Those of fine-tuning have the "sparsity_weight", at its start the "learning_rate", and the
+        "layers" that were trained. Of a path, the epochs are those that led to the weight chosen.
     device_ : torch.device
         Where it computes.
     precision_ : dict
@@ -233,11 +234,14 @@ class SparseEnergyOODDetector(OutlierMixin, BaseEstimator):
 
     Notes
     -----
-    What ``sparsity_weight="auto"`` does: the weights are 1 and 3 at 0.15 of `learning_rate`, then
-    0, 0.3, 1 and 3 at all of it, divided by the mean of the penalty before fine-tuning. Some
-    networks lose more by a high rate than they gain. Each weight trains a third of `max_epochs`,
-    from where the one before ended (Friedman, Hastie & Tibshirani, "Regularization paths for
-    generalized linear models via coordinate descent", J. Stat. Softw. 33(1), 2010, on warm starts).
+    What ``sparsity_weight="auto"`` does: it trains all layers with the weights 1 and 3 at 0.15 of
+    `learning_rate`. Then it begins anew with the network given, and trains its last layers with 0,
+    0.3, 1 and 3 at the whole rate; these layers are the head, and what was registered last of the
+    rest and holds 70 % of its weights. At a high rate, many networks lose by their first layers
+    more than they gain. The weights are divided by the mean of the penalty before fine-tuning. Each
+    trains a third of `max_epochs`, from where the one before ended (Friedman, Hastie & Tibshirani,
+    "Regularization paths for generalized linear models via coordinate descent", J. Stat. Softw.
+    33(1), 2010, on warm starts).
     A tenth of the rows, at most 1,000, is held out to judge: by the accuracy, and by the AUROC
     against rows labelled `ood_label`. If there are none, it is the AUROC against each kind of
     `skood.model_selection.surrogate_outliers` that "auto" takes there. For that, images are turned
@@ -254,8 +258,7 @@ class SparseEnergyOODDetector(OutlierMixin, BaseEstimator):
     chosen if before fine-tuning it detects no kind worse than these do, and its mean is higher by
     two standard errors over kinds; of tables, one kind is made, which is not enough. With a number
     as `sparsity_weight`, scores are compared after fine-tuning. If training diverges at a weight,
-    or the score refuses the network after it, larger weights at this rate are left out; the next
-    rate then begins from the network given.
+    or the score refuses the network after it, larger weights at this rate are left out.
 
     References
     ----------

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Mapping
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -234,23 +235,20 @@ class Judge:
         self.before: dict[str, Detection] = {}
         self.after: dict[str, Detection] = {}
 
-    def __call__(
-        self, network: Network, weight: float | None, rate: float | None, start: float
-    ) -> list[Record]:
-        """What a network comes to by a weight and a learning rate, a record for each score.
+    def __call__(self, network: Network, how: Mapping[str, Any], start: float) -> list[Record]:
+        """What a network comes to, a record for each score, which also tells how it was trained.
 
         Its training began at `start`. Without a weight it is the network before.
         """
         features, logits = outputs_of_all(network, self.run.judging.rows)
         network_record = {
-            "sparsity_weight": weight,
-            "learning_rate": rate,
+            **how,
             "accuracy_before": self.accuracy_before,
             "accuracy_after": self._accuracy(as_array(logits.argmax(dim=1))),
             "mean_l1": math.nan if features is None else float(l1(features).mean()),
         }
         self.after = self.detections(network)
-        if weight is None:
+        if how["sparsity_weight"] is None:
             self.before = self.after
         records = [
             {

@@ -90,7 +90,7 @@ from .scoring import (
     winners_of,
 )
 
-__all__ = ["Fit", "Seeds", "given_network", "unchanged_on_error"]
+__all__ = ["HOW", "Fit", "Seeds", "given_network", "unchanged_on_error"]
 
 ROWS_OF_A_PENALTY = 1024
 """Rows to whose features a penalty is fitted, at most."""
@@ -100,6 +100,9 @@ ROWS_OF_A_TRIAL = 1024
 
 ROWS_OF_A_CLASS = 20
 """Rows of each class by which the order of the labels is judged, at most."""
+
+HOW = ("sparsity_weight", "learning_rate", "layers")
+"""What a record tells of how a network was trained."""
 
 SHOWN_OF_AN_EPOCH = ("loss", "accuracy", "mean_l1")
 
@@ -248,15 +251,15 @@ class Fit:
         seed: int,
         before: Network | None = None,
     ) -> list[dict[str, Any]]:
-        """Fine-tune for sparse features; one record an epoch, with the weight and the rate.
+        """Fine-tune for sparse features; one record an epoch, which also tells how.
 
         `before` is what distillation keeps to, if that is not the network as it is.
         """
         weights = self.detector.get_params(deep=False) | {"sparsity_weight": weight}
         terms = fine_tuning_terms(penalty, weights)
         trained = self._train("fine-tune", network, data, terms, recipe, seed, before)
-        by = {"sparsity_weight": weight, "learning_rate": recipe.learning_rate}
-        return [record | by for record in trained]
+        how = dict(zip(HOW, (weight, recipe.learning_rate, recipe.layers), strict=True))
+        return [record | how for record in trained]
 
     def judge_values(self, network: Network, data: TrainingData) -> None:
         """Warn if the user's network goes on with what it computed before it was trained.

@@ -1,13 +1,15 @@
 """The regularisation path: sparsity weights one after another, each judged on rows held out.
 
-As LassoCV does, it goes along the weights of a penalty with warm starts, and it does so at a small
-learning rate first. Each rung of the ladder trains a share of the epochs, from where the rung below
-ended. The network of the rung that detects best is kept, which may be the network given.
+As LassoCV does, it goes along the weights of a penalty with warm starts: first with all layers at
+a small learning rate, then with the last ones at the whole one. Each rung of these ladders trains a
+share of the epochs, from where the rung below ended. The network of the rung that detects best is
+kept, which may be the network given.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 import time
 from collections.abc import Iterator
@@ -19,7 +21,7 @@ from .engine.network import Network
 from .engine.training import TrainingData
 from .evidence import ERRORS, KIND, KNOWN, REFUSALS, Evidence, Judge, Record, standard_error
 from .exceptions import DivergenceError, DivergenceWarning
-from .fitting import Fit
+from .fitting import HOW, Fit
 from .notices import first_line, warn_user
 from .parameters import is_auto, recipe_of
 from .penalties import Penalty
@@ -30,28 +32,27 @@ from .scoring import Scores
 __all__ = ["Outcome", "fine_tuned"]
 
 
-class Rung(NamedTuple):
-    """What a network is trained with, from the rung below."""
+class Ladder(NamedTuple):
+    """How the network given is trained, weight after weight."""
 
     rate: float
     """Share of the learning rate."""
 
-    weight: float
-    """Weight of a penalty whose mean is 1 before fine-tuning."""
+    trained: float
+    """Share of the weights before the head that is trained, the last ones."""
+
+    weights: tuple[float, ...]
+    """Weights of a penalty whose mean is 1 before fine-tuning."""
 
 
-LADDER = (
-    Rung(rate=0.15, weight=1.0),
-    Rung(rate=0.15, weight=3.0),
-    Rung(rate=1.0, weight=0.0),
-    Rung(rate=1.0, weight=0.3),
-    Rung(rate=1.0, weight=1.0),
-    Rung(rate=1.0, weight=3.0),
+LADDERS = (
+    Ladder(rate=0.15, trained=1.0, weights=(1.0, 3.0)),
+    Ladder(rate=1.0, trained=0.7, weights=(0.0, 0.3, 1.0, 3.0)),
 )
-"""Up the rate, then up the weight: a network may lose more by a high rate than it gains."""
+"""Few networks gain from all layers at a high rate, and many lose what these detect."""
 
 SHARE_OF_A_RUNG = 1 / 3
-"""Share of the epochs that a rung trains."""
+"""Share of the epochs that a weight of a ladder trains."""
 
 REFERENCES = ("two_views", "energy")
 """Scores that another has to be better than, the first that can be had."""
@@ -81,17 +82,15 @@ def fine_tuned(
     weight, start = float(asked), time.perf_counter()
     judge = None if evidence is None else Judge(run, evidence, network, data)
     history: list[Record] = []
-    rate = None
     if run.detector.max_epochs > 0:
         if judge is not None:
             judge.before = judge.look(network)
         recipe = recipe_of(run.detector)
         penalty = run.fitted_penalty(network, data)
         history = run.fine_tune(network, data, penalty, weight, recipe, run.seeds.fine_tuning)
-        rate = recipe.learning_rate
     score = run.detector.score_function
     if judge is not None and is_auto(score):
-        records = judge(network, weight, rate, start)
+        records = judge(network, how_of(history) | {"sparsity_weight": weight}, start)
         # Whatever the weight asked for costs.
         best = max(robust(records), key=lambda record: record["auroc"])
         judge.warn_if_worse(best["score_function"])
@@ -103,8 +102,13 @@ def fine_tuned(
     return Outcome(history, weight, get_score(score), [])
 
 
+def how_of(history: list[Record]) -> Record:
+    """How a network with these epochs was trained."""
+    return {name: history[-1][name] if history else None for name in HOW}
+
+
 class Path:
-    """The ladder of weights of a fit, from the network as it is."""
+    """The ladders of a fit, each from the network as it is."""
 
     def __init__(self, run: Fit, evidence: Evidence, network: Network, data: TrainingData) -> None:
         self.run = run
@@ -114,9 +118,9 @@ class Path:
         self.judge = Judge(run, evidence, network, data)
 
     def outcome(self) -> Outcome:
-        """Go up the ladder, and put the network on the rung that detects best."""
+        """Go up the ladders, and put the network on the rung that detects best."""
         network, kept_history = self.network, list[Record]()
-        path = self.judge(network, None, None, self.start)
+        path = self.judge(network, how_of([]), self.start)
         best, kept = best_of(path), network.uncompiled_copy()
         for found, history in self._rungs():
             path = path + found
@@ -129,62 +133,63 @@ class Path:
     def _rungs(self) -> Iterator[tuple[list[Record], list[Record]]]:
         """What each rung comes to, and the epochs up to it.
 
-        If one fails, those above it at the same rate are left out, and the next rate begins from
-        the network given.
+        A ladder ends at a rung that fails.
         """
         run, network = self.run, self.network
         if run.detector.max_epochs == 0:
             return
         penalty, given = run.fitted_penalty(network, self.data), network.uncompiled_copy()
-        unit, history = self._unit(penalty), list[Record]()
-        reached: set[float] = set()
-        failed: dict[float, tuple[Rung, DivergenceError]] = {}
-        for number, rung in enumerate(LADDER):
-            if rung.rate in failed:
-                continue
-            try:
-                found, trained = self._tried(number, rung, penalty, unit, given)
-            except DivergenceError as error:
-                failed[rung.rate], history = (rung, error), []
-                network.adopt(given.public)
-                continue
-            reached.add(rung.rate)
-            epochs = [record | {"epoch": i} for i, record in enumerate(trained, len(history) + 1)]
-            history = history + epochs
-            yield found, history
-        self._tell([failed[rate] for rate in failed if rate not in reached])
+        unit, number = self._unit(penalty), itertools.count()
+        failed: list[tuple[Ladder, DivergenceError]] = []
+        for ladder in LADDERS:
+            network.adopt(given.uncompiled_copy().public)
+            history: list[Record] = []
+            for relative in ladder.weights:
+                weight = float(f"{relative / unit:.{DIGITS}g}")
+                try:
+                    found, trained = self._tried(next(number), ladder, weight, penalty, given)
+                except DivergenceError as error:
+                    if not history:
+                        failed.append((ladder, error))
+                    break
+                begun = len(history) + 1
+                history = history + [r | {"epoch": i} for i, r in enumerate(trained, begun)]
+                yield found, history
+        self._tell(failed)
 
     def _tried(
-        self, number: int, rung: Rung, penalty: Penalty, unit: float, given: Network
+        self, number: int, ladder: Ladder, weight: float, penalty: Penalty, given: Network
     ) -> tuple[list[Record], list[Record]]:
         """What a rung comes to, and its epochs; a DivergenceError if it comes to nothing."""
         run, network, start = self.run, self.network, time.perf_counter()
         full = recipe_of(run.detector)
         epochs = full.epochs * SHARE_OF_A_RUNG
         recipe = dataclasses.replace(
-            full, epochs=max(1, round(epochs)), learning_rate=rung.rate * full.learning_rate
+            full,
+            epochs=max(1, round(epochs)),
+            learning_rate=ladder.rate * full.learning_rate,
+            trained=ladder.trained,
         )
         seed, some = self._drawn(number, min(1.0, epochs / recipe.epochs))
-        weight = float(f"{rung.weight / unit:.{DIGITS}g}")
         trained = run.fine_tune(network, some, penalty, weight, recipe, seed, given)
         try:
-            return self.judge(network, weight, recipe.learning_rate, start), trained
+            return self.judge(network, how_of(trained), start), trained
         except REFUSALS as error:  # of what the network has become: the one given was judged
             raise DivergenceError(
                 f"The score refuses the network after fine-tuning ({first_line(error)}). Lower "
                 f"learning_rate (now {recipe.learning_rate:g}), or pass another score_function."
             ) from error
 
-    def _tell(self, failed: list[tuple[Rung, DivergenceError]]) -> None:
-        """Warn of the rungs at whose rate nothing was reached; if nothing was at any, fail."""
-        if len(failed) == len({rung.rate for rung in LADDER}):
+    def _tell(self, failed: list[tuple[Ladder, DivergenceError]]) -> None:
+        """Warn of the ladders that have no rung; if none has any, fail."""
+        if len(failed) == len(LADDERS):
             raise failed[-1][1]
-        for rung, error in failed if self.run.ranks.first else []:
+        for ladder, error in failed if self.run.ranks.first else []:
             blame = " Or pass another penalty: without this one, training does not fail."
-            rate = rung.rate * float(self.run.detector.learning_rate)
+            rate = ladder.rate * float(self.run.detector.learning_rate)
             warn_user(
                 f'sparsity_weight="auto" has nothing to choose at learning_rate={rate:g}, as '
-                f"training fails there. {error}{blame if rung.weight > 0 else ''}",
+                f"training fails there. {error}{blame if ladder.weights[0] > 0 else ''}",
                 DivergenceWarning,
             )
 

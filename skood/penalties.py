@@ -216,7 +216,8 @@ class Relative:
         if not 0 < unit < float("inf"):
             raise ValueError(
                 f"The penalty's mean before fine-tuning is {unit:g}, so it cannot be divided by "
-                'it: the features may all be zero. Pass penalty="l1", or check the network.'
+                'it: the features may all be zero. Pass penalty="l1" and a number as '
+                "sparsity_weight, or check the network."
             )
         return Relative(self.penalty, unit)
 

@@ -22,6 +22,7 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from skood import SparseEnergyOODDetector
+from skood.fitting import HOW
 
 VALUES = Path(__file__).with_suffix(".json")
 
@@ -128,7 +129,7 @@ def fitted(module, X, y=None, **parameters):
             {
                 name: value
                 for name, value in record.items()
-                if name not in ("seconds", "phase", "epoch")
+                if name not in ("seconds", "phase", "epoch", *HOW)
             }
             for record in detector.history_
         ],

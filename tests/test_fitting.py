@@ -25,6 +25,7 @@ from torch.utils.data import TensorDataset
 from skood import SparseEnergyOODDetector
 from skood.engine.objective import FINE_TUNING_TERMS
 from skood.exceptions import HeadNotFoundError, NonFiniteLogitsError, RoundedValuesWarning
+from skood.fitting import HOW
 
 LONGEST_FIT = 25
 """Lines of code that `fit` may have."""
@@ -76,6 +77,7 @@ def test_the_loss_is_the_weighted_sum_of_the_terms_recorded(digits, parameters, 
             *("phase", "epoch", "seconds", "loss", "cross_entropy", "penalty"),
             *measured,
             *further,
+            *HOW,
         }
         weights = {"cross_entropy": 1.0, "penalty": detector.sparsity_weight} | {
             term.name: getattr(detector, weight) for weight, term in FINE_TUNING_TERMS.items()
@@ -91,7 +93,7 @@ def test_pretraining_records_no_further_terms(digits):
     pretraining, fine_tuning = quiet_fit(detector, digits.X[:300], digits.y[:300]).history_
     assert pretraining["phase"] == "pretrain"
     assert pretraining["loss"] == pytest.approx(pretraining["cross_entropy"], rel=1e-6)
-    assert set(fine_tuning) - set(pretraining) == {"distillation"}
+    assert set(fine_tuning) - set(pretraining) == {"distillation", *HOW}
 
 
 # A network that is used as it is

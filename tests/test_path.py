@@ -10,6 +10,7 @@ import pytest
 import torch
 from judged_fits import correlated_table, fit
 from sklearn.base import clone
+from torch import nn
 
 from skood import SparseEnergyOODDetector, path
 from skood.engine.objective import Distillation
@@ -21,13 +22,15 @@ from skood.exceptions import (
     PenaltyWithoutEffectWarning,
     SelectionWarning,
 )
-from skood.fitting import Fit
+from skood.fitting import HOW, Fit
 from skood.model_selection import AccuracyGuard
 from skood.scores import list_scores
 
+N_RUNGS = 6
 COLUMNS = [
     "sparsity_weight",
     "learning_rate",
+    "layers",
     "accuracy_before",
     "accuracy_after",
     "mean_l1",
@@ -38,6 +41,18 @@ COLUMNS = [
     "seconds",
     "chosen",
 ]
+
+
+def deep_table():
+    """The same rows, and a network with a hidden layer before that of the features."""
+    X, y, _ = correlated_table()
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        module = nn.Sequential(
+            nn.Linear(5, 8), nn.ReLU(), nn.Linear(8, 24), nn.ReLU(), nn.Linear(24, 2)
+        )
+    settings = {"module": module, "pretrain_epochs": 20, "max_epochs": 0, "random_state": 0}
+    return X, y, SparseEnergyOODDetector(**settings).fit(X, y).module_
 
 
 @pytest.fixture(scope="module")
@@ -52,6 +67,8 @@ def test_a_row_of_the_path_is_a_rung(table):
     assert weights == [None, 1.0, 3.0, 0.0, 0.3, 1.0, 3.0]
     rates = [record["learning_rate"] for record in detector.path_]
     assert rates == [None, 0.00015, 0.00015, 0.001, 0.001, 0.001, 0.001]
+    layers = [record["layers"] for record in detector.path_]
+    assert layers == [None, "all", "all", "last", "last", "last", "last"]
     assert {record["score_function"] for record in detector.path_} == {"energy"}
     assert {record["accuracy_before"] for record in detector.path_} == {
         detector.path_[0]["accuracy_after"]
@@ -90,9 +107,9 @@ def test_the_network_is_that_of_the_rung(table, monkeypatch):
             return records[min(wanted, len(records) - 1)]
 
         class Judge(path.Judge):
-            def __call__(self, network, *trained_by, judged=judged):
+            def __call__(self, network, how, start, judged=judged):
                 judged.append(network.uncompiled_copy())
-                return super().__call__(network, *trained_by)
+                return super().__call__(network, how, start)
 
         monkeypatch.setattr(path, "best_of", best_of)
         monkeypatch.setattr(path, "Judge", Judge)
@@ -107,10 +124,11 @@ def test_the_network_is_that_of_the_rung(table, monkeypatch):
             assert tensor.equal(of_rung[name])
         epochs = [record["epoch"] for record in detector.history_]
         assert epochs == list(range(1, len(epochs) + 1))
-        assert len(epochs) == wanted
+        same_ladder = [r for r in detector.path_[1:] if r["layers"] == chosen["layers"]]
+        assert len(epochs) == (same_ladder.index(chosen) + 1 if wanted else 0)
         if wanted:
             last = detector.history_[-1]
-            for name in ("sparsity_weight", "learning_rate"):
+            for name in ("sparsity_weight", "learning_rate", "layers"):
                 assert last[name] == chosen[name]
         assert detector.id_accuracy_["after"] == detector.id_accuracy_["before"] or wanted
 
@@ -131,7 +149,8 @@ def test_the_path_goes_on_where_accuracy_is_lost(table, monkeypatch):
     """A rung that loses accuracy is not chosen; those above it may have it back."""
 
     class Judge(path.Judge):
-        def __call__(self, network, weight, *when):
+        def __call__(self, network, how, start):
+            weight = how["sparsity_weight"]
             lost = {None: 0.0, 0.0: 0.5, 0.3: 0.005}.get(weight, 0.1)
             return [
                 {
@@ -139,12 +158,12 @@ def test_the_path_goes_on_where_accuracy_is_lost(table, monkeypatch):
                     "accuracy_after": record["accuracy_before"] - lost,
                     "auroc": 0.5 if weight is None else 0.9,
                 }
-                for record in super().__call__(network, weight, *when)
+                for record in super().__call__(network, how, start)
             ]
 
     monkeypatch.setattr(path, "Judge", Judge)
     detector = fit(table)
-    assert len(detector.path_) == 1 + len(path.LADDER)
+    assert len(detector.path_) == 1 + N_RUNGS
     assert detector.sparsity_weight_ == 0.3
 
 
@@ -294,12 +313,59 @@ def test_a_rung_is_trained_as_the_path_says(table, monkeypatch):
 
     def run(training, *arguments, original=Training.run):
         weight = next(t.weight for t in training.terms if t.parameter == "sparsity_weight")
-        trained_by.append((weight, training.recipe.learning_rate))
+        trained_by.append((weight, training.recipe.learning_rate, training.recipe.layers))
         return original(training, *arguments)
 
     monkeypatch.setattr(Training, "run", run)
     _, *rungs = fit(table, max_epochs=1).path_
-    assert trained_by == [(r["sparsity_weight"], r["learning_rate"]) for r in rungs]
+    assert trained_by == [tuple(r[name] for name in HOW) for r in rungs]
+
+
+def test_the_last_layers_are_trained_at_the_whole_rate(monkeypatch):
+    data, moved = deep_table(), []
+
+    def run(training, *arguments, original=Training.run):
+        before = copy.deepcopy(training.network.public.state_dict())
+        records = original(training, *arguments)
+        after = training.network.public.state_dict()
+        moved.append([name for name in before if not before[name].equal(after[name])])
+        return records
+
+    monkeypatch.setattr(Training, "run", run)
+    for chosen in (2, 6):
+        monkeypatch.setattr(path, "best_of", lambda rs, i=chosen: rs[min(i, len(rs) - 1)])
+        detector = fit(data, max_epochs=1)
+        everything = list(detector.module_.state_dict())
+        # The first layer has less than 30 % of the weights before the head.
+        assert moved == [everything] * 2 + [everything[2:]] * 4
+        assert all(p.requires_grad for p in detector.module_.parameters())
+        assert [r["layers"] for r in detector.history_] == (
+            ["all"] * 2 if chosen == 2 else ["last"] * 4
+        )
+        moved.clear()
+
+
+def test_a_resumed_path_trains_the_same_layers(tmp_path, monkeypatch):
+    data = deep_table()
+    whole = fit(data)
+    for stop in range(1, N_RUNGS + 1):
+        epochs = []
+
+        def epoch(training, number, original=Training._epoch, stop=stop, epochs=epochs):
+            epochs.append(number)
+            if len(epochs) == stop:
+                raise KeyboardInterrupt
+            return original(training, number)
+
+        with monkeypatch.context() as patches:
+            patches.setattr(Training, "_epoch", epoch)
+            with pytest.raises(KeyboardInterrupt):
+                fit(data, memory=tmp_path / str(stop))
+        resumed = fit(data, memory=tmp_path / str(stop))
+        for name, tensor in whole.module_.state_dict().items():
+            assert tensor.equal(resumed.module_.state_dict()[name])
+        assert all(p.requires_grad for p in resumed.module_.parameters())
+        assert [r["auroc"] for r in resumed.path_] == [r["auroc"] for r in whole.path_]
 
 
 def test_each_rung_draws_on_its_own(table, monkeypatch):
@@ -314,7 +380,7 @@ def test_each_rung_draws_on_its_own(table, monkeypatch):
     monkeypatch.setattr(Fit, "fine_tune", fine_tune)
     fit(table, max_epochs=1)
     for drawn in (seeds, trained_on):
-        assert len(set(drawn)) == len(drawn) == len(path.LADDER)
+        assert len(set(drawn)) == len(drawn) == N_RUNGS
     assert all(list(rows) == sorted(set(rows)) for rows in trained_on)
 
 
@@ -376,7 +442,7 @@ def diverging(monkeypatch, share, weight_that_diverges):
         (0.15, 1.0, [None, 0.0, 0.3, 1.0, 3.0], r"rate=0.00015, .* Or pass another penalty"),
     ],
 )
-def test_a_rung_that_diverges_ends_its_rate(table, monkeypatch, share, weight, tried, told):
+def test_a_rung_that_diverges_ends_its_ladder(table, monkeypatch, share, weight, tried, told):
     X, y, module = table
     diverging(monkeypatch, share, weight)
     detector = SparseEnergyOODDetector(module, sparsity_weight="auto", max_epochs=3, random_state=0)
@@ -392,22 +458,26 @@ def test_a_rung_that_diverges_ends_its_rate(table, monkeypatch, share, weight, t
     assert all(re.search(told, message) for message in messages)
 
 
-def test_after_one_that_diverges_the_next_rate_begins_with_the_network_given(table, monkeypatch):
-    diverging(monkeypatch, 0.15, 3.0)
-    begun_with = []
+def test_each_ladder_begins_with_the_network_given(table, monkeypatch):
+    begun_with, taught = [], []
 
-    def fine_tune(run, network, *arguments, original=Fit.fine_tune):
+    def fine_tune(run, network, data, *arguments, original=Fit.fine_tune):
         begun_with.append(copy.deepcopy(network.public.state_dict()))
-        return original(run, network, *arguments)
+        records = original(run, network, data, *arguments)
+        taught.append(copy.deepcopy(arguments[-1].public.state_dict()))
+        return records
 
     monkeypatch.setattr(Fit, "fine_tune", fine_tune)
     monkeypatch.setattr(path, "best_of", lambda records: records[-1])
     detector = fit(table)
-    first, second, third, *_ = begun_with
     given = table[2].state_dict()
-    assert all(first[name].equal(given[name]) for name in given)
-    assert not all(second[name].equal(given[name]) for name in given)
-    assert all(third[name].equal(given[name]) for name in given)
+
+    def is_given(state):
+        return all(state[name].equal(given[name]) for name in given)
+
+    assert [is_given(state) for state in begun_with] == [True, False, True, False, False, False]
+    # Nor is the teacher trained, which is the network given, too.
+    assert all(is_given(state) for state in taught)
     # What it is not made of is not in its history.
     assert [(r["epoch"], r["sparsity_weight"]) for r in detector.history_] == [
         (1, 0.0),
@@ -428,20 +498,20 @@ def test_a_penalty_that_cannot_be_trained_leaves_weight_0(table):
     assert [record["sparsity_weight"] for record in detector.path_] == [None, 0.0]
 
 
-def test_a_rung_that_the_score_refuses_ends_its_rate(table):
+def test_a_rung_that_the_score_refuses_ends_its_ladder(table):
     before = fit(table, max_epochs=0).path_[0]["mean_l1"]
 
-    def size(features, logits, least=0.8):
+    def size(features, logits, least=0.9):
         sizes = features.abs().sum(dim=1)
         if len(sizes) >= 39 and sizes.mean() < least * before:
             raise ValueError("The features are too small.")
         return sizes
 
     detector = fit(table, score_function=size, learning_rate=0.03)
-    assert 1 < len(detector.path_) < 1 + len(path.LADDER)
+    assert 1 < len(detector.path_) < 1 + N_RUNGS
     assert detector.path_[-1]["accuracy_after"] >= detector.path_[0]["accuracy_after"] - 0.01
     with pytest.raises(DivergenceError, match=r"refuses .* \(The features are too small\.\)\. Low"):
-        fit(table, score_function=partial(size, least=0.999), learning_rate=0.03)
+        fit(table, score_function=partial(size, least=0.9999), learning_rate=0.03)
 
 
 def judged(score, weight, **by_kind):

@@ -94,7 +94,11 @@ def outcome(module, X, y, **parameters):
         "classes": detector.classes_,
         "accuracy": np.array(list(detector.id_accuracy_.values())),
         "history": [
-            {name: value for name, value in record.items() if name not in ("phase", "seconds")}
+            {
+                name: value
+                for name, value in record.items()
+                if name not in ("phase", "seconds", "layers")
+            }
             for record in detector.history_
         ],
         "seconds": [record["seconds"] for record in detector.history_],

@@ -5,7 +5,8 @@ from __future__ import annotations
 import copy
 import dataclasses
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -329,6 +330,35 @@ def head_is_not_called(module: nn.Module, head: str) -> RuntimeError:
 def trainable(module: nn.Module) -> list[nn.Parameter]:
     """The parameters that training changes."""
     return [p for p in module.parameters() if p.requires_grad]
+
+
+def names_before_the_last(network: Network, share: float) -> list[str]:
+    """Trainable parameters before the last ones that hold a share of the weights.
+
+    The head does not count, and is not among them: whatever its size, the features can be trained.
+    Last is what the module registers last.
+    """
+    of_head = {id(p) for p in network.module.get_submodule(network.visible_head).parameters()}
+    body = [
+        (name, p.numel())
+        for name, p in network.module.named_parameters()
+        if p.requires_grad and id(p) not in of_head
+    ]
+    missing = share * sum(size for _, size in body)
+    while body and missing > 0:
+        missing -= body.pop()[1]
+    return [name for name, _ in body]
+
+
+@contextmanager
+def held_still(module: nn.Module, names: list[str]) -> Iterator[None]:
+    """Inside, training does not change the parameters of these names."""
+    parameters = [module.get_parameter(name).requires_grad_(False) for name in names]
+    try:
+        yield
+    finally:
+        for p in parameters:
+            p.requires_grad_(True)
 
 
 def floating_dtype(module: nn.Module) -> torch.dtype:

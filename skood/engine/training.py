@@ -24,7 +24,7 @@ from .distributed import ALONE, Ranks
 from .graphs import release, replaying
 from .hardware import autocast
 from .inference import forward_rows
-from .network import Network, trainable
+from .network import Network, held_still, names_before_the_last, trainable
 from .objective import Counts, Objective, Term
 from .outputs import all_finite
 from .precision import in_float32
@@ -79,6 +79,8 @@ class Recipe:
         L2 penalty on all parameters.
     final_learning_rate : float
         Learning rate after the last step.
+    trained : float
+        Share of the weights before the head that is trained, the last ones; the head is, too.
     """
 
     epochs: int
@@ -87,6 +89,12 @@ class Recipe:
     momentum: float
     weight_decay: float
     final_learning_rate: float = 1e-6
+    trained: float = 1.0
+
+    @property
+    def layers(self) -> str:
+        """Which layers are trained, as records tell it."""
+        return "all" if self.trained == 1 else "last"
 
 
 @dataclass(frozen=True)
@@ -156,12 +164,20 @@ class Training:
     def _run(
         self, resume: Progress | None, after_epoch: Callable[[Progress], None]
     ) -> list[Record]:
-        network, recipe, ranks = self.network, self.recipe, self.data.ranks
+        network, recipe = self.network, self.recipe
         for term in self.terms:
             term.start(self.before)
+        still = names_before_the_last(network, recipe.trained) if recipe.trained < 1 else []
         if resume is not None:
             resume.module.to(network.device)
             network.adopt(resume.module)
+        with held_still(network.module, still):
+            return self._trained(resume, after_epoch)
+
+    def _trained(
+        self, resume: Progress | None, after_epoch: Callable[[Progress], None]
+    ) -> list[Record]:
+        network, recipe, ranks = self.network, self.recipe, self.data.ranks
         objective = Objective(network, self.terms)
         self._optimizer = _optimizer(network, recipe)
         if resume is None:

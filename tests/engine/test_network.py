@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import itertools
 import pickle
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -13,7 +14,13 @@ from modules import Body, assert_head_gives_the_logits, hooks_of, mlp
 from torch import nn
 
 from skood.engine.batches import Batcher
-from skood.engine.network import Network, floating_dtype, trainable
+from skood.engine.network import (
+    Network,
+    floating_dtype,
+    held_still,
+    names_before_the_last,
+    trainable,
+)
 from skood.engine.shapes import Shapes
 from skood.exceptions import DeviceWarning
 from skood.rows import as_rows
@@ -286,6 +293,62 @@ def test_only_parameters_that_change_are_trainable():
 
 
 # Pickling
+
+
+def layered():
+    """Layers of 16, 64 and 256 weights, and a head of 1,024."""
+    sizes = (4, 4, 16, 16, 64)
+    layers = [nn.Linear(a, b, bias=False) for a, b in itertools.pairwise(sizes)]
+    return nn.Sequential(*layers)
+
+
+@pytest.mark.parametrize(
+    ("share", "still"),
+    [
+        (1.0, []),
+        (0.99, []),
+        (0.9, ["0"]),
+        (0.77, ["0"]),
+        (0.76, ["0", "1"]),
+        (0.01, ["0", "1"]),
+    ],
+)
+def test_the_last_layers_hold_a_share_of_the_weights_before_the_head(opened, share, still):
+    network = opened(layered(), np.zeros((2, 4)))
+    assert names_before_the_last(network, share) == [f"{name}.weight" for name in still]
+
+
+def test_a_head_that_is_registered_first_is_not_among_the_layers_before_the_last(opened):
+    class HeadFirst(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.head, self.body = nn.Linear(8, 3), nn.Sequential(nn.Linear(4, 8), nn.Linear(8, 8))
+
+        def forward(self, x):
+            return self.head(self.body(x))
+
+    network = opened(HeadFirst(), np.zeros((2, 4)))
+    assert names_before_the_last(network, 0.5) == ["body.0.weight", "body.0.bias"]
+
+
+def test_what_the_user_has_frozen_does_not_count(opened):
+    module = layered()
+    module[2].requires_grad_(False)
+    network = opened(module, np.zeros((2, 4)))
+    assert names_before_the_last(network, 0.7) == ["0.weight"]
+
+
+def test_parameters_are_held_still_inside_alone(opened):
+    module = layered()
+    module[2].requires_grad_(False)
+    before = [p.requires_grad for p in module.parameters()]
+    try:
+        with held_still(module, ["0.weight"]):
+            assert [p.requires_grad for p in module.parameters()] == [False, True, False, True]
+            raise KeyboardInterrupt
+    except KeyboardInterrupt:
+        pass
+    assert [p.requires_grad for p in module.parameters()] == before
 
 
 def convolutional():

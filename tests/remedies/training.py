@@ -251,6 +251,14 @@ CASES = [
     ),
     case(
         "so it cannot be divided by it",
+        lambda: fit(nn.Sequential(Zero(), network()[2]), **AUTO),
+        lambda told: fit(
+            nn.Sequential(Zero(0.1), network()[2]),
+            **AUTO | told.keywords('penalty="l1"') | {"sparsity_weight": 1.0},
+        ),
+    ),
+    case(
+        "so it cannot be divided by it",
         lambda: fit(nn.Sequential(Zero(), network()[2]), penalty="relative_l1"),
         lambda told: fit(nn.Sequential(Zero(0.1), network()[2]), **told.keywords('penalty="l1"')),
         says("check the network", lambda: fit(network(), penalty="relative_l1")),
