@@ -393,16 +393,17 @@ class SparseEnergyOODDetector(OutlierMixin, BaseEstimator):
         TypeError
             If a parameter, X or the network's output is of the wrong type.
         DivergenceError
-            If the loss becomes NaN or infinite, or all scores become the same. With "auto" as
-            `sparsity_weight`, if that is so at both learning rates.
+            If the loss or the logits become NaN or infinite, or all scores become the same. With
+            "auto" as `sparsity_weight`, if that is so at both learning rates, or if the score
+            refuses what the network becomes at them.
         LostRankError
             If another process of the group ends, or does not answer in time.
 
         Warns
         -----
         DivergenceWarning
-            If training diverges at one of the two learning rates of "auto", so that nothing is
-            chosen from there.
+            If that is so at one of the two learning rates of "auto", so that nothing is chosen from
+            there.
         LabelOrderWarning
             If the labels seem to be in another order than the logits of your module.
         NearChanceWarning

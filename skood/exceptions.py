@@ -45,7 +45,7 @@ __all__ = [
 
 
 class DivergenceError(RuntimeError):
-    """Training failed: the loss became NaN or infinite, or all scores became the same."""
+    """Training failed: the loss became NaN or infinite, or all scores the same or refused."""
 
 
 class NonFiniteLogitsError(ValueError):

@@ -20,7 +20,7 @@ import numpy as np
 from .engine.network import Network
 from .engine.training import TrainingData
 from .evidence import ERRORS, KIND, KNOWN, REFUSALS, Evidence, Judge, Record, standard_error
-from .exceptions import DivergenceError, DivergenceWarning
+from .exceptions import DivergenceError, DivergenceWarning, NonFiniteLogitsError
 from .fitting import HOW, Fit
 from .notices import first_line, warn_user
 from .parameters import is_auto, recipe_of
@@ -174,10 +174,15 @@ class Path:
         trained = run.fine_tune(network, some, penalty, weight, recipe, seed, given)
         try:
             return self.judge(network, how_of(trained), start), trained
+        except NonFiniteLogitsError as error:
+            raise DivergenceError(
+                "The logits are NaN or infinite after fine-tuning. Lower learning_rate (now "
+                f"{full.learning_rate:g})."
+            ) from error
         except REFUSALS as error:  # of what the network has become: the one given was judged
             raise DivergenceError(
-                f"The score refuses the network after fine-tuning ({first_line(error)}). Lower "
-                f"learning_rate (now {recipe.learning_rate:g}), or pass another score_function."
+                f"The score refuses the network after fine-tuning ({cause_of(error)}). Lower "
+                f"learning_rate (now {full.learning_rate:g}), or pass another score_function."
             ) from error
 
     def _tell(self, failed: list[tuple[Ladder, DivergenceError]]) -> None:
@@ -185,11 +190,13 @@ class Path:
         if len(failed) == len(LADDERS):
             raise failed[-1][1]
         for ladder, error in failed if self.run.ranks.first else []:
-            blame = " Or pass another penalty: without this one, training does not fail."
-            rate = ladder.rate * float(self.run.detector.learning_rate)
+            full = float(self.run.detector.learning_rate)
+            remedy = f"Lower learning_rate (now {full:g})"
+            if ladder.weights[0] > 0:
+                remedy += ", or pass another penalty: without this one, training does not fail"
             warn_user(
-                f'sparsity_weight="auto" has nothing to choose at learning_rate={rate:g}, as '
-                f"training fails there. {error}{blame if ladder.weights[0] > 0 else ''}",
+                'sparsity_weight="auto" has nothing to choose at learning_rate='
+                f"{ladder.rate * full:g}, as training fails there: {cause_of(error)}. {remedy}.",
                 DivergenceWarning,
             )
 
@@ -214,6 +221,11 @@ class Path:
         picks = np.sort(picks[: max(math.ceil(share * n_rows), least)])
         some = dataclasses.replace(data, rows=data.rows.pick(picks), labels=data.labels[picks])
         return seed, some
+
+
+def cause_of(error: Exception) -> str:
+    """What an error says went wrong, without what to do about it, or a full stop."""
+    return first_line(error).partition(". ")[0].removesuffix(".")
 
 
 def robust(records: list[Record]) -> list[Record]:

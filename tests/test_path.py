@@ -19,6 +19,7 @@ from skood.exceptions import (
     AccuracyDropWarning,
     DivergenceError,
     DivergenceWarning,
+    NonFiniteLogitsError,
     PenaltyWithoutEffectWarning,
     SelectionWarning,
 )
@@ -224,11 +225,13 @@ def test_distillation_keeps_to_the_network_given(table, monkeypatch):
         assert torch.allclose(logits, expected, atol=1e-5)
 
 
-def test_features_that_cannot_be_trained_are_said_once(table):
+@pytest.mark.parametrize("pretrain_epochs", [0, 1])
+def test_features_that_cannot_be_trained_are_said_once(table, pretrain_epochs):
     X, y, module = table
     frozen = copy.deepcopy(module).requires_grad_(False)
     frozen[-1].requires_grad_(True)
-    detector = SparseEnergyOODDetector(frozen, sparsity_weight="auto", random_state=0)
+    settings = {"pretrain_epochs": pretrain_epochs, "random_state": 0}
+    detector = SparseEnergyOODDetector(frozen, sparsity_weight="auto", **settings)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         detector.fit(X, y)
@@ -437,9 +440,14 @@ def diverging(monkeypatch, share, weight_that_diverges):
     ("share", "weight", "tried", "told"),
     [
         (1, 0.3, [None, 1.0, 3.0, 0.0], None),
-        (1, 0.0, [None, 1.0, 3.0], r"at learning_rate=0.001, .* The loss is nan in epoch 1 "),
+        (
+            1,
+            0.0,
+            [None, 1.0, 3.0],
+            r"at learning_rate=0.001, .*: The loss is nan in epoch 1 .* Lower",
+        ),
         (0.15, 3.0, [None, 1.0, 0.0, 0.3, 1.0, 3.0], None),
-        (0.15, 1.0, [None, 0.0, 0.3, 1.0, 3.0], r"rate=0.00015, .* Or pass another penalty"),
+        (0.15, 1.0, [None, 0.0, 0.3, 1.0, 3.0], r"rate=0.00015, .*, or pass another penalty"),
     ],
 )
 def test_a_rung_that_diverges_ends_its_ladder(table, monkeypatch, share, weight, tried, told):
@@ -456,6 +464,39 @@ def test_a_rung_that_diverges_ends_its_ladder(table, monkeypatch, share, weight,
     messages = [str(w.message) for w in caught if w.category is DivergenceWarning]
     assert len(messages) == (told is not None)
     assert all(re.search(told, message) for message in messages)
+
+
+def test_a_path_with_a_rung_that_fails_is_found_again(table, tmp_path, monkeypatch):
+    diverging(monkeypatch, 0.15, 1.0)
+    monkeypatch.setattr(path, "best_of", lambda records: records[-1])
+    epochs, settings = [], {"distillation_weight": 1.0, "learning_rate": 1e-3}
+
+    def epoch(training, number, original=Training._epoch):
+        epochs.append(number)
+        return original(training, number)
+
+    monkeypatch.setattr(Training, "_epoch", epoch)
+    first = fit(table, memory=tmp_path, **settings)
+    assert len(epochs) == 5
+    again = fit(table, memory=tmp_path, **settings)
+    assert len(epochs) == 6  # that which fails, anew
+    assert [r["auroc"] for r in again.path_] == [r["auroc"] for r in first.path_]
+    assert np.array_equal(again.score_samples(table[0]), first.score_samples(table[0]))
+
+
+def test_logits_that_overflow_after_training_are_said_to_be(table, monkeypatch):
+    class Judge(path.Judge):
+        def __call__(self, network, how, start):
+            if how["layers"] == "last":
+                raise NonFiniteLogitsError("The network gives NaN. Check the scale of X.")
+            return super().__call__(network, how, start)
+
+    monkeypatch.setattr(path, "Judge", Judge)
+    told = r"training fails there: The logits are NaN .* fine-tuning\. Lower learning_rate \(now 0"
+    with pytest.warns(DivergenceWarning, match=told):
+        SparseEnergyOODDetector(table[2], sparsity_weight="auto", max_epochs=1, random_state=0).fit(
+            *table[:2]
+        )
 
 
 def test_each_ladder_begins_with_the_network_given(table, monkeypatch):
@@ -491,7 +532,7 @@ def test_a_penalty_that_cannot_be_trained_leaves_weight_0(table):
     def entropy(features):  # has no gradient where a feature is 0
         return torch.special.entr(features / (features.sum(dim=1, keepdim=True) + 1e-12)).sum(1)
 
-    with pytest.warns(DivergenceWarning, match=r"pass another penalty: without this one"):
+    with pytest.warns(DivergenceWarning, match=r", or pass another penalty: without this one"):
         detector = SparseEnergyOODDetector(
             table[2], sparsity_weight="auto", penalty=entropy, max_epochs=3, random_state=0
         ).fit(*table[:2])
@@ -510,7 +551,7 @@ def test_a_rung_that_the_score_refuses_ends_its_ladder(table):
     detector = fit(table, score_function=size, learning_rate=0.03)
     assert 1 < len(detector.path_) < 1 + N_RUNGS
     assert detector.path_[-1]["accuracy_after"] >= detector.path_[0]["accuracy_after"] - 0.01
-    with pytest.raises(DivergenceError, match=r"refuses .* \(The features are too small\.\)\. Low"):
+    with pytest.raises(DivergenceError, match=r"refuses .* \(The features are too small\)\. Low"):
         fit(table, score_function=partial(size, least=0.9999), learning_rate=0.03)
 
 

@@ -151,14 +151,14 @@ CASES = [
         ]
     ),
     case(
-        "The score refuses the network after fine-tuning",
-        lambda: diverge(**AUTO, learning_rate=6.0, score_function=large),
-        says("pass another score_function", lambda: diverge(**AUTO)),
+        'sparsity_weight="auto" has nothing to choose at learning_rate=',
+        lambda: diverge(**AUTO, penalty=entropy),
+        says("pass another penalty: without this one", lambda: diverge(**AUTO)),
     ),
     case(
-        "without this one, training does not fail",
+        ", or pass another penalty: without this one, training does not fail",
         lambda: diverge(**AUTO, penalty=entropy),
-        says("pass another penalty", lambda: diverge(**AUTO)),
+        says("pass another penalty: without this one", lambda: diverge(**AUTO)),
     ),
     case(
         "check that X is on the scale that the network expects",
