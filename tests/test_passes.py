@@ -265,7 +265,7 @@ def test_a_pass_that_is_too_large_is_made_each_time(tmp_path, monkeypatch, opene
         with passes_shared(DiskMemory(tmp_path)):
             assert len(torch.cat([z for _, _, z in forward_rows(network, rows)])) == len(X)
         assert len(entries(tmp_path)) == kept
-        assert kept or sum(read) - usual in range(1, 10)  # a row in some shape
+        assert kept or 0 < sum(read) - usual < usual  # a row in some shape
 
 
 def test_the_oldest_passes_make_room(tmp_path, monkeypatch, opened):
