@@ -134,6 +134,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     add("--seeds", type=a_seed, nargs="+", default=[0, 1, 2], help="default: 0 1 2")
     add("--epochs", type=count, default=10, help="of fine-tuning (default: 10)")
     add("--learning-rate", type=rate, default=PAPERS_RATE, help=f"default: {PAPERS_RATE:g}")
+    add("--layers", choices=["all", "last"], default="all", help="fine-tuned (default: all)")
     add("--train-rows", type=count, help="drawn anew by each seed (default: all)")
     add("--test-rows", type=count, help="the same for all seeds (default: all)")
     add("--ood-rows", type=count, help="of each OOD set, at most (default: all)")
@@ -385,6 +386,7 @@ def network_key(study: Study, method: Method, seed: int) -> Key:
         "outlier_weight": method.outlier_weight,
         "distillation_weight": method.distillation_weight,
         "learning_rate": study.learning_rate,
+        "layers": study.options.layers,
     }
     if method.outlier_weight and study.data.outliers is not None:
         key["outliers"] = digest(study.data.outliers)
@@ -418,6 +420,7 @@ def fine_tuned(study: Study, method: Method, seed: int, rows: Rows) -> Arrays:
             outlier_weight=method.outlier_weight,
             distillation_weight=method.distillation_weight,
             learning_rate=study.learning_rate,
+            layers=study.options.layers,
             memory=epochs,
             verbose=1,
         )
@@ -841,6 +844,7 @@ def description_of_run(study: Study, runs: Sequence[SeedRun]) -> dict[str, Any]:
         "normalise": options.normalise,
         "epochs": options.epochs,
         "learning_rate": study.learning_rate,
+        "layers": options.layers,
         "seeds": [run.seed for run in runs],
         "fit_rows": options.fit_rows,
         "outliers": options.outliers and options.outliers.stem,

@@ -340,8 +340,9 @@ class Results:
             f"kinds of OOD: {kinds}",
             f"network: {run['network']}, {run['checkpoint']} (SHA-256 {run['checkpoint_digest']}"
             f"...), normalised as {run['normalise']}",
-            f"fine-tuning: epochs {run['epochs']}, learning rate {run['learning_rate']:g}, flips, "
-            f"seeds {seeds}; a tenth of the training rows is held out for the threshold",
+            f"fine-tuning: {run.get('layers', 'all')} layers, epochs {run['epochs']}, learning "
+            f"rate {run['learning_rate']:g}, flips, seeds {seeds}; a tenth of the training rows is "
+            "held out for the threshold",
         ]
         if run["outliers"]:
             lines.append(

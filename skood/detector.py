@@ -48,7 +48,7 @@ from .exporting.module import detector_module
 from .fitting import Fit, given_network, unchanged_on_error
 from .labels import as_labels, is_outlier
 from .notices import Doubts, held_back, quoted, warn_user
-from .parameters import n_workers
+from .parameters import LAST, n_workers
 from .path import fine_tuned
 from .penalties import PENALTIES, Penalty
 from .rows import rows_like_fit
@@ -140,6 +140,10 @@ class SparseEnergyOODDetector(OutlierMixin, BaseEstimator):
         Nesterov momentum of fine-tuning, at least 0 and below 1.
     weight_decay : float, default=5e-4
         Weight decay of fine-tuning, at least 0.
+    layers : {"all", "last"}, default="all"
+        Layers whose parameters fine-tuning trains. "last" are the head and, of the others, those
+        that the module registered last, until they have at least 70 % of the weights. If the first
+        layer alone has over 30 %, that is all of them.
     augment : {"flip", "flip-crop"} or callable, default=None
         Random changes of training batches, after `preprocess`. The named ones draw for each image;
         a callable maps a batch to a batch.
@@ -234,14 +238,13 @@ class SparseEnergyOODDetector(OutlierMixin, BaseEstimator):
 
     Notes
     -----
-    What ``sparsity_weight="auto"`` does: it trains all layers with the weights 1 and 3 at 0.15 of
-    `learning_rate`. Then it begins anew with the network given, and trains its last layers with 0,
-    0.3, 1 and 3 at the whole rate; these layers are the head, and what was registered last of the
-    rest and holds 70 % of its weights. At a high rate, many networks lose by their first layers
-    more than they gain. The weights are divided by the mean of the penalty before fine-tuning. Each
-    trains a third of `max_epochs`, from where the one before ended (Friedman, Hastie & Tibshirani,
-    "Regularization paths for generalized linear models via coordinate descent", J. Stat. Softw.
-    33(1), 2010, on warm starts).
+    What ``sparsity_weight="auto"`` does: it trains all layers, or those of `layers`, with the
+    weights 1 and 3 at 0.15 of `learning_rate`. Then it begins anew with the network given, and
+    trains its last layers with 0, 0.3, 1 and 3 at the whole rate. At a high rate, many networks
+    lose by their first layers more than they gain. The weights are divided by the mean of the
+    penalty before fine-tuning. Each trains a third of `max_epochs`, from where the one before ended
+    (Friedman, Hastie & Tibshirani, "Regularization paths for generalized linear models via
+    coordinate descent", J. Stat. Softw. 33(1), 2010, on warm starts).
     A tenth of the rows, at most 1,000, is held out to judge: by the accuracy, and by the AUROC
     against rows labelled `ood_label`. If there are none, it is the AUROC against each kind of
     `skood.model_selection.surrogate_outliers` that "auto" takes there. For that, images are turned
@@ -293,6 +296,7 @@ class SparseEnergyOODDetector(OutlierMixin, BaseEstimator):
         "learning_rate": [Number(Real, 0, None, closed="neither")],
         "momentum": [Number(Real, 0, 1, closed="left")],
         "weight_decay": [Number(Real, 0, None, closed="left")],
+        "layers": [StrOptions({"all", LAST})],
         "augment": [StrOptions(set(AUGMENTATIONS)), callable, None],
         "preprocess": [callable, None],
         "num_workers": [StrOptions({"auto"}), Number(Integral, 0, None, closed="left")],
@@ -324,6 +328,7 @@ class SparseEnergyOODDetector(OutlierMixin, BaseEstimator):
         learning_rate: float = 1e-3,
         momentum: float = 0.9,
         weight_decay: float = 5e-4,
+        layers: str = "all",
         augment: str | Callable[[Tensor], Tensor] | None = None,
         preprocess: Callable[[Tensor], Tensor] | None = None,
         num_workers: str | int = "auto",
@@ -351,6 +356,7 @@ class SparseEnergyOODDetector(OutlierMixin, BaseEstimator):
         self.learning_rate = learning_rate
         self.momentum = momentum
         self.weight_decay = weight_decay
+        self.layers = layers
         self.augment = augment
         self.preprocess = preprocess
         self.num_workers = num_workers

@@ -18,7 +18,7 @@ from typing import NamedTuple, cast
 import numpy as np
 
 from .engine.network import Network
-from .engine.training import TrainingData
+from .engine.training import SHARE_OF_THE_LAST, TrainingData
 from .evidence import ERRORS, KIND, KNOWN, REFUSALS, Evidence, Judge, Record, standard_error
 from .exceptions import DivergenceError, DivergenceWarning, NonFiniteLogitsError
 from .fitting import HOW, Fit
@@ -47,7 +47,7 @@ class Ladder(NamedTuple):
 
 LADDERS = (
     Ladder(rate=0.15, trained=1.0, weights=(1.0, 3.0)),
-    Ladder(rate=1.0, trained=0.7, weights=(0.0, 0.3, 1.0, 3.0)),
+    Ladder(rate=1.0, trained=SHARE_OF_THE_LAST, weights=(0.0, 0.3, 1.0, 3.0)),
 )
 """Few networks gain from all layers at a high rate, and many lose what these detect."""
 
@@ -168,7 +168,7 @@ class Path:
             full,
             epochs=max(1, round(epochs)),
             learning_rate=ladder.rate * full.learning_rate,
-            trained=ladder.trained,
+            trained=min(ladder.trained, full.trained),
         )
         seed, some = self._drawn(number, min(1.0, epochs / recipe.epochs))
         trained = run.fine_tune(network, some, penalty, weight, recipe, seed, given)

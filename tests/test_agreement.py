@@ -29,6 +29,7 @@ OTHERS = {
     "learning_rate": 0.01,
     "momentum": 0.5,
     "weight_decay": 0.1,
+    "layers": "last",
     "augment": "flip",
     "preprocess": nn.ReLU(),
     "precision": "float32",

@@ -11,6 +11,7 @@ import threading
 import warnings
 from fractions import Fraction
 from functools import partial
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -47,6 +48,27 @@ def test_fit_can_be_read_at_a_glance():
     assert len(code) <= LONGEST_FIT
     nested = (ast.FunctionDef, ast.Lambda, ast.ClassDef, ast.For, ast.While, ast.Try)
     assert not [node for statement in body for node in ast.walk(statement) if type(node) in nested]
+
+
+# What is trained
+
+
+@pytest.mark.parametrize("weight", [0.0, 1.0])
+def test_the_first_layers_stay_as_they_are_if_the_last_are_to_be_trained(weight):
+    torch.manual_seed(0)
+    widths = [6, 8, 8, 8, 8, 3]
+    linear = [nn.Linear(*pair) for pair in pairwise(widths)]
+    module = nn.Sequential(*(part for one in linear for part in (one, nn.ReLU()))).eval()[:-1]
+    X = np.random.RandomState(0).randn(200, 6)
+    detector = SparseEnergyOODDetector(
+        module, sparsity_weight=weight, layers="last", max_epochs=2, random_state=0
+    )
+    quiet_fit(detector, X)
+    given, now = module.state_dict(), detector.module_.state_dict()
+    # Of 8 (6 + 3 * 8) weights before the head, and 32 biases, 70 % are in the last three layers.
+    assert [name for name in given if given[name].equal(now[name])] == ["0.weight", "0.bias"]
+    assert all(p.requires_grad for p in detector.module_.parameters())
+    assert {record["layers"] for record in detector.history_} == {"last"}
 
 
 # What is recorded

@@ -126,6 +126,7 @@ PARAMETERS = [
             "learning_rate": [0, -1e-3, "fast", None],
             "momentum": [-0.1, 1, 1.5],
             "weight_decay": [-1e-4, "none"],
+            "layers": ["first", 0.7, None],
             "preprocess": ["scale", 3],
             "augment": ["flips", 3],
             "ood_label": [1.5],

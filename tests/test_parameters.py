@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -61,6 +63,8 @@ def test_the_recipe_is_that_of_the_parameters():
     assert recipe == Recipe(4, 16, 1.0, 0.0, 0.5)
     rates = (recipe.learning_rate, recipe.momentum, recipe.weight_decay)
     assert [type(rate) for rate in rates] == [float] * 3
+    last = parameters.recipe_of(detector.set_params(layers="last"))
+    assert last == replace(recipe, trained=0.7)
 
 
 @pytest.mark.parametrize(("asked", "expected"), [("auto", None), (0, 0), (np.int64(3), 3)])

@@ -348,6 +348,16 @@ def test_the_last_layers_are_trained_at_the_whole_rate(monkeypatch):
         moved.clear()
 
 
+def test_the_last_layers_may_be_all_that_a_path_trains(monkeypatch):
+    data = deep_table()
+    monkeypatch.setattr(path, "best_of", lambda records: records[min(2, len(records) - 1)])
+    detector = fit(data, max_epochs=1, layers="last")
+    _, *rungs = detector.path_
+    assert [r["layers"] for r in rungs] == ["last"] * N_RUNGS
+    given, now = data[2].state_dict(), detector.module_.state_dict()
+    assert [name for name in given if given[name].equal(now[name])] == ["0.weight", "0.bias"]
+
+
 def test_a_resumed_path_trains_the_same_layers(tmp_path, monkeypatch):
     data = deep_table()
     whole = fit(data)
@@ -660,7 +670,8 @@ def test_clones_are_as_the_parameters_say(table):
 
 def test_a_tie_falls_to_two_views(table):
     X, y, module = table
-    between = np.full((60, 5), 2, dtype=np.float32)  # which many scores tell perfectly
+    # Columns that depend on each other no more, which scores of a distance tell perfectly.
+    between = np.full((60, 5), 2, dtype=np.float32) + np.float32([2, -2, 2, -2, 0])
     known = np.concatenate([X, between]), np.concatenate([y, np.full(60, 7)]), module
     detector = fit(known, ood_label=7, score_function="auto", max_epochs=0)
     perfect = [r["score_function"] for r in detector.path_ if r["auroc"] == 1]
