@@ -51,6 +51,9 @@ INSTALL = {
 """Libraries that a contestant may need, and how they come."""
 
 NETWORKS = {"resnet20": "ResNet-20", "wrn16_2_dropout0.3": "WideResNet-16-2"}
+COMPILED_NETWORKS = NETWORKS | {"densenet100_12": "DenseNet-BC-100-12"}
+COMPILED_EPOCHS = 3
+WITHOUT_CACHES = {"TORCHINDUCTOR_FORCE_DISABLE_CACHES": "1"}
 DEVICE_NETWORK = "wrn40_2_dropout0.3"
 """WideResNet-40-2, of the paper."""
 
@@ -556,6 +559,43 @@ def searching(settings: Settings) -> Iterator[Section]:
     yield Section(Table(title, columns, lines, n_names=2), remarks(found, note))
 
 
+def compiling(settings: Settings) -> Iterator[Section]:
+    """What the compiler takes, what a step saves by it, and from how many steps on that pays."""
+    lines, all_found = [], []
+    for network, name in COMPILED_NETWORKS.items():
+        task = base_task(settings, network=network, epochs=COMPILED_EPOCHS)
+        plain, compiled = found = measure(
+            [
+                Contestant(name, "train_steps", task),
+                Contestant(
+                    f"{name}, compile=True",
+                    "train_steps",
+                    dataclasses.replace(task, compile=True),
+                    environment=WITHOUT_CACHES,
+                ),
+            ],
+            settings.repeats,
+        )
+        all_found += found
+        if plain.finished and compiled.finished:
+            saved, wait = plain.median() - compiled.median(), compiled.median("compiler")
+            steps = f"{math.ceil(wait / saved):,}" if saved > 0 else "never"
+            ratio = digits(compiled.median() / plain.median())
+            seconds = [spread(result.values()) for result in found]
+            lines.append([name, *seconds, ratio, spread(compiled.values("compiler")), steps])
+    columns = [
+        "network",
+        "a step, s",
+        "compiled",
+        "ratio",
+        "the compiler took, s",
+        "pays from, steps",
+    ]
+    yield Section(
+        Table("Training with compile=True, steps of 128 images", columns, lines), remarks(all_found)
+    )
+
+
 def on_a_device(settings: Settings) -> Iterator[Section]:
     """What a GPU is for: absolute times, beside what its arithmetic would allow."""
     native = has_native_bfloat16(settings.device)
@@ -695,6 +735,7 @@ GROUPS: dict[str, Callable[[Settings], Iterator[Section]]] = {
     "one-row": one_row,
     "import": importing,
     "search": searching,
+    "compile": compiling,
     "device": on_a_device,
     "tips": tips,
 }

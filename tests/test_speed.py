@@ -3,6 +3,7 @@ from __future__ import annotations
 import importlib
 import json
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -519,6 +520,25 @@ def test_the_limit_is_arithmetic_over_the_speed_of_the_hardware(speed):
     ]
     ours.error = "failed"
     assert speed.limit("work", arithmetic, ours, 300, 100) == []
+
+
+@pytest.mark.slow
+def test_a_group_of_the_compiler(speed, in_process, tmp_path, monkeypatch):
+    path = tmp_path / "speed.json"
+    monkeypatch.setattr(speed, "COMPILED_NETWORKS", {"resnet8": "ResNet-8"})
+    monkeypatch.setattr(torch, "compile", partial(torch_compiled, torch.compile))
+    speed.main([*arguments("compile"), "--train-rows", "128", "--out", str(path)])
+    (table,) = json.loads(path.read_text())["tables"]
+    ((name, plain, compiled, ratio, *_),) = table["lines"]
+    assert name == "ResNet-8"
+    assert float(plain.split()[0]) > 0
+    assert float(compiled.split()[0]) > 0
+    assert float(ratio) > 0
+
+
+def torch_compiled(compile_, forward, **options):
+    """The compiler's capture without its code generator, which needs a C++ compiler."""
+    return compile_(forward, dynamic=False, backend="aot_eager")
 
 
 @pytest.mark.slow
