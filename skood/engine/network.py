@@ -249,6 +249,12 @@ class Network:
         return self._seen.with_logits(self.module, batch)
 
     def _checked(self, entered: Any, logits: Tensor) -> tuple[Tensor, Tensor]:
+        if entered is None and self.compiled:
+            raise RuntimeError(
+                f"torch.compile lost what enters the head, {self.visible_head!r}, so there are no "
+                "features: it could not compile the module's forward in one piece, as one that "
+                "prints or asks for the value of a tensor. Pass compile=False."
+            )
         if entered is None:
             raise head_is_not_called(self.module, self.visible_head)
         if logits.shape[1] != self.n_logits:

@@ -6,7 +6,9 @@ import operator
 import re
 from collections.abc import Callable
 from contextlib import nullcontext
+from functools import partial
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -32,6 +34,19 @@ from .common import (
     scripted,
     seeded,
 )
+
+
+def captured(module: nn.Module, **parameters: Any) -> Any:
+    """A fit by the compiler's capture, without its code generator, which needs a C++ compiler."""
+    with patch.object(torch, "compile", partial(torch.compile, backend="eager")):
+        return fit(module, max_epochs=0, score_function="knn", **parameters)
+
+
+def asking(self: Any, x: torch.Tensor) -> torch.Tensor:
+    """Ask for a value, as for a log."""
+    features = self.body(x)
+    self.seen = float(features.sum())
+    return self.head(features)
 
 
 class Sizes(nn.Module):
@@ -141,6 +156,11 @@ NETWORKS = [
         "compile=True cannot compile",
         lambda: fit(scripted(network()), max_epochs=0, compile=True),
         lambda told: fit(scripted(network()), max_epochs=0, **told.keywords("compile=False")),
+    ),
+    case(
+        "torch.compile lost what enters the head",
+        lambda: captured(Body(asking), compile=True),
+        lambda told: captured(Body(asking), **told.keywords("compile=False")),
     ),
     case(
         "is on the meta device",
