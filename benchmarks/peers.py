@@ -249,21 +249,11 @@ def train_skood(task: Task) -> Work:
 def train_steps(task: Task) -> Work:
     """Seconds of a step; of the first epoch, what it took longer than a later one: the compiler."""
     x, y = train_data(task)
-    network = fresh_network(task)
+    settings = {"batch_size": BATCH, "preprocess": NORMALISE, "calibration_size": None}
 
     def work() -> Answer:
         torch.compiler.reset()
-        detector = SparseEnergyOODDetector(
-            network,
-            max_epochs=task.epochs,
-            batch_size=BATCH,
-            preprocess=NORMALISE,
-            calibration_size=None,
-            device=task.device,
-            compile=task.compile,
-            random_state=0,
-        )
-        quietly(lambda: detector.fit(x, y))
+        detector = fitted(task, x, y, precision="auto", max_epochs=task.epochs, **settings)
         first, *later = (record["seconds"] for record in detector.history_)
         a_step = median(later) / (task.train_rows // BATCH)
         facts = {"compiler": first - median(later), "detail": detector.precision_["training"]}
@@ -460,16 +450,15 @@ def few(task: Task) -> Task:
 
 
 def fitted(task: Task, X: Any, y: Any, **options: Any) -> SparseEnergyOODDetector:
-    """A detector around the network as it is."""
-    detector = SparseEnergyOODDetector(
-        fresh_network(task),
-        max_epochs=0,
-        precision=task.precision,
-        compile=task.compile,
-        device=task.device,
-        random_state=0,
-        **options,
-    )
+    """A detector around the network as it is, unless the options train it."""
+    settings = {
+        "max_epochs": 0,
+        "precision": task.precision,
+        "compile": task.compile,
+        "device": task.device,
+        "random_state": 0,
+    }
+    detector = SparseEnergyOODDetector(fresh_network(task), **(settings | options))
     return quietly(lambda: detector.fit(X, y))
 
 

@@ -35,7 +35,7 @@ from .engine.inference import forward_rows
 from .engine.loading import workers_kept
 from .engine.network import Network
 from .engine.rows import Rows, as_array
-from .engine.training import reproducible
+from .engine.training import SHARES, reproducible
 from .evidence import gathered
 from .exceptions import (
     FewCalibrationRowsWarning,
@@ -48,7 +48,7 @@ from .exporting.module import detector_module
 from .fitting import Fit, given_network, unchanged_on_error
 from .labels import as_labels, is_outlier
 from .notices import Doubts, held_back, quoted, warn_user
-from .parameters import LAST, n_workers
+from .parameters import n_workers
 from .path import fine_tuned
 from .penalties import PENALTIES, Penalty
 from .rows import rows_like_fit
@@ -296,7 +296,7 @@ class SparseEnergyOODDetector(OutlierMixin, BaseEstimator):
         "learning_rate": [Number(Real, 0, None, closed="neither")],
         "momentum": [Number(Real, 0, 1, closed="left")],
         "weight_decay": [Number(Real, 0, None, closed="left")],
-        "layers": [StrOptions({"all", LAST})],
+        "layers": [StrOptions(set(SHARES))],
         "augment": [StrOptions(set(AUGMENTATIONS)), callable, None],
         "preprocess": [callable, None],
         "num_workers": [StrOptions({"auto"}), Number(Integral, 0, None, closed="left")],

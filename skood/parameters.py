@@ -8,13 +8,12 @@ import torch
 
 from .caching import DiskMemory
 from .engine.batches import Batcher
-from .engine.training import SHARE_OF_THE_LAST, Recipe
+from .engine.training import SHARES, Recipe
 from .notices import quoted
 from .scores import get_score, list_scores
 from .scores.protocol import ScoreFunction, uses_gradient
 
 __all__ = [
-    "LAST",
     "Detector",
     "batcher_of",
     "chosen_parameters",
@@ -31,9 +30,6 @@ Detector = Any
 
 AUTO = "auto"
 """What a parameter is that `fit` chooses."""
-
-LAST = "last"
-"""What `layers` is if fine-tuning leaves the first ones as they are."""
 
 CHOOSABLE = ("sparsity_weight", "score_function")
 """Parameters that `fit` can choose."""
@@ -77,7 +73,7 @@ def recipe_of(detector: Detector) -> Recipe:
         float(detector.learning_rate),
         float(detector.momentum),
         float(detector.weight_decay),
-        trained=SHARE_OF_THE_LAST if detector.layers == LAST else 1.0,
+        trained=SHARES[detector.layers],
     )
 
 

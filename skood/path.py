@@ -18,7 +18,7 @@ from typing import NamedTuple, cast
 import numpy as np
 
 from .engine.network import Network
-from .engine.training import SHARE_OF_THE_LAST, TrainingData
+from .engine.training import SHARES, TrainingData
 from .evidence import ERRORS, KIND, KNOWN, REFUSALS, Evidence, Judge, Record, standard_error
 from .exceptions import DivergenceError, DivergenceWarning, NonFiniteLogitsError
 from .fitting import HOW, Fit
@@ -46,8 +46,8 @@ class Ladder(NamedTuple):
 
 
 LADDERS = (
-    Ladder(rate=0.15, trained=1.0, weights=(1.0, 3.0)),
-    Ladder(rate=1.0, trained=SHARE_OF_THE_LAST, weights=(0.0, 0.3, 1.0, 3.0)),
+    Ladder(rate=0.15, trained=SHARES["all"], weights=(1.0, 3.0)),
+    Ladder(rate=1.0, trained=SHARES["last"], weights=(0.0, 0.3, 1.0, 3.0)),
 )
 """Few networks gain from all layers at a high rate, and many lose what these detect."""
 

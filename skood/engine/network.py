@@ -249,14 +249,9 @@ class Network:
         return self._seen.with_logits(self.module, batch)
 
     def _checked(self, entered: Any, logits: Tensor) -> tuple[Tensor, Tensor]:
-        if entered is None and self.compiled:
-            raise RuntimeError(
-                f"torch.compile lost what enters the head, {self.visible_head!r}, so there are no "
-                "features: it could not compile the module's forward in one piece, as one that "
-                "prints or asks for the value of a tensor. Pass compile=False."
-            )
         if entered is None:
-            raise head_is_not_called(self.module, self.visible_head)
+            head = self.visible_head
+            raise head_is_lost(head) if self.compiled else head_is_not_called(self.module, head)
         if logits.shape[1] != self.n_logits:
             raise ValueError(
                 f"The module returns logits (n, {self.n_logits}) in evaluation mode, but "
@@ -330,6 +325,15 @@ def head_is_not_called(module: nn.Module, head: str) -> RuntimeError:
     return RuntimeError(
         f"In {mode} mode the module does not call its head, {head!r}, so there are no "
         "features. Make its forward call it in both modes, or pass another head=."
+    )
+
+
+def head_is_lost(head: str) -> RuntimeError:
+    """The error for a forward that is compiled in pieces, which lose the hook's value."""
+    return RuntimeError(
+        f"torch.compile lost what enters the head, {head!r}, so there are no features: it could "
+        "not compile the module's forward in one piece, as one that prints or asks for the value "
+        "of a tensor. Pass compile=False."
     )
 
 

@@ -42,8 +42,8 @@ PRETRAINING_STEPS = 300
 PROBE_ROWS = 256
 """Rows that tell, after each epoch, whether the network still distinguishes its inputs."""
 
-SHARE_OF_THE_LAST = 0.7
-"""Share of the weights before the head that the last layers have, at least."""
+SHARES = {"all": 1.0, "last": 0.7}
+"""Shares of the weights before the head that such layers have, at least."""
 
 COLLAPSED_SPREAD = 1e-2
 """Share of the initial range of energies below which they count as constant."""
