@@ -43,8 +43,8 @@ from torch import nn
 
 from skood import SparseEnergyOODDetector, path
 from skood.engine.augmentation import AUGMENTATIONS
-from skood.engine.inference import Both
 from skood.engine.network import Network
+from skood.engine.outputs import Seen
 from skood.engine.rows import Rows, as_array
 from skood.engine.training import TrainingData
 from skood.evidence import Evidence, Pieces
@@ -53,9 +53,9 @@ from skood.metrics import fpr_at_tpr
 from skood.model_selection import AccuracyGuard, InDistributionKFold, make_ood_scorer
 from skood.rows import as_rows
 from skood.scores import apply_score, fit_score, get_score
-from skood.scoring import HeldOut, outputs_of_all
+from skood.scoring import HeldOut, seen_of_all
 
-SCORES = ("energy", "two_views")
+SCORES = ("energy", "two_views", "three_views")
 """Scores that are shown beside the one that "auto" chooses."""
 
 FOLDS = 3
@@ -220,19 +220,19 @@ def walked(
 
 
 def on_panel(pieces: Pieces, records: list[dict[str, Any]], panel: Panel) -> list[Row]:
-    def outputs(rows: Rows) -> Both:
-        return outputs_of_all(pieces.network, rows)
+    def seen(rows: Rows) -> Seen:
+        return seen_of_all(pieces.network, rows)
 
-    of_test = outputs(as_rows(panel.x_test))
-    of_ood = {name: outputs(as_rows(x)) for name, x in panel.ood.items()}
-    classes = as_array(of_test[1].argmax(dim=1))
+    of_test = seen(as_rows(panel.x_test))
+    of_ood = {name: seen(as_rows(x)) for name, x in panel.ood.items()}
+    classes = as_array(of_test.logits.argmax(dim=1))
     rows = []
     for record in records:
         score = get_score(record["score_function"])
         fit_score(score, pieces.training, pieces.head, lambda: pieces.held_out)
         judged = panel.judged(
             as_array(apply_score(score, *of_test)),
-            {name: as_array(apply_score(score, *two)) for name, two in of_ood.items()},
+            {name: as_array(apply_score(score, *one)) for name, one in of_ood.items()},
             classes,
         )
         weight = record["sparsity_weight"]

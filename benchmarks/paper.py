@@ -52,6 +52,7 @@ import skood
 from skood import SparseEnergyOODDetector
 from skood.calibration import calibration_split, place_threshold
 from skood.engine.inference import forward_rows
+from skood.engine.outputs import Seen
 from skood.engine.training import Recipe
 from skood.exceptions import DivergenceError
 from skood.fingerprints import fingerprint
@@ -60,8 +61,16 @@ from skood.model_selection import surrogate_outliers
 from skood.penalties import PENALTIES, hoyer_index, l1
 from skood.randomness import random_generator
 from skood.rows import as_rows
-from skood.scores import Head, Outputs, apply_score, fit_score, get_score, list_scores
-from skood.scores.protocol import uses_gradient
+from skood.scores import (
+    Head,
+    LayeredOutputs,
+    Outputs,
+    apply_score,
+    fit_score,
+    get_score,
+    list_scores,
+)
+from skood.scores.protocol import uses_gradient, uses_layers
 
 Key = dict[str, Any]
 Arrays = dict[str, NDArray[Any]]
@@ -453,12 +462,15 @@ class Scorer:
 
     def __init__(self, study: Study, module: nn.Module, rows: Rows) -> None:
         self.study, self.module, self.rows = study, module, rows
-        self._outputs: dict[str, tuple[Tensor, Tensor]] = {}
+        self._seen: dict[str, Seen] = {}
         self._fitted: dict[str, Any] = {}
 
     @cached_property
     def detector(self) -> SparseEnergyOODDetector:
-        return opened(self.study, self.module)
+        """One that looks at inner layers, if a score does."""
+        of_layers = any(uses_layers(get_score(name)) for name in self.study.options.scores)
+        score = "layer_moments" if of_layers else "energy"
+        return opened(self.study, self.module, score_function=score)
 
     @property
     def fit_rows(self) -> NDArray[np.intp]:
@@ -475,25 +487,19 @@ class Scorer:
             return self.rows.surrogates
         return self.study.x_test if name == "id_test" else self.study.ood[name]
 
-    def outputs(self, name: str) -> tuple[Tensor, Tensor]:
-        """Features, float32, and logits, float64."""
-        if name not in self._outputs:
+    def seen(self, name: str) -> Seen:
+        """What scores see, logits in float64 and the rest in float32."""
+        if name not in self._seen:
             network, rows = self.detector._network, as_rows(self.images(name))
-            pieces = [
-                (features.float().cpu(), logits.cpu())
-                for _, features, logits in forward_rows(network, rows, features=True)
-                if features is not None
-            ]
-            features, logits = zip(*pieces, strict=True)
-            self._outputs[name] = torch.cat(features), torch.cat(logits)
-        return self._outputs[name]
+            pieces = [seen for _, seen in forward_rows(network, rows, features=True)]
+            found = Seen.joined(pieces).each(Tensor.cpu)
+            self._seen[name] = found.each(Tensor.float)._replace(logits=found.logits)
+        return self._seen[name]
 
-    def pieces(self, name: str) -> Iterator[tuple[Tensor, Tensor]]:
-        features, logits = self.outputs(name)
-        for some_features, some_logits in zip(
-            features.split(PIECE), logits.split(PIECE), strict=True
-        ):
-            yield some_features.double(), some_logits
+    def pieces(self, name: str) -> Iterator[Seen]:
+        seen = self.seen(name)
+        for start in range(0, len(seen.logits), PIECE):
+            yield seen.each(lambda values, start=start: values[start : start + PIECE].double())
 
     def scores(self, score: str, name: str) -> NDArray[np.float64]:
         if uses_gradient(get_score(score)):
@@ -517,10 +523,15 @@ class Scorer:
             lambda: self.labelled("id_held_out", self.rows.held_out),
         )
 
-    def labelled(self, name: str, rows: NDArray[np.intp]) -> list[Outputs]:
+    def labelled(self, name: str, rows: NDArray[np.intp]) -> list[Outputs | LayeredOutputs]:
         """Outputs of some training rows, piece by piece."""
         labels = torch.from_numpy(self.study.data.y_train[rows].astype(np.int64)).split(PIECE)
-        return [Outputs(*piece, of) for piece, of in zip(self.pieces(name), labels, strict=True)]
+        return [
+            Outputs(features, logits, of)
+            if layers is None
+            else LayeredOutputs(features, logits, of, layers)
+            for (features, logits, layers), of in zip(self.pieces(name), labels, strict=True)
+        ]
 
     def head(self) -> Head:
         linear: Any = self.detector.module_.get_submodule(self.detector.head_)
@@ -528,7 +539,7 @@ class Scorer:
 
     def description(self) -> Arrays:
         """Class, L1 norm and Hoyer index of each ID test row."""
-        features, logits = self.outputs("id_test")
+        features, logits, _ = self.seen("id_test")
         return {
             "classes": logits.argmax(dim=1).numpy(),
             "l1": l1(features.double()).numpy(),

@@ -262,6 +262,7 @@ def outputs_key(network: Network, rows: Rows) -> str:
         "module": network.public,
         "head": network.head,
         "folded": network.pairs,
+        "layers": network.layers,
         "shapes": network.shapes,
         "computation": _computation(network),
     }

@@ -834,7 +834,7 @@ class SparseEnergyOODDetector(OutlierMixin, BaseEstimator):
         """
         check_is_fitted(self)
         pieces = forward_rows(self._network, self._rows(X))
-        return np.concatenate([as_array(torch.softmax(logits, dim=1)) for _, _, logits in pieces])
+        return np.concatenate([as_array(torch.softmax(seen.logits, dim=1)) for _, seen in pieces])
 
     def predict_frame(self, X: Any) -> pd.DataFrame:
         """Class, score, p-value and decision of each row, from one pass over the rows.
@@ -898,7 +898,8 @@ class SparseEnergyOODDetector(OutlierMixin, BaseEstimator):
         """
         check_is_fitted(self)
         pieces = forward_rows(self._network, self._rows(X), features=True)
-        return np.concatenate([as_array(hidden) for _, hidden, _ in pieces if hidden is not None])
+        found = [seen.features for _, seen in pieces]
+        return np.concatenate([as_array(features) for features in found if features is not None])
 
     def score(self, X: Any, y: ArrayLike | None = None) -> float:
         """AUROC of in-distribution rows against outliers, for searches without ``scoring``.

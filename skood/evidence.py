@@ -21,9 +21,9 @@ from .notices import first_line, held_back, warn_user
 from .parameters import n_workers
 from .parts import ROWS_APART
 from .penalties import l1
-from .scores import Head, Outputs, apply_score, fit_score, get_score
+from .scores import Head, LayeredOutputs, Outputs, apply_score, fit_score, get_score
 from .scores.protocol import uses_gradient
-from .scoring import HeldOut, Passes, Scores, head_of, outputs_of, outputs_of_all, winners_of
+from .scoring import HeldOut, Passes, Scores, head_of, outputs_of, seen_of_all, winners_of
 
 __all__ = [
     "ERRORS",
@@ -240,12 +240,12 @@ class Judge:
 
         Its training began at `start`. Without a weight it is the network before.
         """
-        features, logits = outputs_of_all(network, self.run.judging.rows)
+        seen = seen_of_all(network, self.run.judging.rows)
         network_record = {
             **how,
             "accuracy_before": self.accuracy_before,
-            "accuracy_after": self._accuracy(as_array(logits.argmax(dim=1))),
-            "mean_l1": math.nan if features is None else float(l1(features).mean()),
+            "accuracy_after": self._accuracy(as_array(seen.logits.argmax(dim=1))),
+            "mean_l1": math.nan if seen.features is None else float(l1(seen.features).mean()),
         }
         self.after = self.detections(network)
         if how["sparsity_weight"] is None:
@@ -266,7 +266,7 @@ class Judge:
 
     def detections(self, network: Network) -> dict[str, Detection]:
         """What each score detects that can be had of a network."""
-        outputs = {of: outputs_of_all(network, some) for of, some in self.rows.items()}
+        seen = {of: seen_of_all(network, some) for of, some in self.rows.items()}
         pieces = Pieces(self.run, network, self.few)
         found, refused = {}, []
         for name, asked in self.run.scores.items():
@@ -280,7 +280,7 @@ class Judge:
                         of: outputs_of(network, some, score)[0] for of, some in self.rows.items()
                     }
                 else:
-                    values = {of: as_array(apply_score(score, *z)) for of, z in outputs.items()}
+                    values = {of: as_array(apply_score(score, *z)) for of, z in seen.items()}
             except REFUSALS as error:
                 refused.append(error)
             else:
@@ -326,12 +326,12 @@ class Pieces:
         self.few = few
 
     @cached_property
-    def training(self) -> list[Outputs]:
+    def training(self) -> list[Outputs | LayeredOutputs]:
         """Outputs of some training rows."""
         return list(Passes(self.network, self.few.rows, self.few.targets))
 
     @cached_property
-    def held_out(self) -> list[Outputs]:
+    def held_out(self) -> list[Outputs | LayeredOutputs]:
         """Outputs of rows that the network was not trained on."""
         scale = self.run.scale
         return list(Passes(self.network, scale.rows, scale.targets))

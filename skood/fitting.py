@@ -75,7 +75,7 @@ from .penalties import Penalty, fit_penalty, get_penalty
 from .randomness import random_generator
 from .rows import rows_like_fit, warn_if_unscaled
 from .scores import fit_score, get_score
-from .scores.protocol import ScoreFunction
+from .scores.protocol import ScoreFunction, uses_layers
 from .scoring import (
     HeldOut,
     Passes,
@@ -587,5 +587,6 @@ def _opened(
         compiled=detector.compile,
         small_shape=small_shape,
         fold_batch_norm=detector.fold_batch_norm,
+        layers=any(uses_layers(get_score(score)) for score in scores_of(detector).values()),
         given=detector.module,
     )

@@ -12,7 +12,7 @@ from .engine.objective import FINE_TUNING_TERMS
 from .engine.rows import spaced
 from .notices import quoted
 from .parameters import Detector, chosen_parameters
-from .scores import TwoViews
+from .scores.composed import Views
 from .scores.protocol import ScoreFunction
 
 __all__ = ["ROWS_APART", "Parts", "parted", "parted_outliers"]
@@ -61,9 +61,9 @@ def parted(
     if wanting and held_out:  # not those of the threshold: it would keep fewer than promised
         what = f"score_function={quoted(detector.score_function)}"
         training, apart = _apart(detector, targets, training, seed, what, "score")
-        # More rows tell more. "two_views" takes from them only where values lie and how far they
-        # spread; another score may remember them.
-        if chosen and all(isinstance(score, TwoViews) for score in wanting):
+        # More rows tell more. What combines views takes from them only where values lie and how
+        # far they spread; another score may remember them.
+        if chosen and all(isinstance(score, Views) for score in wanting):
             shared = apart[spaced(len(apart), ROWS_OF_A_JUDGE)]
     return Parts(training, threshold if held_out else training, apart, judging, shared)
 

@@ -14,8 +14,9 @@ from functools import partial
 import numpy as np
 
 from .caching import DiskMemory, outputs_key
-from .engine.inference import Both, passes_from, see, whole_pass
+from .engine.inference import passes_from, see, whole_pass
 from .engine.network import Network
+from .engine.outputs import Seen
 from .engine.rows import Rows
 from .engine.surroundings import undisturbed
 from .storage import UnusableError, from_bytes, to_bytes
@@ -51,8 +52,8 @@ class KeptPasses:
     def __init__(self, memory: DiskMemory) -> None:
         self._memory = memory
 
-    def __call__(self, network: Network, rows: Rows) -> Both | None:
-        """Features and logits of rows; None if there are none or too many, or without a key.
+    def __call__(self, network: Network, rows: Rows) -> Seen | None:
+        """What is seen of rows; None if there are none or too many, or without a key.
 
         The surroundings are those of a pass, as what preprocess makes of rows may depend on them.
         """
@@ -80,16 +81,16 @@ class KeptPasses:
         one.watch = None
         return sum(x.nbytes for x in whole_pass(network, one) if x is not None) > most
 
-    def _load(self, key: str) -> Both | None:
-        def read(entry: bytes) -> Both:
+    def _load(self, key: str) -> Seen | None:
+        def read(entry: bytes) -> Seen:
             content, tensors = from_bytes(KIND, entry)
             if content["key"] != key:
                 raise UnusableError("the entry is of other rows")
-            return tensors.get("features"), tensors["logits"]
+            return Seen(tensors.get("features"), tensors["logits"], tensors.get("layers"))
 
         return self._memory.load(name_of(key), read)
 
-    def _pass(self, network: Network, rows: Rows, key: str) -> Both:
+    def _pass(self, network: Network, rows: Rows, key: str) -> Seen:
         """Pass rows through the network, and keep what that gives if it took long.
 
         Not if memory ran out meanwhile, as it is of another shape then.
@@ -124,8 +125,7 @@ def name_of(key: str) -> str:
     return f"{key}.{KIND}"
 
 
-def packed(found: Both, key: str) -> bytes:
-    """Outputs of rows as bytes without code."""
-    features, logits = found
-    tensors = {"logits": logits} if features is None else {"features": features, "logits": logits}
+def packed(found: Seen, key: str) -> bytes:
+    """What is seen of rows, as bytes without code."""
+    tensors = {name: values for name, values in found._asdict().items() if values is not None}
     return to_bytes(KIND, {"key": key}, tensors)

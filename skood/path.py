@@ -54,7 +54,7 @@ LADDERS = (
 SHARE_OF_A_RUNG = 1 / 3
 """Share of the epochs that a weight of a ladder trains."""
 
-REFERENCES = ("two_views", "energy")
+REFERENCES = ("three_views", "two_views", "energy")
 """Scores that another has to be better than, the first that can be had."""
 
 DIGITS = 3

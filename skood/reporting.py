@@ -471,8 +471,8 @@ def _n_features(detector: SparseEnergyOODDetector, X: Any) -> int | None:
     if detector.head_ is None:
         return None
     first = detector._rows(X).pick(np.arange(1))
-    ((_, features, _),) = forward_rows(detector._network, first, features=True)
-    return None if features is None else features.shape[1]
+    ((_, seen),) = forward_rows(detector._network, first, features=True)
+    return None if seen.features is None else seen.features.shape[1]
 
 
 def _in_distribution(

@@ -23,6 +23,7 @@ from .engine.batches import Batcher, channels_first
 from .engine.copying import copy_module
 from .engine.folding import are_in
 from .engine.hardware import MOST_ROWS, Precision
+from .engine.layers import LAYERS
 from .engine.network import Network
 from .engine.shapes import Shapes
 from .engine.watch import Scale, Watch
@@ -220,7 +221,8 @@ def _check_fitted(fitted: Mapping[str, Any], *, own_score: bool) -> None:
     if own_score:
         logits = torch.zeros(1, network.n_logits, dtype=torch.float64)
         features = torch.zeros(1, getattr(score, "_width", 1), dtype=torch.float64)
-        apply_score(score, features, logits)
+        layers = torch.zeros(1, 2, getattr(score, "_channels", 1), dtype=torch.float64)
+        apply_score(score, features, logits, layers)
 
 
 class _DetectorWriter(Writer):
@@ -474,6 +476,9 @@ def _check_network(fields: Mapping[str, Any]) -> None:
         raise ValueError("no network scores so few rows at a time")
     if not are_in(fields["module"], fields["pairs"]):
         raise ValueError("the network has no such layers to fold")
+    parts = dict(fields["module"].named_modules())
+    if not all(isinstance(parts.get(layer), LAYERS) for layer in fields["layers"]):
+        raise ValueError("the network has no such layers to look at")
     dtypes = (fields["default_dtype"], fields["batcher"].dtype)
     if not all(dtype.is_floating_point for dtype in dtypes):
         raise ValueError("the dtype of a network is none of floats")

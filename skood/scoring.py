@@ -13,16 +13,16 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from .engine.affine import affine_head
-from .engine.inference import Both, forward_rows, score_rows
+from .engine.inference import forward_rows, score_rows
 from .engine.network import TRIAL_ROWS, Network
 from .engine.objective import Penalized
-from .engine.outputs import as_float64
+from .engine.outputs import Seen, as_float64
 from .engine.precision import widened
 from .engine.rows import Rows, as_array
 from .engine.rowwise import check_row_by_row
 from .notices import quoted
 from .penalties import Penalty
-from .scores import Head, Outputs, apply_score
+from .scores import Head, LayeredOutputs, Outputs, apply_score
 from .scores.protocol import ScoreFunction, uses_gradient
 
 __all__ = [
@@ -35,8 +35,8 @@ __all__ = [
     "features_of",
     "head_of",
     "outputs_of",
-    "outputs_of_all",
     "scored",
+    "seen_of_all",
     "winners_of",
 ]
 
@@ -60,11 +60,14 @@ class Passes:
     rows: Rows
     targets: NDArray[np.int64]
 
-    def __iter__(self) -> Iterator[Outputs]:
+    def __iter__(self) -> Iterator[Outputs | LayeredOutputs]:
         labels = torch.from_numpy(self.targets)
-        for piece, features, logits in forward_rows(self.network, self.rows, features=True):
-            if features is not None:
-                yield Outputs(as_float64(features), logits, labels[piece].to(logits.device))
+        for piece, seen in forward_rows(self.network, self.rows, features=True):
+            features, logits, layers = seen.each(as_float64)
+            if features is None:
+                continue
+            outputs = Outputs(features, logits, labels[piece].to(logits.device))
+            yield outputs if layers is None else LayeredOutputs(*outputs, layers)
 
 
 def scored(
@@ -95,14 +98,13 @@ def check_score(network: Network, rows: Rows, score: ScoreFunction) -> None:
             return torch.cat([got for _, got, _ in scored(network, some.pick(picks), score)])
     else:
         uses_features = getattr(score, "uses_features", True)
-        pieces = [*zip(*forward_rows(network, some, features=uses_features), strict=True)][1:]
+        pieces = [seen for _, seen in forward_rows(network, some, features=uses_features)]
         # Halfway between rows, as a row that a score was fitted to may be at no distance from it.
-        features = _halfway(as_float64(torch.cat(pieces[0]))) if uses_features else None
-        logits = _halfway(torch.cat(pieces[1]))
+        seen = Seen.joined(pieces).each(as_float64).each(_halfway)
 
         def values(picks: NDArray[np.intp]) -> Tensor:
-            index = torch.from_numpy(picks).to(logits.device)
-            return apply_score(score, None if features is None else features[index], logits[index])
+            index = torch.from_numpy(picks).to(seen.logits.device)
+            return apply_score(score, *seen.each(lambda them: them[index]))
 
     check_row_by_row(what, values, len(some), network.device)
 
@@ -119,7 +121,7 @@ def head_of(network: Network, rows: Rows) -> Head:
 def features_of(network: Network, rows: Rows) -> Tensor:
     """Features (n, d) of rows, as training sees them."""
     pieces = forward_rows(network, rows, features=True)
-    return torch.cat([widened(hidden) for _, hidden, _ in pieces if hidden is not None])
+    return torch.cat([widened(seen.features) for _, seen in pieces if seen.features is not None])
 
 
 def check_penalty(network: Network, rows: Rows, penalty: Penalty) -> None:
@@ -142,16 +144,16 @@ def outputs_of(network: Network, rows: Rows, score: ScoreFunction) -> tuple[Scor
     return scores, winners
 
 
-def outputs_of_all(network: Network, rows: Rows) -> Both:
-    """Features, None if they are hidden, and logits of rows."""
+def seen_of_all(network: Network, rows: Rows) -> Seen:
+    """What is seen of rows, in float64; of features and inner layers nothing if they are hidden."""
     visible = network.head is not None
-    _, features, logits = zip(*forward_rows(network, rows, features=visible), strict=True)
-    return as_float64(torch.cat(features)) if visible else None, torch.cat(logits)
+    pieces = [seen for _, seen in forward_rows(network, rows, features=visible)]
+    return Seen.joined(pieces).each(as_float64)
 
 
 def winners_of(network: Network, rows: Rows) -> Winners:
     """Most likely logit of each row."""
     winners = np.empty(len(rows), dtype=np.int64)
-    for piece, _, logits in forward_rows(network, rows):
-        winners[piece] = as_array(logits.argmax(dim=1))
+    for piece, seen in forward_rows(network, rows):
+        winners[piece] = as_array(seen.logits.argmax(dim=1))
     return winners

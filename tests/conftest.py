@@ -51,6 +51,7 @@ def opened():
             compiled=options.get("compiled", False),
             small_shape=options.get("small_shape", False),
             fold_batch_norm=options.get("fold_batch_norm", True),
+            layers=options.get("layers", False),
         )
 
     return open_module

@@ -46,7 +46,7 @@ def assert_head(network, module, X, head, width):
     """The head is where it should be, and its layer turns the features into the module's logits."""
     batch = network.batcher(as_rows(X))
     with torch.no_grad():
-        features, logits = network.features_and_logits(batch)
+        features, logits = network.seen(batch)[:2]
         layer = network.module.get_submodule(network.head)
         torch.testing.assert_close(layer(features), logits, rtol=1e-5, atol=1e-5)
         expected = logits_of(module.eval()(batch))
@@ -109,7 +109,7 @@ def test_of_a_network_without_a_linear_head_the_module_to_pass_is_named(opened):
     network = opened(module, X, head="classifier")
     batch = network.batcher(as_rows(X))
     with torch.no_grad():
-        features, logits = network.features_and_logits(batch)
+        features, logits = network.seen(batch)[:2]
         torch.testing.assert_close(logits, module.eval()(batch))
         torch.testing.assert_close(features, module.features(batch).flatten(1))
 
@@ -308,7 +308,7 @@ def test_torchscript_gives_its_logits_alone(opened, make, X):
     module = make()
     network = opened(module, X)
     assert network.head is None
-    logits = torch.cat([logits for _, _, logits in forward_rows(network, as_rows(X))])
+    logits = torch.cat([logits for _, (_, logits, _) in forward_rows(network, as_rows(X))])
     with torch.no_grad():
         expected = module.eval()(network.batcher(as_rows(X))).double()
     torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-4)
@@ -334,10 +334,10 @@ def test_a_dynamically_quantized_network_scores_row_by_row(opened):
         network = opened(module, TABLE)
     assert_head(network, module, TABLE, "2", 8)
     together = np.concatenate(
-        [logits.numpy() for _, _, logits in forward_rows(network, as_rows(TABLE))]
+        [logits.numpy() for _, (_, logits, _) in forward_rows(network, as_rows(TABLE))]
     )
     for row, expected in zip(TABLE, together, strict=True):
-        ((_, _, alone),) = forward_rows(network, as_rows(row[None]))
+        ((_, (_, alone, _)),) = forward_rows(network, as_rows(row[None]))
         np.testing.assert_array_equal(alone[0].numpy(), expected)
 
 

@@ -116,20 +116,18 @@ def test_pieces_are_those_of_a_pass(tmp_path, opened, precision, n_rows):
     assert len(entries(tmp_path)) == 1
     for pieces in found:
         assert len(pieces) == len(expected)
-        for (piece, hidden, logits), (place, features, values) in zip(
-            pieces, expected, strict=True
-        ):
+        for (piece, seen), (place, own) in zip(pieces, expected, strict=True):
             assert piece == place
-            assert hidden.dtype == features.dtype
-            assert torch.equal(hidden, features)
-            assert torch.equal(logits, values)
+            assert seen.features.dtype == own.features.dtype
+            assert torch.equal(seen.features, own.features)
+            assert torch.equal(seen.logits, own.logits)
 
 
 @pytest.mark.parametrize("features", [False, True])
 def test_a_score_gets_what_it_gets_without_a_memory(tmp_path, opened, features):
     network, rows, seen = opened(CLASSIFIER, X), as_rows(X[:21]), []
 
-    def score(hidden, logits):
+    def score(hidden, logits, layers):
         seen.append((hidden, logits))
         return logits[:, 0]
 
@@ -211,9 +209,10 @@ def test_what_decides_the_outputs_keeps_passes_apart(tmp_path, opened, change):
     other = opened(classifier(change.pop("seed")), X, **change)
     with passes_shared(DiskMemory(tmp_path)):
         list(forward_rows(opened(CLASSIFIER, X), as_rows(X)))
-        found = torch.cat([logits for _, _, logits in forward_rows(other, rows)])
+        found = torch.cat([logits for _, (_, logits, _) in forward_rows(other, rows)])
     assert len(entries(tmp_path)) == 2
-    assert torch.equal(found, torch.cat([logits for _, _, logits in forward_rows(other, rows)]))
+    expected = torch.cat([logits for _, (_, logits, _) in forward_rows(other, rows)])
+    assert torch.equal(found, expected)
 
 
 def test_other_numbers_of_rows_in_a_forward_are_another_computation(opened):
@@ -226,10 +225,10 @@ def test_other_numbers_of_rows_in_a_forward_are_another_computation(opened):
 def test_a_network_that_goes_on_training_is_another(tmp_path, opened):
     network, rows = opened(CLASSIFIER, X), as_rows(X)
     with passes_shared(DiskMemory(tmp_path)):
-        (_, _, before), *_ = forward_rows(network, rows)
+        (_, (_, before, _)), *_ = forward_rows(network, rows)
         with torch.no_grad():
             network.module[-1].bias += 1
-        (_, _, after), *_ = forward_rows(network, rows)
+        (_, (_, after, _)), *_ = forward_rows(network, rows)
     torch.testing.assert_close(after, before + 1)
 
 
@@ -263,7 +262,7 @@ def test_a_pass_that_is_too_large_is_made_each_time(tmp_path, monkeypatch, opene
         monkeypatch.setattr("skood.passes.MOST_OF_A_PASS", most)
         read.clear()
         with passes_shared(DiskMemory(tmp_path)):
-            assert len(torch.cat([z for _, _, z in forward_rows(network, rows)])) == len(X)
+            assert len(torch.cat([z for _, (_, z, _) in forward_rows(network, rows)])) == len(X)
         assert len(entries(tmp_path)) == kept
         assert kept or 0 < sum(read) - usual < usual  # a row in some shape
 
@@ -459,11 +458,11 @@ def test_a_source_serves_its_own_context_alone(opened):
 
 def test_a_network_without_features_has_logits_alone(tmp_path, opened):
     network, rows = opened(CLASSIFIER, X), as_rows(X)
-    (_, _, expected), *_ = forward_rows(network, rows)
+    (_, (_, expected, _)), *_ = forward_rows(network, rows)
     network.head = None
     for _ in range(2):
         with passes_shared(DiskMemory(tmp_path)):
-            (_, features, logits), *_ = forward_rows(network, rows)
+            (_, (features, logits, _)), *_ = forward_rows(network, rows)
         assert features is None
         assert torch.equal(logits, expected)
     assert len(entries(tmp_path)) == 1

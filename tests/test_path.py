@@ -172,10 +172,10 @@ def test_the_score_is_chosen_among_all_but_those_of_the_gradient(table):
     detector = fit(table, score_function="auto", max_epochs=1)
     names = {record["score_function"] for record in detector.path_}
     assert names <= set(list_scores()) - {"odin"}
-    assert {"energy", "two_views", "knn", "vim"} <= names
+    assert {"energy", "three_views", "two_views", "knn", "vim"} <= names
     (chosen,) = [record for record in detector.path_ if record["chosen"]]
     # Of a table, one kind is made, which shows too little for another score.
-    assert chosen["score_function"] == "two_views"
+    assert chosen["score_function"] == "three_views"
     assert chosen["auroc"] < max(record["auroc"] for record in detector.path_)
     fixed = fit(table, score_function=chosen["score_function"], max_epochs=1)
     assert type(detector.score_function_) is type(fixed.score_function_)
@@ -206,7 +206,7 @@ def test_a_weight_that_costs_accuracy_is_no_reason_to_choose_no_score(table):
                 random_state=0,
             ).fit(X, y)
     (chosen,) = [record for record in detector.path_ if record["chosen"]]
-    assert chosen["score_function"] == "two_views"
+    assert chosen["score_function"] == "three_views"
 
 
 def test_distillation_keeps_to_the_network_given(table, monkeypatch):
@@ -668,7 +668,7 @@ def test_clones_are_as_the_parameters_say(table):
     assert not hasattr(detector, "path_")
 
 
-def test_a_tie_falls_to_two_views(table):
+def test_a_tie_falls_to_three_views(table):
     X, y, module = table
     # Columns that depend on each other no more, which scores of a distance tell perfectly.
     between = np.full((60, 5), 2, dtype=np.float32) + np.float32([2, -2, 2, -2, 0])
@@ -676,5 +676,5 @@ def test_a_tie_falls_to_two_views(table):
     detector = fit(known, ood_label=7, score_function="auto", max_epochs=0)
     perfect = [r["score_function"] for r in detector.path_ if r["auroc"] == 1]
     assert len(perfect) > 1
-    assert perfect[0] != "two_views"
-    assert repr(detector.score_function_) == "TwoViews()"
+    assert perfect[0] != "three_views"
+    assert repr(detector.score_function_) == "ThreeViews()"

@@ -21,7 +21,7 @@ from skood.model_selection import AccuracyGuard, InDistributionKFold, make_ood_s
 from skood.monitoring import DriftMonitor
 from skood.plotting import DriftDisplay
 from skood.reporting import report
-from skood.scores import Head, Outputs
+from skood.scores import Head, LayeredOutputs, Outputs
 
 MODULES = [
     "skood.penalties",
@@ -42,6 +42,9 @@ LABELS = np.arange(60) % 3
 FEATURES = torch.from_numpy(RANDOM.random_sample((40, 4)))
 HEAD = Head(torch.eye(3, 4).double(), torch.zeros(3).double())
 OUTPUTS = [Outputs(FEATURES, HEAD(FEATURES), torch.arange(40) % 3)]
+LAYERS = torch.stack([FEATURES, FEATURES.abs() + 0.1], dim=1)
+LAYERED = [LayeredOutputs(*OUTPUTS[0], LAYERS)]
+ALL_SEEN = {"features": FEATURES, "logits": HEAD(FEATURES), "layers": LAYERS}
 DETECTOR = skood.SparseEnergyOODDetector(
     torch.nn.Linear(3, 3), max_epochs=0, calibration_size=20, tpr=0.9, random_state=0
 ).fit(TABLE)
@@ -93,6 +96,7 @@ CALLS = {
         (HEAD, {"features": FEATURES}),
     ],
     "Outputs": [],
+    "LayeredOutputs": [],
     "list_scores": [],
     "get_score": [(None, {"score": "energy"})],
     "fit_score": [
@@ -147,6 +151,14 @@ CALLS = {
             {"features": FEATURES, "logits": FEATURES},
         ),
         (skood.scores.TwoViews().fit, {"outputs": OUTPUTS, "head": HEAD, "held_out": OUTPUTS}),
+    ],
+    "LayerMoments": [
+        (call(skood.scores.LayerMoments().fit(LAYERED)), ALL_SEEN),
+        (skood.scores.LayerMoments().fit, {"outputs": LAYERED}),
+    ],
+    "ThreeViews": [
+        (call(skood.scores.ThreeViews().fit(LAYERED, None, LAYERED)), ALL_SEEN),
+        (skood.scores.ThreeViews().fit, {"outputs": LAYERED, "head": HEAD, "held_out": LAYERED}),
     ],
     "calibration_rank": [(None, {"n_rows": 19, "tpr": 0.95})],
     "minimum_rows": [(None, {"rank": 1, "tpr": 0.95})],

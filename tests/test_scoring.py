@@ -41,7 +41,7 @@ def close(got, expected):
 
 
 def test_outputs_are_those_of_the_layers(opened, module, table):
-    features, logits = scoring.outputs_of_all(opened(module, table), as_rows(table))
+    features, logits, _ = scoring.seen_of_all(opened(module, table), as_rows(table))
     expected = by_hand(module, table)
     close(features, expected[0])
     close(logits, expected[1])
@@ -92,7 +92,7 @@ def test_without_visible_features_there_are_logits(opened, module, table):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # of TorchScript, by torch
         network = opened(torch.jit.script(module), table)
-    features, logits = scoring.outputs_of_all(network, as_rows(table))
+    features, logits, _ = scoring.seen_of_all(network, as_rows(table))
     assert features is None
     close(logits, by_hand(module, table)[1])
 
@@ -125,6 +125,6 @@ def test_a_score_may_know_the_rows_that_it_is_tried_on(opened, module, table):
     targets = np.zeros(N_ROWS, dtype=int)
     score = Knn(n_neighbors=1).fit(list(scoring.Passes(network, rows, targets)), None)
     scoring.check_score(network, rows, score)
-    features, logits = scoring.outputs_of_all(network, rows)
+    features, logits, _ = scoring.seen_of_all(network, rows)
     scores, _ = scoring.outputs_of(network, rows, score)
     np.testing.assert_allclose(scores, apply_score(score, features, logits), atol=1e-6)

@@ -19,16 +19,13 @@ from ..notices import warn_user
 from .hardware import keep_freed_memory
 from .loading import Index
 from .network import Network
-from .outputs import all_finite, as_float64, run
+from .outputs import Seen, all_finite, as_float64, run
 from .rows import Rows
 from .surroundings import under_autocast, undisturbed
 
 T = TypeVar("T", bound=tuple[Any, ...])
 
-Both = tuple[Tensor | None, Tensor]
-"""Features, None if they are hidden or not wanted, and logits."""
-
-Source = Callable[[Network, Rows], Both | None]
+Source = Callable[[Network, Rows], Seen | None]
 """What a network gives of all rows, as `whole_pass` does; None leaves it to a pass."""
 
 _source: ContextVar[Source | None] = ContextVar("_source", default=None)
@@ -49,56 +46,52 @@ def forward_rows(
     rows: Rows,
     *,
     features: bool = False,
-) -> Iterator[tuple[slice, Tensor | None, Tensor]]:
-    """Positions, features and logits (float64) of rows, slice by slice.
+) -> Iterator[tuple[slice, Seen]]:
+    """Positions of rows, and what is seen of them, slice by slice; the logits are in float64.
 
-    Features are None unless asked for. A `NonFiniteLogitsError` names the first row with NaN or
-    infinite logits.
+    Features and inner layers are None unless asked for. A `NonFiniteLogitsError` names the first
+    row with NaN or infinite logits.
     """
 
-    def given(piece: slice, both: Both) -> Callable[[], tuple[slice, Tensor | None, Tensor]]:
-        hidden, logits = _own(both, piece)
-        logits = as_float64(logits)
+    def given(piece: slice, seen: Seen) -> Callable[[], tuple[slice, Seen]]:
+        own = _own(seen, piece)
+        own = own._replace(logits=as_float64(own.logits))
 
-        def finish() -> tuple[slice, Tensor | None, Tensor]:
-            _check_finite(logits, piece, rows)
-            return piece, hidden, logits
+        def finish() -> tuple[slice, Seen]:
+            _check_finite(own.logits, piece, rows)
+            return piece, own
 
         return finish
 
     yield from _over_outputs(network, rows, features, given)
 
 
-def whole_pass(network: Network, rows: Rows) -> Both:
-    """Features and logits of all rows, one at least, on the CPU and in their own dtypes."""
+def whole_pass(network: Network, rows: Rows) -> Seen:
+    """What is seen of all rows, one at least, on the CPU and in the dtypes of the network."""
 
-    def forward(piece: slice, batch: Tensor) -> Callable[[], tuple[slice, Both]]:
+    def forward(piece: slice, batch: Tensor) -> Callable[[], tuple[slice, Seen]]:
         visible = network.head is not None
-        both = _own(_forward(network, batch, visible, network.precision.scoring), piece)
+        own = _own(_forward(network, batch, visible, network.precision.scoring), piece)
 
-        def finish() -> tuple[slice, Both]:
-            hidden, logits = both
-            _check_finite(as_float64(logits), piece, rows)
-            return piece, (None if hidden is None else hidden.cpu(), logits.cpu())
+        def finish() -> tuple[slice, Seen]:
+            _check_finite(as_float64(own.logits), piece, rows)
+            return piece, own.each(Tensor.cpu)
 
         return finish
 
-    pieces = [both for _, both in _over_batches(network, rows, forward)]
-    features, logits = zip(*pieces, strict=True)
-    return None if network.head is None else torch.cat(features), torch.cat(logits)
+    return Seen.joined([own for _, own in _over_batches(network, rows, forward)])
 
 
-def _own(both: Both, piece: slice) -> Both:
+def _own(seen: Seen, piece: slice) -> Seen:
     """A copy without the padding, as the network may use the memory of its features again."""
     size = piece.stop - piece.start
-    hidden, logits = both
-    return None if hidden is None else hidden[:size].clone(), logits[:size].clone()
+    return seen.each(lambda values: values[:size].clone())
 
 
 def score_rows(
     network: Network,
     rows: Rows,
-    score: Callable[[Tensor | None, Tensor], Tensor],
+    score: Callable[[Tensor | None, Tensor, Tensor | None], Tensor],
     *,
     features: bool = True,
     perturbation: Callable[[Tensor, Tensor], Tensor] | None = None,
@@ -115,25 +108,24 @@ def score_rows(
     rows : Rows
         Any number of rows.
     score : callable
-        Features (p, d) or None and logits (p, K), both float64, to values (p,).
+        What is seen of a batch, in float64, to values (p,).
     features : bool, default=True
-        Whether the score wants features.
+        Whether the score wants more than logits.
     perturbation : callable, optional
         Logits and the batch that they depend on to what is added to the batch, before the forward
         that is scored. The logits that are yielded are those of the rows as they are.
     """
 
     def given(
-        piece: slice, both: Both, unmoved: Tensor | None = None
+        piece: slice, seen: Seen, unmoved: Tensor | None = None
     ) -> Callable[[], tuple[slice, Tensor, Tensor]]:
         size = piece.stop - piece.start
-        logits = as_float64(both[1])
-        kept = None if both[0] is None else as_float64(both[0])
+        kept = seen.each(as_float64)
 
         def finish() -> tuple[slice, Tensor, Tensor]:
-            _check_finite(logits[:size], piece, rows)
-            scores = score(kept, logits)
-            return piece, scores[:size], (logits if unmoved is None else unmoved)[:size]
+            _check_finite(kept.logits[:size], piece, rows)
+            scores = score(*kept)
+            return piece, scores[:size], (kept.logits if unmoved is None else unmoved)[:size]
 
         return finish
 
@@ -152,22 +144,21 @@ def score_rows(
 
 def _forward(
     network: Network, batch: Tensor, features: bool, precision: torch.dtype | None
-) -> tuple[Tensor | None, Tensor]:
-    """Features, where they are wanted, and logits of a batch."""
+) -> Seen:
+    """What is seen of a batch; the logits alone if no more is wanted."""
 
-    def forward() -> tuple[Tensor | None, Tensor]:
-        return network.features_and_logits(batch) if features else (None, network.logits(batch))
+    def forward() -> Seen:
+        return network.seen(batch) if features else Seen(None, network.logits(batch))
 
-    hidden, logits = under_autocast(forward, network.device, precision)
     # In one layout, kept or not: last bits of a score depend on it.
-    return None if hidden is None else hidden.contiguous(), logits.contiguous()
+    return under_autocast(forward, network.device, precision).each(Tensor.contiguous)
 
 
 def _over_outputs(
     network: Network,
     rows: Rows,
     features: bool,
-    given: Callable[[slice, Both], Callable[[], T]],
+    given: Callable[[slice, Seen], Callable[[], T]],
 ) -> Iterator[T]:
     """What comes of the outputs of each padded batch, kept ones or those of a forward."""
     source = _source.get()
@@ -183,10 +174,8 @@ def _over_outputs(
     def finished(piece: slice, shape: int) -> T:
         # Padded as a batch is, and in memory of its own: last bits of a score depend on both.
         index = torch.from_numpy(_padded_index(piece, shape))
-        hidden, logits = (None if values is None else values[index] for values in kept)
-        assert logits is not None
-        wanted = hidden.to(network.device) if features and hidden is not None else None
-        return given(piece, (wanted, logits.to(network.device)))()
+        wanted = kept if features else Seen(None, kept.logits)
+        return given(piece, wanted.each(lambda values: values[index].to(network.device)))()
 
     for piece, shape in network.shapes.split(len(rows)):
         yield undisturbed(partial(finished, piece, shape), network.device, network.default_dtype)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import copy
 import dataclasses
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -19,8 +20,9 @@ from .compiling import compiled
 from .copying import deepcopied, make_picklable, on_cpu
 from .folding import Folded, Pair
 from .hardware import Precision, available_device, rows_at_once
+from .layers import moments_of
 from .modes import set_mode
-from .outputs import run
+from .outputs import Seen, run
 from .shapes import Shapes
 from .trials import captured_calls
 from .views import parts_with_a_mode, view_of
@@ -62,6 +64,8 @@ class Network:
         Whether steps of its training were replayed as CUDA graphs.
     pairs : tuple of pairs of str, default=()
         Layers, and the batch-norms that are folded into them for scoring.
+    layers : tuple of str, default=()
+        Inner layers that the score sees.
     """
 
     def __init__(
@@ -77,6 +81,7 @@ class Network:
         compiled: bool = False,
         replayed: bool = False,
         pairs: tuple[Pair, ...] = (),
+        layers: tuple[str, ...] = (),
     ) -> None:
         self.head = head
         self.batcher = batcher
@@ -88,6 +93,7 @@ class Network:
         self.compiled = compiled
         self.replayed = replayed
         self.pairs = pairs
+        self.layers = layers
         self.adopt(module)
 
     def adopt(self, module: nn.Module) -> None:
@@ -100,7 +106,7 @@ class Network:
         self._public = module
         self.module, _ = view_of(module)
         self._parts = tuple(parts_with_a_mode(self.module).values())
-        self._seen = HeadInput()
+        self._seen = Inside()
         self._hook: RemovableHandle | None = None
         if self.head is not None:
             self._hook = self._seen.watch(self.module.get_submodule(self.head))
@@ -178,6 +184,7 @@ class Network:
                 f"rows of a scoring forward {', '.join(map(str, picked['scoring_rows']))}",
                 *(["compiled"] if self.compiled else []),
                 *([f"batch-norms folded {picked['folded']}"] if self.pairs else []),
+                *([f"inner layers {', '.join(map(repr, self.layers))}"] if self.layers else []),
             ]
         )
 
@@ -210,9 +217,10 @@ class Network:
         """Logits (n, K) of a batch that is scored."""
         return self._scored(batch)[1]
 
-    def features_and_logits(self, batch: Tensor) -> tuple[Tensor, Tensor]:
-        """Features (n, d) and logits (n, K) of a batch that is scored, from one forward."""
-        return self._checked(*self._scored(batch))
+    def seen(self, batch: Tensor) -> Seen:
+        """What a score sees of a batch, from one forward."""
+        entered, logits, layers = self._scored(batch)
+        return Seen(*self._checked(entered, logits), layers)
 
     def trained(self, batch: Tensor) -> tuple[Tensor, Tensor]:
         """Features (n, d) and logits (n, K) of a batch that is trained on."""
@@ -222,19 +230,21 @@ class Network:
         """Features (n, d) and logits (n, K) of a batch that is trained on, without the compiler."""
         return self._checked(*self._run(batch))
 
-    def _scored(self, batch: Tensor) -> tuple[Any, Tensor]:
-        """What enters the head, and logits (n, K), by the folded module if there is one."""
-        if not self.pairs:
-            return self._forward(batch)
-        folded = self._folded
-        if folded is None or not folded.is_fresh():
-            folded = self._folded = self._fold()
-        return self._seen.with_logits(folded.module, batch)
+    def _scored(self, batch: Tensor) -> tuple[Any, Tensor, Tensor | None]:
+        """What enters the head, logits (n, K), and what scores see of inner layers."""
+        if not self.pairs and not self.layers:
+            return *self._forward(batch), None
+        scorer = self._folded
+        if scorer is None or not scorer.is_fresh():
+            scorer = self._folded = self._fold()
+        return self._seen.with_layers(scorer.module, batch, self.layers)
 
     def _fold(self) -> Folded:
+        """A module for scoring alone, with hooks of its own."""
         folded = Folded(self._view(), self.pairs)
         if self.head is not None:
             self._seen.watch(folded.module.get_submodule(self.head))
+        self._seen.watch_layers(folded.module, self.layers)
         return folded
 
     def _view(self) -> nn.Module:
@@ -282,15 +292,36 @@ class Network:
         Network.__init__(self, **(state | moved))
 
 
-class HeadInput(threading.local):
-    """What entered the head in the last forward of this thread, kept by a hook."""
+class Inside(threading.local):
+    """What entered the head in the last forward of this thread, and inner layers, kept by hooks."""
 
     value: Any = None
+    moments: dict[str, Tensor] | None = None
 
     def watch(self, head: nn.Module) -> RemovableHandle:
         """Hook the head."""
         # By a method: the compiler takes no object that is called.
         return head.register_forward_hook(self.keep, with_kwargs=True)
+
+    def watch_layers(self, module: nn.Module, names: Sequence[str]) -> list[RemovableHandle]:
+        """Hook inner layers."""
+        layers = {name: module.get_submodule(name) for name in names}
+        return [
+            layer.register_forward_hook(partial(self._keep_layer, name))
+            for name, layer in layers.items()
+        ]
+
+    def with_layers(
+        self, module: nn.Module, batch: Tensor, names: Sequence[str]
+    ) -> tuple[Any, Tensor, Tensor | None]:
+        """As `with_logits`, and the moments (n, 2, c) of inner layers, if there are any."""
+        moments: dict[str, Tensor] = {}
+        self.moments = moments
+        entered, logits = self.with_logits(module, batch)
+        self.moments = None
+        if missing := [name for name in names if name not in moments]:
+            raise layer_is_not_called(missing[0])
+        return entered, logits, torch.cat([moments[n] for n in names], dim=2) if names else None
 
     def with_logits(self, module: nn.Module, batch: Tensor) -> tuple[Any, Tensor]:
         """What enters the head in a forward of a module, and logits (n, K)."""
@@ -305,18 +336,35 @@ class HeadInput(threading.local):
         """Keep what entered the head."""
         self.value = next(iter([*args, *kwargs.values()]), None)
 
+    def _keep_layer(self, name: str, layer: nn.Module, args: Any, output: Tensor) -> None:
+        if self.moments is not None:  # else another thread's forward wants no layers
+            self.moments[name] = moments_of(layer, output)
+
     def __reduce__(self) -> tuple[Any, ...]:
         # What belongs to a thread can be neither copied nor pickled; copies begin with none.
-        return HeadInput, ()
+        return Inside, ()
 
 
 def features_and_logits(module: nn.Module, head: str, batch: Tensor) -> tuple[Tensor, Tensor]:
     """Features (n, d), the input of a head, and logits (n, K) of a batch, on trial."""
-    with captured_calls({head: module.get_submodule(head)}) as calls:
-        logits = run(module, batch)
+    return seen_on_trial(module, head, (), batch)[:2]
+
+
+def seen_on_trial(
+    module: nn.Module, head: str, layers: Sequence[str], batch: Tensor
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """The same, and the moments (n, 2, c) of inner layers, if there are any."""
+    inside = Inside()
+    handles = inside.watch_layers(module, layers)
+    try:
+        with captured_calls({head: module.get_submodule(head)}) as calls:
+            _, logits, moments = inside.with_layers(module, batch, layers)
+    finally:
+        for handle in handles:
+            handle.remove()
     if head not in calls:
         raise head_is_not_called(module, head)
-    return calls[head].features.flatten(1), logits
+    return calls[head].features.flatten(1), logits, moments
 
 
 def head_is_not_called(module: nn.Module, head: str) -> RuntimeError:
@@ -325,6 +373,14 @@ def head_is_not_called(module: nn.Module, head: str) -> RuntimeError:
     return RuntimeError(
         f"In {mode} mode the module does not call its head, {head!r}, so there are no "
         "features. Make its forward call it in both modes, or pass another head=."
+    )
+
+
+def layer_is_not_called(layer: str) -> RuntimeError:
+    """The error for a forward that passes over an inner layer that a score sees."""
+    return RuntimeError(
+        f"For these rows the module does not call its layer {layer!r}, at which the score looks, "
+        'as it did in fit. Pass score_function="two_views", which looks at the features alone.'
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -25,9 +25,10 @@ from .copying import deepcopied
 from .folding import Folded, Pair, foldable
 from .hardware import autocast, resolve_precision, rows_at_once, rows_of_small_shape
 from .heads import find_head
+from .layers import inner_layers
 from .layout import fastest_layout
 from .modes import set_mode
-from .network import TRIAL_ROWS, Network, features_and_logits, trainable
+from .network import TRIAL_ROWS, Network, features_and_logits, seen_on_trial, trainable
 from .outputs import check_usable, describe, is_plain_tuple, logits_of, run
 from .precision import check_scores_in, in_float32, settle_precision
 from .rows import Rows, slices
@@ -59,6 +60,7 @@ def open_network(
     compiled: bool,
     small_shape: bool,
     fold_batch_norm: bool = True,
+    layers: bool = False,
     given: nn.Module | None = None,
 ) -> Network:
     """Make a module ready to run, having tried it on real rows.
@@ -83,6 +85,8 @@ def open_network(
     fold_batch_norm : bool, default=True
         Whether batch-norms may be folded into the layers before them for scoring, which is faster
         and agrees to 1e-5.
+    layers : bool, default=False
+        Whether the score looks at inner layers.
     given : nn.Module or None
         The user's module, if the classifier is a copy of it.
 
@@ -124,15 +128,16 @@ def open_network(
         n_tried = 1 if alone else max(TRIAL_ROWS, min(int(SHARE_OF_A_TRIAL * most), MOST_ROWS))
         check_steady(module, batcher, rows.spaced(n_tried), draws=draws)
     head = _head_of(module, batch, output, head)
+    watched = inner_layers(module, head, batch) if layers else ()
     shapes = Shapes((most,))
     pairs: tuple[Pair, ...] = ()
     if not compiled:  # each shape would be compiled on its own, which takes long
         if fold_batch_norm:
             pairs = foldable(module, batch)
-            pairs = pairs if _folds(module, head, batcher, few, pairs) else ()
+            pairs = pairs if _folds(module, head, watched, batcher, few, pairs) else ()
         small = rows_of_small_shape(batcher.device) if small_shape and batch.ndim > 2 else 0
         scored = Folded(view_of(module)[0], pairs).module if pairs else module
-        shapes = _choose_shapes(scored, head, batcher, dtypes.scoring, rows, most, small)
+        shapes = _choose_shapes(scored, head, watched, batcher, dtypes.scoring, rows, most, small)
     return Network(
         module,
         head,
@@ -144,27 +149,33 @@ def open_network(
         default_dtype=torch.get_default_dtype(),
         compiled=compiled,
         pairs=pairs,
+        layers=watched,
     )
 
 
 def folds(network: Network, rows: Rows) -> bool:
     """Whether a network scores some rows folded as it does by itself, to a relative 1e-5."""
     few = rows.spaced(TRIAL_ROWS)
-    return _folds(network.module, network.head, network.batcher, few, network.pairs)
+    parts = network.module, network.head, network.layers, network.batcher
+    return _folds(*parts, few, network.pairs)
 
 
 def unfold(network: Network, rows: Rows) -> None:
     """Let a network score by itself, in shapes that give the same bits of that."""
     most, small = network.shapes.ladder[-1], network.shapes.small
     precision = network.precision.scoring
-    network.shapes = _choose_shapes(
-        network.module, network.head, network.batcher, precision, rows, most, small
-    )
+    parts = network.module, network.head, network.layers, network.batcher
+    network.shapes = _choose_shapes(*parts, precision, rows, most, small)
     network.pairs = ()
 
 
 def _folds(
-    module: nn.Module, head: str | None, batcher: Batcher, rows: Rows, pairs: tuple[Pair, ...]
+    module: nn.Module,
+    head: str | None,
+    layers: Sequence[str],
+    batcher: Batcher,
+    rows: Rows,
+    pairs: tuple[Pair, ...],
 ) -> bool:
     """The same; they are compared on the CPU, as a GPU may compute in TF32."""
     if not pairs:
@@ -174,10 +185,12 @@ def _folds(
         module = deepcopied(module).cpu()
     try:
         both = (module, Folded(view_of(module)[0], pairs).module)
-        values, others = (_results(each, head, batcher, None, rows)(len(rows)) for each in both)
+        values, others = (
+            _results(each, head, layers, batcher, None, rows)(len(rows)) for each in both
+        )
     except Exception:  # what works on a GPU alone, say
         return False
-    return all(close(x, y, SAME) for x, y in zip(values, others, strict=True))
+    return all(close(x, y, SAME) for x, y in zip(values[:2], others[:2], strict=True))
 
 
 class _Watch(TorchDispatchMode):
@@ -217,11 +230,12 @@ def _watched(module: nn.Module, batch: Tensor) -> tuple[int, bool]:
 def _results(
     module: nn.Module,
     head: str | None,
+    layers: Sequence[str],
     batcher: Batcher,
     precision: torch.dtype | None,
     rows: Rows,
 ) -> Callable[..., list[Tensor]]:
-    """Features and logits of the first rows, from forwards of any size."""
+    """Features, logits and moments of layers of the first rows, from forwards of any size."""
 
     @functools.cache
     def results(n_rows: int, tried: int = len(rows)) -> list[Tensor]:
@@ -234,12 +248,12 @@ def _results(
                 autocast(batcher.device, precision),
                 explained(module, batch, rows, batcher),
             ):
-                both = (
+                found = (
                     (run(module, batch),)
                     if head is None
-                    else features_and_logits(module, head, batch)
+                    else seen_on_trial(module, head, layers, batch)
                 )
-                pieces.append([x[: len(index)].clone() for x in both])
+                pieces.append([x[: len(index)].clone() for x in found if x is not None])
         return [torch.cat(parts) for parts in zip(*pieces, strict=True)]
 
     return results
@@ -248,6 +262,7 @@ def _results(
 def _choose_shapes(
     module: nn.Module,
     head: str | None,
+    layers: Sequence[str],
     batcher: Batcher,
     precision: torch.dtype | None,
     rows: Rows,
@@ -255,7 +270,8 @@ def _choose_shapes(
     small: int,
 ) -> Shapes:
     """Let few rows run in smaller forwards, if these give the same bits, or nearly so."""
-    results = _results(module, head, batcher, precision, rows.spaced(min(most, ROWS_OF_A_SHAPE)))
+    some = rows.spaced(min(most, ROWS_OF_A_SHAPE))
+    results = _results(module, head, layers, batcher, precision, some)
     while not _has_memory(results, most):
         most //= 2
     ladder = same_bits(results, most)

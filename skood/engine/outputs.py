@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -28,6 +28,27 @@ TWO_LOGITS = (
 
 LONGEST_COMPANY = 50
 """Characters that are shown of what a module returns beside its logits."""
+
+
+class Seen(NamedTuple):
+    """What a score sees of rows: what a forward gave of them."""
+
+    features: Tensor | None
+    """Features (n, d); None if they are hidden or not wanted."""
+    logits: Tensor
+    """Logits (n, K)."""
+    layers: Tensor | None = None
+    """Moments (n, 2, c) of inner layers, if the score looks at these."""
+
+    @classmethod
+    def joined(cls, pieces: Iterable[Seen]) -> Seen:
+        """What is seen of rows, of which there is one at least, from pieces of them."""
+        fields = zip(*pieces, strict=True)
+        return cls(*(None if parts[0] is None else torch.cat(parts) for parts in fields))  # type: ignore[arg-type]
+
+    def each(self, function: Callable[[Tensor], Tensor]) -> Seen:
+        """What a function makes of each of them."""
+        return Seen(*(None if values is None else function(values) for values in self))  # type: ignore[arg-type]
 
 
 def run(module: nn.Module, batch: Tensor) -> Tensor:

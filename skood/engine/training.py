@@ -351,8 +351,8 @@ class Training:
         probe = self.data.rows.pick(np.arange(min(PROBE_ROWS, len(self.data.rows))))
         energies = np.concatenate(
             [
-                torch.logsumexp(logits, dim=1).cpu().numpy()
-                for _, _, logits in forward_rows(self.network, probe)
+                torch.logsumexp(seen.logits, dim=1).cpu().numpy()
+                for _, seen in forward_rows(self.network, probe)
             ]
         )
         spread = float(np.ptp(energies) / max(np.abs(energies).max(), 1e-300))

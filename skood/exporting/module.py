@@ -16,12 +16,12 @@ from ..calibration import _has_threshold, conformal_p_values
 from ..engine.copying import deepcopied
 from ..engine.hardware import autocast
 from ..engine.modes import set_mode
-from ..engine.network import HeadInput, Network, head_is_not_called
-from ..engine.outputs import as_float64
+from ..engine.network import Inside, Network, head_is_not_called
+from ..engine.outputs import Seen, as_float64
 from ..engine.scripted import scripted_parts
 from ..exceptions import ExportError
 from ..notices import quoted
-from ..scores.protocol import ScoreFunction, uses_gradient
+from ..scores.protocol import ScoreFunction, seen_by, uses_gradient
 
 __all__ = ["DetectorModule", "detector_module", "shape_of_rows", "without_preprocess"]
 
@@ -48,8 +48,10 @@ class DetectorModule(nn.Module):
         self._batcher = dataclasses.replace(network.batcher, preprocess=self.preprocess)
         self._precision = network.precision.scoring
         self._head = network.visible_head
-        self._entered = HeadInput()
-        self._entered.watch(self.classifier.get_submodule(self._head))
+        self._layers = network.layers
+        self._inside = Inside()
+        self._inside.watch(self.classifier.get_submodule(self._head))
+        self._inside.watch_layers(self.classifier, self._layers)
         self._shape = shape
         self.training = False
 
@@ -65,21 +67,22 @@ class DetectorModule(nn.Module):
             raise ValueError(f"rows is {got}; expected a tensor of shape (n, {shape}).")
         return self._batcher.prepared(rows)
 
-    def _classified(self, batch: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Features, logits, and whether the detector takes a row: all its values are finite."""
+    def _classified(self, batch: Tensor) -> tuple[Seen, Tensor]:
+        """What is seen of rows, and whether the detector takes a row: all its values are finite."""
         with autocast(batch.device, self._precision):
-            entered, logits = self._entered.with_logits(self.classifier, batch)
+            entered, logits, layers = self._inside.with_layers(self.classifier, batch, self._layers)
         if entered is None:
             raise head_is_not_called(self.classifier, self._head)
         usable = logits.isfinite().all(dim=1)
         if batch.is_floating_point():
             usable = usable & batch.flatten(1).isfinite().all(dim=1)
-        return entered.flatten(1), logits, usable
+        return Seen(entered.flatten(1), logits, layers), usable
 
-    def _judged(self, features: Tensor, logits: Tensor, usable: Tensor) -> dict[str, Tensor]:
-        """What features and logits say of rows."""
-        wanted = as_float64(features) if getattr(self.score, "uses_features", True) else None
-        values = as_float64(self.score(wanted, as_float64(logits)))
+    def _judged(self, seen: Seen, usable: Tensor) -> dict[str, Tensor]:
+        """What is said of rows."""
+        logits = seen.logits
+        wanted = seen if getattr(self.score, "uses_features", True) else Seen(None, logits)
+        values = as_float64(self.score(*seen_by(self.score, *wanted.each(as_float64))))
         scores = torch.where(usable & values.isfinite(), values, torch.nan)
         decisions, p_values = self.judge(scores, logits.argmax(dim=1))
         plain = logits.float() if logits.dtype.itemsize < 4 else logits

@@ -1,10 +1,10 @@
-"""A score that is composed of two others."""
+"""Scores that are composed of others."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any, ClassVar, TypeVar
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, ClassVar, Self, TypeVar
 
 import torch
 from torch import Tensor
@@ -14,6 +14,7 @@ from ..notices import quoted
 from .protocol import (
     FittedScore,
     Head,
+    LayeredOutputs,
     Outputs,
     ScoreFunction,
     apply_score,
@@ -22,11 +23,12 @@ from .protocol import (
     get_score,
     named,
     uses_gradient,
+    uses_layers,
     valid_head,
     valid_logits,
 )
 
-__all__ = ["TwoViews"]
+__all__ = ["ThreeViews", "TwoViews"]
 
 View = TypeVar("View")
 Result = TypeVar("Result")
@@ -35,8 +37,139 @@ LOGISTIC = math.pi / 3**0.5
 """Standard deviation of the standard logistic distribution."""
 
 
+class Views(FittedScore):
+    """Scores in one, each standardised: what they share, whatever they look at."""
+
+    uses_held_out = True
+
+    @property
+    def uses_head(self) -> bool:  # type: ignore[override]
+        """Whether one of the views needs the head.
+
+        Returns
+        -------
+        bool
+            True if one of them has ``uses_head = True``.
+        """
+        return any(getattr(score, "uses_head", False) for score in self._chosen())
+
+    @property
+    def uses_layers(self) -> bool:  # type: ignore[override]
+        """Whether one of the views looks at inner layers.
+
+        Returns
+        -------
+        bool
+            True if one of them has ``uses_layers = True``.
+        """
+        return any(map(uses_layers, self._chosen()))
+
+    def fit(
+        self,
+        outputs: Iterable[Outputs | LayeredOutputs],
+        head: Head | None = None,
+        held_out: Iterable[Outputs | LayeredOutputs] = (),
+    ) -> Self:
+        """Fit the views, and standardise them.
+
+        Parameters
+        ----------
+        outputs : iterable of Outputs, or of LayeredOutputs if a view looks at inner layers
+            In-distribution rows. Read once for each of the views that has anything to fit.
+        head : Head or None
+            The head, if one of the views needs it.
+        held_out : iterable of the same
+            In-distribution rows that the network was not trained on, at least two.
+
+        Returns
+        -------
+        self : object
+            The fitted score.
+
+        Raises
+        ------
+        ValueError
+            If a view cannot be fitted, or is the same for all rows held out.
+        TypeError
+            If a view needs the gradient of the network.
+        """
+        self._validate_params()
+        views, name = self._chosen(), type(self).__name__
+        for view in views:
+            if uses_gradient(view):
+                raise TypeError(
+                    f"{name} got {quoted(view)}, which scores inputs that it moves, so that the "
+                    "other views would see other rows. Pass a score without uses_gradient."
+                )
+        to_fit = [view for view in views if hasattr(view, "fit")]
+        if len(to_fit) > 1 and isinstance(outputs, Iterator):
+            raise ValueError(
+                f"outputs is an iterator, which can be read once, and {name} fits more than one "
+                "score. Pass a list of Outputs."
+            )
+        self._of_each(
+            views, lambda view: fit_score(view, outputs, lambda: valid_head(head), lambda: held_out)
+        )
+        for parameter, view in zip(self._of, views, strict=True):
+            setattr(self, f"{parameter}_", view)
+        pieces = self._pieces(held_out, head)
+        values = torch.cat([self._values(*z[:2], *z[3:]) for z in pieces], dim=1)
+        self.means_ = values.mean(dim=1, keepdim=True)
+        self.deviations_ = values.std(dim=1, keepdim=True, correction=0)
+        rounding = torch.finfo(torch.float32).eps * self.means_.abs()
+        for view, deviation, least in zip(views, self.deviations_, rounding, strict=True):
+            if not deviation > least:
+                raise ValueError(
+                    f"{name} cannot weigh {quoted(view)} against other views, as it is the same "
+                    f"for all of the {values.shape[1]} rows held out. Pass more rows, or one of "
+                    "them alone as score_function."
+                )
+        return self
+
+    def __call__(self, features: Tensor, logits: Tensor, layers: Tensor | None = None) -> Tensor:
+        """Sum of the logarithms of p-values, ``log sigmoid(pi / sqrt(3) v)``, shape (n,).
+
+        Here v is a view of the row, standardised.
+        """
+        features = self._ready(features)
+        standardised = (self._values(features, logits, layers) - self.means_) / self.deviations_
+        return F.logsigmoid(LOGISTIC * standardised).sum(dim=0)
+
+    @property
+    def _of(self) -> list[str]:
+        """The parameters that choose the views, in their order."""
+        return list(self._parameter_constraints)
+
+    def _chosen(self) -> list[ScoreFunction]:
+        return self._of_each([getattr(self, parameter) for parameter in self._of], get_score)
+
+    def _values(self, features: Tensor, logits: Tensor, layers: Tensor | None = None) -> Tensor:
+        """What the views say of rows, shape (number of views, n), float64."""
+        check_as_many(features, valid_logits(logits))
+        views = [getattr(self, f"{parameter}_") for parameter in self._of]
+        return torch.stack(
+            self._of_each(views, lambda view: apply_score(view, features, logits, layers).double())
+        )
+
+    def _of_each(self, views: Sequence[View], function: Callable[[View], Result]) -> list[Result]:
+        """What a function gives of each view; its errors name the parameter that chose the view."""
+        results = []
+        for parameter, view in zip(self._of, views, strict=True):
+            try:
+                results.append(function(view))
+            except (TypeError, ValueError) as error:
+                error.args = tuple(
+                    said.replace("score_function=", f"{parameter}=")
+                    if isinstance(said, str)
+                    else said
+                    for said in error.args
+                )
+                raise
+        return results
+
+
 @named("two_views")
-class TwoViews(FittedScore):
+class TwoViews(Views):
     """Two scores in one: what the logits say, and where the features lie.
 
     Each of the two is standardised on in-distribution rows that are held out of fine-tuning (on the
@@ -80,7 +213,6 @@ class TwoViews(FittedScore):
     (True, True)
     """
 
-    uses_held_out = True
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
         "of_logits": [str, callable],
         "of_features": [str, callable],
@@ -94,108 +226,63 @@ class TwoViews(FittedScore):
         self.of_logits = of_logits
         self.of_features = of_features
 
-    @property
-    def uses_head(self) -> bool:  # type: ignore[override]
-        """Whether one of the two needs the head.
 
-        Returns
-        -------
-        bool
-            True if one of them has ``uses_head = True``.
-        """
-        return any(getattr(score, "uses_head", False) for score in self._chosen())
+@named("three_views")
+class ThreeViews(Views):
+    """Three scores in one: `TwoViews`, and what inner layers do.
 
-    def fit(
+    The third view sees what features have dropped, and so most of what is drawn, written or made
+    rather than photographed. It is standardised like the others, and its p-value counts as much.
+
+    Parameters
+    ----------
+    of_logits : str, object or callable, default="energy"
+        One score, as ``score_function`` takes it.
+    of_features : str, object or callable, default="direction_length"
+        Another one.
+    of_layers : str, object or callable, default="layer_moments"
+        The third.
+
+    Attributes
+    ----------
+    of_logits_, of_features_, of_layers_ : callable
+        The three scores, with their statistics of the training rows if they have any.
+    means_ : Tensor of shape (3, 1), float64
+        Means of the three on the rows held out.
+    deviations_ : Tensor of shape (3, 1), float64
+        Their standard deviations.
+
+    References
+    ----------
+    As of `TwoViews`. What the third view adds is measured on the page "Results".
+
+    Examples
+    --------
+    >>> import torch
+    >>> from skood.scores import Head, LayeredOutputs, ThreeViews, fit_score
+    >>> head = Head(torch.eye(2).double(), torch.zeros(2).double())
+    >>> features = torch.tensor([[4.0, 0.0], [3.0, 0.5], [0.5, 3.0], [0.0, 5.0]]).double()
+    >>> layers = torch.tensor([[[1.0], [0.5]], [[2.0], [0.4]], [[1.5], [0.6]], [[1.2], [0.5]]])
+    >>> labels = torch.tensor([0, 0, 1, 1])
+    >>> outputs = LayeredOutputs(features, head(features), labels, layers.double())
+    >>> score = fit_score(ThreeViews(), [outputs], lambda: head, lambda: [outputs])
+    >>> strange = layers.double() + torch.tensor([[9.0], [0.0]])
+    >>> bool((score(*outputs[:2], layers) > score(*outputs[:2], strange)).all())
+    True
+    """
+
+    _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
+        "of_logits": [str, callable],
+        "of_features": [str, callable],
+        "of_layers": [str, callable],
+    }
+
+    def __init__(
         self,
-        outputs: Iterable[Outputs],
-        head: Head | None = None,
-        held_out: Iterable[Outputs] = (),
-    ) -> TwoViews:
-        """Fit the two scores, and standardise them.
-
-        Parameters
-        ----------
-        outputs : iterable of Outputs
-            In-distribution rows. Read once for each of the two scores that has anything to fit.
-        head : Head or None
-            The head, if one of the two needs it.
-        held_out : iterable of Outputs
-            In-distribution rows that the network was not trained on, at least two.
-
-        Returns
-        -------
-        self : TwoViews
-            The fitted score.
-
-        Raises
-        ------
-        ValueError
-            If one of the two cannot be fitted, or is the same for all rows held out.
-        TypeError
-            If one of the two needs the gradient of the network.
-        """
-        self._validate_params()
-        views = self._chosen()
-        for view in views:
-            if uses_gradient(view):
-                raise TypeError(
-                    f"TwoViews got {quoted(view)}, which scores inputs that it moves, so that the "
-                    "other view would see other rows. Pass a score without uses_gradient."
-                )
-        to_fit = [view for view in views if hasattr(view, "fit")]
-        if len(to_fit) == 2 and iter(outputs) is outputs:
-            raise ValueError(
-                "outputs is an iterator, which can be read once, and TwoViews fits two scores. "
-                "Pass a list of Outputs."
-            )
-        _of_each(
-            views, lambda view: fit_score(view, outputs, lambda: valid_head(head), lambda: held_out)
-        )
-        self.of_logits_, self.of_features_ = views
-        values = torch.cat([self._values(*piece[:2]) for piece in self._pieces(held_out, head)], 1)
-        self.means_ = values.mean(dim=1, keepdim=True)
-        self.deviations_ = values.std(dim=1, keepdim=True, correction=0)
-        rounding = torch.finfo(torch.float32).eps * self.means_.abs()
-        for view, deviation, least in zip(views, self.deviations_, rounding, strict=True):
-            if not deviation > least:
-                raise ValueError(
-                    f"TwoViews cannot weigh {quoted(view)} against the other view, as it is the "
-                    f"same for all of the {values.shape[1]} rows held out. Pass more rows, or one "
-                    "of the two alone as score_function."
-                )
-        return self
-
-    def __call__(self, features: Tensor, logits: Tensor) -> Tensor:
-        """Sum of the logarithms of two p-values, ``log sigmoid(pi / sqrt(3) v)``, shape (n,).
-
-        Here v is a view of the row, standardised.
-        """
-        features = self._ready(features)
-        standardised = (self._values(features, logits) - self.means_) / self.deviations_
-        return F.logsigmoid(LOGISTIC * standardised).sum(dim=0)
-
-    def _chosen(self) -> list[ScoreFunction]:
-        return _of_each((self.of_logits, self.of_features), get_score)
-
-    def _values(self, features: Tensor, logits: Tensor) -> Tensor:
-        """What the two views say of rows, shape (2, n), float64."""
-        check_as_many(features, valid_logits(logits))
-        views = (self.of_logits_, self.of_features_)
-        return torch.stack(
-            _of_each(views, lambda view: apply_score(view, features, logits).double())
-        )
-
-
-def _of_each(views: Sequence[View], function: Callable[[View], Result]) -> list[Result]:
-    """What a function gives of each view; its errors name the parameter that chose the view."""
-    results = []
-    for parameter, view in zip(("of_logits", "of_features"), views, strict=True):
-        try:
-            results.append(function(view))
-        except (TypeError, ValueError) as error:
-            error.args = tuple(
-                said.replace("score_function=", f"{parameter}=") if isinstance(said, str) else said
-                for said in error.args
-            )
-            raise
-    return results
+        of_logits: str | ScoreFunction = "energy",
+        of_features: str | ScoreFunction = "direction_length",
+        of_layers: str | ScoreFunction = "layer_moments",
+    ) -> None:
+        self.of_logits = of_logits
+        self.of_features = of_features
+        self.of_layers = of_layers

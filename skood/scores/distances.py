@@ -19,6 +19,7 @@ from .activations import SAMPLED_VALUES
 from .protocol import (
     FittedScore,
     Head,
+    LayeredOutputs,
     Outputs,
     Sample,
     aligned,
@@ -26,9 +27,10 @@ from .protocol import (
     energy,
     named,
     valid_head,
+    valid_layers,
 )
 
-__all__ = ["DirectionLength", "Knn", "Mahalanobis", "MahalanobisPlusPlus", "Vim"]
+__all__ = ["DirectionLength", "Knn", "LayerMoments", "Mahalanobis", "MahalanobisPlusPlus", "Vim"]
 
 QUERY_ROWS = 256
 """Rows whose distances to a bank are in memory at a time."""
@@ -37,6 +39,9 @@ NO_VARIANCE = 1e-10
 """Share of the variance of features below which a direction counts as having none."""
 
 MOST_NEIGHBOURS = 1000
+
+SAMPLED_ROWS = 20_000
+"""Rows of which a score keeps the moments of layers while it is fitted, at most."""
 
 
 @named("knn")
@@ -349,13 +354,9 @@ class DirectionLength(FittedScore):
                 'score_function="direction_length" needs features that vary within the classes; '
                 "these are the same for all training rows of a class. Check X and the network."
             )
-        # What does not vary is left out: its column of the whitening is zero.
-        variances = torch.where(resolved, variances, 1.0)
-        shrunk = torch.lerp(classes.covariance, variances.diag(), float(self.shrinkage))
-        identity = torch.eye(len(shrunk)).to(shrunk)
-        factor = torch.linalg.cholesky(torch.where(resolved & resolved[:, None], shrunk, identity))
-        inverse = torch.linalg.solve_triangular(factor, identity, upper=False)
-        self.whitening_ = (inverse * resolved).contiguous()
+        self.whitening_ = _shrunk_whitening(
+            classes.covariance, variances, resolved, float(self.shrinkage)
+        )
         self.means_ = (classes.means + classes.centre) @ self.whitening_.T
         return self
 
@@ -372,6 +373,21 @@ class DirectionLength(FittedScore):
         lengths = torch.linalg.vector_norm(features, dim=1, keepdim=True)
         lengths = lengths.clamp_min(self._least_length)
         return torch.cat([features / lengths, lengths.log()], dim=1)
+
+
+def _shrunk_whitening(
+    covariance: Tensor, variances: Tensor, resolved: Tensor, shrinkage: float
+) -> Tensor:
+    """Maps values to as many of variance 1, by a covariance shrunk towards these variances.
+
+    What is not resolved, as it does not vary, is left out: its column is zero.
+    """
+    variances = torch.where(resolved, variances, 1.0)
+    shrunk = torch.lerp(covariance, variances.diag(), shrinkage)
+    identity = torch.eye(len(shrunk)).to(shrunk)
+    factor = torch.linalg.cholesky(torch.where(resolved & resolved[:, None], shrunk, identity))
+    inverse = torch.linalg.solve_triangular(factor, identity, upper=False)
+    return (inverse * resolved).contiguous()
 
 
 def _likeness(values: Tensor, whitening: Tensor, means: Tensor) -> Tensor:
@@ -419,6 +435,114 @@ def _resolved_deviations(within: Tensor, total: Tensor, centre: Tensor) -> Tenso
     rounding = torch.finfo(torch.float32).eps * centre.abs()
     resolved = within > torch.maximum(NO_VARIANCE * total, rounding.square())
     return torch.where(resolved, within.clamp_min(0).sqrt(), torch.inf)
+
+
+@named("layer_moments")
+class LayerMoments(FittedScore):
+    """Mahalanobis distance, negative, of what two inner layers do, a third and two thirds in.
+
+    Features keep what tells the classes apart, and may be blind to the rest. Layers before them
+    still see strokes, flat areas, or a foreign texture. Of each of their channels, the score takes
+    the mean over all positions, and the logarithm of the standard deviation. Deviations below a
+    hundredth of the usual one are raised to that. The covariance is shrunk as in `DirectionLength`;
+    here it is shrunk towards values that are independent. Of tables, each value has one position,
+    and there are only means.
+
+    The layers are convolutions and linear layers of torch that the network calls once a forward,
+    before its head. Of more than 256 channels, evenly spaced ones are taken.
+
+    Parameters
+    ----------
+    shrinkage : float, default=0.1
+        Share of the covariance that is replaced, between 0 and 1, both excluded.
+
+    Attributes
+    ----------
+    whitening_ : Tensor of shape (2 c, 2 c), float64
+        Maps means and log deviations of c channels to as many values of variance 1.
+    means_ : Tensor of shape (1, 2 c), float64
+        Their mean over the rows, in these values.
+    least_ : Tensor of shape (c,), float64
+        Deviation to which smaller ones are raised.
+
+    References
+    ----------
+    Lee, Lee, Lee & Shin, "A simple unified framework for detecting out-of-distribution samples and
+    adversarial attacks", NeurIPS 2018, for distances in inner layers. Quintanilha et al.,
+    "Detecting out-of-distribution samples using low-order deep features statistics", 2018, for
+    means and standard deviations of channels.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from skood.scores import LayeredOutputs, LayerMoments
+    >>> layers = torch.tensor([[[1.0], [0.5]], [[2.0], [0.4]], [[1.5], [0.6]]]).double()
+    >>> logits = torch.eye(3).double()
+    >>> outputs = LayeredOutputs(logits, logits, torch.tensor([0, 1, 2]), layers)
+    >>> score = LayerMoments().fit([outputs])
+    >>> near, far = score(logits[:2], logits[:2], torch.tensor([[[1.4], [0.5]], [[9.0], [0.0]]]))
+    >>> bool(near > far)
+    True
+    """
+
+    uses_layers = True
+    _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
+        "shrinkage": [Number(Real, 0, 1, closed="neither")]
+    }
+
+    def __init__(self, shrinkage: float = 0.1) -> None:
+        self.shrinkage = shrinkage
+
+    def fit(self, outputs: Iterable[LayeredOutputs], head: Head | None = None) -> Self:
+        """Take the mean and the covariance of the moments, of at most 20,000 rows.
+
+        Parameters
+        ----------
+        outputs : iterable of LayeredOutputs
+            In-distribution rows.
+        head : None
+            Not used.
+
+        Returns
+        -------
+        self : LayerMoments
+            The fitted score.
+
+        Raises
+        ------
+        ValueError
+            If `shrinkage` is out of range, there are no layers, or nothing in them varies.
+        """
+        self._validate_params()
+        sample = Sample(SAMPLED_ROWS)
+        for piece in self._pieces(outputs, head):
+            sample.add(piece.layers)
+        layers = sample.rows().double()
+        self.least_ = (layers[:, 1].mean(dim=0) / 100).clamp_min(torch.finfo(torch.float32).tiny)
+        values = self._represented(layers)
+        centre = values.mean(dim=0)
+        covariance = (values - centre).T @ (values - centre) / len(values)
+        variances = covariance.diagonal()
+        resolved = _resolved_deviations(variances, variances, centre).isfinite()
+        if not resolved.any():
+            raise ValueError(
+                'score_function="layer_moments" needs inner layers whose outputs vary; these are '
+                "the same for all training rows. Check X and the network."
+            )
+        self.whitening_ = _shrunk_whitening(covariance, variances, resolved, float(self.shrinkage))
+        self.means_ = centre[None] @ self.whitening_.T
+        return self
+
+    def __call__(self, features: Tensor, logits: Tensor, layers: Tensor) -> Tensor:
+        """``-((v - mu)^T Sigma^-1 (v - mu))^(1/2)``, shape (n,), of means and log deviations v."""
+        self._ready(features)
+        values = self._represented(valid_layers(layers, logits, len(self.least_)))
+        return -(-_likeness(values, self.whitening_, self.means_)).clamp_min(0).sqrt()
+
+    def _represented(self, layers: Tensor) -> Tensor:
+        """Means, and logarithms of standard deviations behind them."""
+        means, deviations = layers.unbind(dim=1)
+        return torch.cat([means, torch.maximum(deviations, self.least_).log()], dim=1)
 
 
 @named("vim")

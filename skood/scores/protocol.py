@@ -16,9 +16,20 @@ from torch.nn import functional as F
 from ..engine.outputs import all_finite, valid_tensor
 from ..notices import quoted
 
-__all__ = ["SCORES", "Head", "Outputs", "apply_score", "fit_score", "get_score", "list_scores"]
+__all__ = [
+    "SCORES",
+    "Head",
+    "LayeredOutputs",
+    "Outputs",
+    "apply_score",
+    "fit_score",
+    "get_score",
+    "list_scores",
+]
 
-ScoreFunction = Callable[[Tensor | None, Tensor], Tensor]
+ScoreFunction = Callable[..., Tensor]
+"""Of features and logits; of these and layers, if it has ``uses_layers = True``."""
+
 Score = TypeVar("Score", bound=type[BaseEstimator])
 
 SCORES: dict[str, type[BaseEstimator]] = {}
@@ -84,6 +95,59 @@ class Outputs(NamedTuple):
     labels: Tensor
 
 
+class LayeredOutputs(NamedTuple):
+    """The same for a score that looks at inner layers.
+
+    Parameters
+    ----------
+    features, logits, labels : Tensor
+        As of `Outputs`.
+    layers : Tensor of shape (p, 2, c), float64
+        Of inner layers, the mean of each channel over its positions, and the standard deviation.
+    """
+
+    features: Tensor
+    logits: Tensor
+    labels: Tensor
+    layers: Tensor
+
+
+@dataclass(frozen=True)
+class _WithoutLayers:
+    """Outputs for a score that does not look at inner layers; they may be read again."""
+
+    outputs: Iterable[Any]
+
+    def __iter__(self) -> Iterator[Any]:
+        return map(_without_layers, self.outputs)
+
+
+def without_layers(outputs: Iterable[Any]) -> Iterable[Any]:
+    """Outputs for a score that does not look at inner layers.
+
+    Parameters
+    ----------
+    outputs : iterable of Outputs or LayeredOutputs
+        In-distribution rows. An iterator can be read once, and what is returned as well.
+
+    Returns
+    -------
+    iterable of Outputs
+        The same rows.
+    """
+    if isinstance(outputs, Iterator):
+        return map(_without_layers, outputs)
+    return _WithoutLayers(outputs)
+
+
+def _without_layers(piece: Any) -> Any:
+    return Outputs(*piece[:3]) if isinstance(piece, LayeredOutputs) else piece
+
+
+def _unchanged(outputs: Iterable[Any]) -> Iterable[Any]:
+    return outputs
+
+
 class FittedScore(BaseEstimator):
     """A score with statistics of in-distribution rows.
 
@@ -94,8 +158,10 @@ class FittedScore(BaseEstimator):
     uses_features = True
     uses_head = False
     """Whether `fit` needs the head. If so, the head must be affine."""
+    uses_layers = False
+    """Whether it looks at inner layers. If so, it is called with their moments as well."""
 
-    def _pieces(self, outputs: Iterable[Outputs], head: Head | None) -> Iterator[Outputs]:
+    def _pieces(self, outputs: Iterable[Any], head: Head | None) -> Iterator[Any]:
         """Outputs, each checked; a TypeError or ValueError says if one is not what it should be."""
         try:
             pieces = iter(outputs)
@@ -105,12 +171,12 @@ class FittedScore(BaseEstimator):
             ) from None
         width = valid_head(head).weight.shape[1] if self.uses_head else None
         for piece in pieces:
-            if not isinstance(piece, tuple) or len(piece) != len(Outputs._fields):
+            if not isinstance(piece, tuple) or len(piece) not in (3, 4):
                 raise TypeError(
                     f"outputs holds a {type(piece).__name__}; expected Outputs(features, logits, "
                     "labels)."
                 )
-            features, logits, labels = piece
+            features, logits, labels = piece[:3]
             width = of_width(features, width).shape[1]
             n_logits = valid_tensor(logits, "logits", ("n", "K")).shape[1]
             if not isinstance(labels, Tensor) or labels.dtype != torch.int64:
@@ -125,7 +191,12 @@ class FittedScore(BaseEstimator):
             if len(labels) > 0 and not 0 <= labels.min() <= labels.max() < n_logits:
                 raise ValueError(f"labels must be within 0..{n_logits - 1}, the logits.")
             self._width = width
-            yield piece
+            if self.uses_layers:
+                layers = valid_layers(piece[3] if len(piece) == 4 else None, logits)
+                self._channels = layers.shape[2]
+                yield LayeredOutputs(features, logits, labels, layers)
+            else:
+                yield Outputs(features, logits, labels)
         if width is None or not hasattr(self, "_width"):
             raise ValueError("outputs is empty; pass at least one piece of rows.")
 
@@ -215,9 +286,9 @@ def get_score(score: str | ScoreFunction) -> ScoreFunction:
 
 def fit_score(
     score: ScoreFunction,
-    outputs: Iterable[Outputs],
+    outputs: Iterable[Outputs | LayeredOutputs],
     head: Callable[[], Head],
-    held_out: Callable[[], Iterable[Outputs]] | None = None,
+    held_out: Callable[[], Iterable[Outputs | LayeredOutputs]] | None = None,
 ) -> ScoreFunction:
     """Fit a score to in-distribution rows, if it has anything to fit.
 
@@ -225,8 +296,10 @@ def fit_score(
     ----------
     score : callable
         The score, changed in place.
-    outputs : iterable of Outputs
-        In-distribution rows, piece by piece. Read at most once by all scores but `TwoViews`.
+    outputs : iterable of Outputs or LayeredOutputs
+        In-distribution rows, piece by piece. A score with ``uses_layers = True`` needs
+        LayeredOutputs; others get Outputs of them. Read at most once by all scores but `TwoViews`
+        and `ThreeViews`.
     head : callable
         Returns the head. Called only if the score has ``uses_head = True``.
     held_out : callable, default=None
@@ -246,7 +319,9 @@ def fit_score(
     _check_callable(score=score, head=head)
     if not hasattr(score, "fit"):
         return score
-    arguments: list[Any] = [outputs, head() if getattr(score, "uses_head", False) else None]
+
+    wanted = _unchanged if uses_layers(score) else without_layers
+    arguments: list[Any] = [wanted(outputs), head() if getattr(score, "uses_head", False) else None]
     if getattr(score, "uses_held_out", False):
         if held_out is None:
             raise ValueError(
@@ -254,12 +329,17 @@ def fit_score(
                 "Pass held_out, a callable that returns their Outputs."
             )
         _check_callable(held_out=held_out)
-        arguments.append(held_out())
+        arguments.append(wanted(held_out()))
     score.fit(*arguments)
     return score
 
 
-def apply_score(score: ScoreFunction, features: Tensor | None, logits: Tensor) -> Tensor:
+def apply_score(
+    score: ScoreFunction,
+    features: Tensor | None,
+    logits: Tensor,
+    layers: Tensor | None = None,
+) -> Tensor:
     """Score a batch, and check that there is one finite value per row.
 
     Parameters
@@ -270,6 +350,8 @@ def apply_score(score: ScoreFunction, features: Tensor | None, logits: Tensor) -
         Features.
     logits : Tensor of shape (n, K)
         Logits.
+    layers : Tensor of shape (n, 2, c) or None, default=None
+        Moments of inner layers, as `LayeredOutputs` has them.
 
     Returns
     -------
@@ -285,7 +367,7 @@ def apply_score(score: ScoreFunction, features: Tensor | None, logits: Tensor) -
         complex numbers.
     """
     _check_callable(score=score)
-    values = score(features, valid_logits(logits))
+    values = score(*seen_by(score, features, valid_logits(logits), layers))
     if not isinstance(values, Tensor) or values.shape != logits.shape[:1]:
         got = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__
         raise ValueError(
@@ -398,6 +480,83 @@ def uses_gradient(score: ScoreFunction) -> bool:
         True if it has ``uses_gradient = True``.
     """
     return bool(getattr(score, "uses_gradient", False))
+
+
+def uses_layers(score: ScoreFunction) -> bool:
+    """Whether a score looks at inner layers.
+
+    Parameters
+    ----------
+    score : callable
+        The score.
+
+    Returns
+    -------
+    bool
+        True if it has ``uses_layers = True``.
+    """
+    return bool(getattr(score, "uses_layers", False))
+
+
+def valid_layers(layers: Any, logits: Tensor, width: int | None = None) -> Tensor:
+    """Moments of inner layers in float64, if there are any.
+
+    Parameters
+    ----------
+    layers : Tensor of shape (n, 2, c), or None
+        The moments.
+    logits : Tensor of shape (n, K)
+        Logits of the same rows.
+    width : int or None
+        How many channels there must be; None for any number.
+
+    Returns
+    -------
+    Tensor of shape (n, 2, c), float64
+        The moments.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If they are missing, or something else.
+    """
+    if layers is None:
+        raise ValueError(
+            "The score looks at inner layers, and there are none: no torch.nn.Linear or "
+            "convolution before the head is called once, and gives values for each row. Pass "
+            'another score: "two_views" in the place of "three_views".'
+        )
+    n_rows, two, found = valid_tensor(layers, "layers", ("n", "2", "c")).shape
+    if n_rows != logits.shape[0] or two != 2 or found != (width or found):
+        raise ValueError(
+            f"layers is of shape {tuple(layers.shape)}; expected "
+            f"({len(logits)}, 2, {width or found}), moments of as many rows as the logits have."
+        )
+    return layers.double()
+
+
+def seen_by(
+    score: ScoreFunction, features: Tensor | None, logits: Tensor, layers: Tensor | None
+) -> tuple[Tensor | None, ...]:
+    """What a score is called with.
+
+    Parameters
+    ----------
+    score : callable
+        The score.
+    features : Tensor of shape (n, d) or None
+        Features.
+    logits : Tensor of shape (n, K)
+        Logits.
+    layers : Tensor of shape (n, 2, c) or None
+        Moments of inner layers.
+
+    Returns
+    -------
+    tuple of Tensor or None
+        All three if it looks at inner layers, else the first two.
+    """
+    return (features, logits, layers) if uses_layers(score) else (features, logits)
 
 
 def check_as_many(features: Tensor, logits: Tensor) -> None:

@@ -29,7 +29,7 @@ def test_a_compiled_network_shares_its_tensors_and_not_its_mode_with_what_users_
     public.train()
     with torch.no_grad():
         public[4].bias.fill_(7)
-        features, logits = network.features_and_logits(batch)
+        features, logits = network.seen(batch)[:2]
         torch.testing.assert_close(features, public.eval()[:4](batch))
         torch.testing.assert_close(logits, public(batch))
     assert hooks_of(public) == []
@@ -72,8 +72,8 @@ def test_a_compiled_network_agrees_with_the_plain_one(opened):
     for network in (compiled, pickle.loads(pickle.dumps(compiled))):
         with torch.inference_mode():
             torch.testing.assert_close(
-                network.features_and_logits(batch),
-                plain.features_and_logits(batch),
+                network.seen(batch)[:2],
+                plain.seen(batch)[:2],
                 rtol=1e-5,
                 atol=1e-8,
             )

@@ -60,7 +60,7 @@ def assert_scores_without_batch_norm(network, rows, monkeypatch):
 
 
 def logits_of(network, rows):
-    return torch.cat([logits for _, _, logits in forward_rows(network, as_rows(rows))])
+    return torch.cat([logits for _, (_, logits, _) in forward_rows(network, as_rows(rows))])
 
 
 # What is folded

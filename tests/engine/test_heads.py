@@ -77,7 +77,7 @@ def test_dropout_between_features_and_head_drops_in_training_only(opened):
     features = assert_head_gives_the_logits(network, X)
     torch.testing.assert_close(features, network.module.features(torch.tensor(X)))
     network.train(True)
-    dropped, logits = network.features_and_logits(torch.tensor(X))
+    dropped, logits = network.seen(torch.tensor(X))[:2]
     torch.testing.assert_close(network.module.head(dropped), logits)
     assert (dropped == 0).sum() > (features == 0).sum()
 
@@ -194,7 +194,7 @@ def test_a_convolutional_head_can_be_named_and_its_features_are_flat(opened):
     network = opened(Convolutional(), IMAGES, head="head")
     batch = network.batcher(as_rows(IMAGES))
     with torch.no_grad():
-        features, logits = network.features_and_logits(batch)
+        features, logits = network.seen(batch)[:2]
         torch.testing.assert_close(features, network.module.body(batch).flatten(1))
         torch.testing.assert_close(logits, network.module(batch))
     with pytest.raises(HeadNotFoundError, match=r'Pass head="head" \(its input, \(8, 8, 1, 1\)'):

@@ -9,7 +9,7 @@ from torch import nn
 
 from skood.engine.hardware import Precision
 from skood.engine.inference import forward_rows, score_rows
-from skood.engine.outputs import as_float64
+from skood.engine.outputs import Seen, as_float64
 from skood.engine.rows import InMemory, Rows
 from skood.engine.shapes import Shapes
 from skood.exceptions import NonFiniteLogitsError, SlowScoringWarning
@@ -61,7 +61,7 @@ def outputs(network, X):
     """Features and logits of all rows, in one piece."""
     pieces = list(forward_rows(network, rows_of(X), features=True))
     assert [i for piece, *_ in pieces for i in range(len(X))[piece]] == list(range(len(X)))
-    return torch.cat([hidden for _, hidden, _ in pieces]), torch.cat([z for *_, z in pieces])
+    return Seen.joined([seen for _, seen in pieces])[:2]
 
 
 def assert_equal(found, expected, rows=slice(None)):
@@ -97,7 +97,7 @@ def test_outputs_are_those_of_one_plain_forward(opened, name, n_rows):
 
 def test_features_are_given_where_asked_for(opened):
     network = opened(mlp(), TABLE)
-    assert {hidden for _, hidden, _ in forward_rows(network, as_rows(TABLE))} == {None}
+    assert {hidden for _, (hidden, _, _) in forward_rows(network, as_rows(TABLE))} == {None}
 
 
 def test_bfloat16_scores_in_bfloat16(opened):
@@ -253,10 +253,10 @@ def test_memory_may_run_out_in_the_middle(opened):
     expected = scored(network, TABLE, product)
     network.shapes = Shapes((128,))
 
-    def score(hidden, logits):
+    def score(hidden, logits, layers):
         if network.module.seen.count(128) == 3:
             network.module.most = 64
-        return product(hidden, logits)
+        return product(hidden, logits, layers)
 
     network.module.seen.clear()
     with pytest.warns(SlowScoringWarning, match="forward of 128 rows: .* 64 at a time"):
@@ -323,7 +323,7 @@ def test_a_large_read_only_memmap_is_read_slice_by_slice(opened, tmp_path):
     X.asked = []
     network = opened(nn.Linear(3, 2).double(), np.array(written[:8]))
     scores = np.empty((n_rows, 2))
-    for piece, _, logits in forward_rows(network, InMemory(X)):
+    for piece, (_, logits, _) in forward_rows(network, InMemory(X)):
         scores[piece] = logits.numpy()
     assert max(X.asked) <= network.shapes.ladder[-1] < n_rows
     assert sum(X.asked) <= n_rows + network.shapes.ladder[-1]
@@ -367,7 +367,7 @@ def scored(network, X, score, **options):
     return torch.cat([some for _, some, _ in pieces]), torch.cat([z for *_, z in pieces])
 
 
-def product(hidden, logits):
+def product(hidden, logits, layers):
     return hidden.sum(dim=1) * logits.amax(dim=1)
 
 
@@ -376,23 +376,23 @@ def test_a_score_sees_features_and_logits_in_float64(padded, n_rows):
     network, X = padded
     seen = []
 
-    def score(hidden, logits):
+    def score(hidden, logits, layers):
         seen.append((hidden.dtype, logits.dtype))
         assert len(hidden) == len(logits)
         assert len(hidden) in network.shapes.ladder
-        return product(hidden, logits)
+        return product(hidden, logits, layers)
 
     scores, logits = scored(network, X[:n_rows], score)
     hidden, expected = outputs(network, X[:n_rows])
     assert set(seen) == {(torch.float64, torch.float64)}
     assert torch.equal(logits, expected)
-    torch.testing.assert_close(scores, product(hidden.double(), expected))
+    torch.testing.assert_close(scores, product(hidden.double(), expected, None))
 
 
 def test_features_are_captured_only_for_a_score_that_wants_them(opened):
     network, seen = opened(mlp(), TABLE), []
 
-    def score(hidden, logits):
+    def score(hidden, logits, layers):
         seen.append(hidden)
         return logits[:, 0]
 
@@ -419,7 +419,7 @@ def uphill(logits, batch):
 def test_a_perturbation_moves_what_is_scored_and_not_the_logits(opened, name):
     make, X = NETWORKS[name]
     network = opened(make().double(), X)
-    scores, logits = scored(network, X, lambda _, z: z[:, 0], perturbation=uphill)
+    scores, logits = scored(network, X, lambda _, z, layers: z[:, 0], perturbation=uphill)
     torch.testing.assert_close(logits, outputs(network, X)[1])
     batch = torch.tensor(X, requires_grad=True)
     (gradient,) = torch.autograd.grad(network.module(batch)[:, 0].sum(), batch)
@@ -450,7 +450,7 @@ def test_perturbations_have_a_gradient_whatever_surrounds_them(opened, surroundi
 def test_a_network_that_writes_into_its_input_can_be_perturbed(opened):
     linear = nn.Linear(8, 3)
     writing = opened(nn.Sequential(WritesIntoItsInput(), linear), TABLE)
-    scores, logits = scored(writing, TABLE, lambda _, z: z[:, 0], perturbation=uphill)
+    scores, logits = scored(writing, TABLE, lambda _, z, layers: z[:, 0], perturbation=uphill)
     # The input moves by half, its double by one.
     gain = linear.weight[0].abs().sum().double()
     torch.testing.assert_close(scores - logits[:, 0], gain.expand(600), rtol=1e-4, atol=1e-4)
@@ -472,7 +472,7 @@ def test_non_finite_logits_are_refused_before_they_are_scored(opened, perturbati
     network = opened(module, X)
     X[270] = 1e3
     with pytest.raises(NonFiniteLogitsError, match="NaN or infinite logits for row 270 of X"):
-        scored(network, X, lambda _, z: z[:, 0], features=False, perturbation=perturbation)
+        scored(network, X, lambda _, z, layers: z[:, 0], features=False, perturbation=perturbation)
 
 
 # Helpers

@@ -35,10 +35,10 @@ IMAGES = np.random.RandomState(0).rand(8, 3, 32, 32).astype(np.float32)
 def test_no_hook_is_left_behind(opened):
     network = opened(mlp(), X)
     assert hooks_of(network.public) == []
-    network.features_and_logits(torch.tensor(X))
+    network.seen(torch.tensor(X))[:2]
     assert hooks_of(network.public) == []
     with pytest.raises(RuntimeError):
-        network.features_and_logits(torch.zeros(3, 99))
+        network.seen(torch.zeros(3, 99))[:2]
     assert hooks_of(network.public) == []
 
 
@@ -48,7 +48,7 @@ def test_hooks_of_the_user_keep_running(opened):
     plain = copy.deepcopy(module).eval()
     network = opened(module, X)
     batch = torch.tensor(X)
-    torch.testing.assert_close(network.features_and_logits(batch)[1], plain(batch))
+    torch.testing.assert_close(network.seen(batch)[1], plain(batch))
     assert len(hooks_of(network.public)) == 1
 
 
@@ -62,7 +62,7 @@ def test_other_logits_in_training_mode_are_refused(opened):
     network.train(True)
     message = r"\(n, 4\) in evaluation mode, but \(10, 8\) in training mode.*the same in both"
     with pytest.raises(ValueError, match=message):
-        network.features_and_logits(torch.tensor(X))
+        network.seen(torch.tensor(X))[:2]
 
 
 def test_a_head_that_training_mode_passes_over_is_refused(opened):
@@ -74,7 +74,7 @@ def test_a_head_that_training_mode_passes_over_is_refused(opened):
     network = opened(Bypass(), X)
     network.train(True)
     with pytest.raises(RuntimeError, match=r"In training mode .* does not call its head, 'head'"):
-        network.features_and_logits(torch.tensor(X))
+        network.seen(torch.tensor(X))[:2]
 
 
 class Meeting(nn.Module):
@@ -95,12 +95,14 @@ def test_eight_threads_at_once_get_the_features_of_their_own_batches(opened, mon
     network = opened(module.double(), rows)
     assert network.head == "3"
     batches = torch.tensor(rows).split(10)
-    expected = [network.features_and_logits(batch) for batch in batches]
+    expected = [network.seen(batch)[:2] for batch in batches]
     monkeypatch.setattr(Meeting, "barrier", threading.Barrier(8))
     with ThreadPoolExecutor(8) as pool:
         for _ in range(5):
-            found = list(pool.map(network.features_and_logits, batches))
-            for (features, logits), (own_features, own_logits) in zip(found, expected, strict=True):
+            found = list(pool.map(network.seen, batches))
+            for (features, logits, _), (own_features, own_logits) in zip(
+                found, expected, strict=True
+            ):
                 assert torch.equal(features, own_features)
                 assert torch.equal(logits, own_logits)
     assert hooks_of(network.public) == []
@@ -110,11 +112,11 @@ def test_threads_that_start_and_end_forwards_at_any_time_do_not_meet(opened):
     network = opened(mlp(), X)
     batch = torch.tensor(X)
     with torch.no_grad():
-        expected = network.features_and_logits(batch)
+        expected = network.seen(batch)[:2]
 
         def same(_):
             with torch.no_grad():
-                found = network.features_and_logits(batch)
+                found = network.seen(batch)[:2]
             return all(map(torch.equal, found, expected))
 
         with ThreadPoolExecutor(8) as pool:
@@ -128,7 +130,7 @@ def test_copies_made_while_features_are_captured_carry_no_hooks(opened):
 
     def capture():
         while not stop.is_set():
-            network.features_and_logits(batch)
+            network.seen(batch)[:2]
 
     threads = [threading.Thread(target=capture) for _ in range(2)]
     for thread in threads:
@@ -164,12 +166,12 @@ class Moves(nn.Module):
 def test_what_users_do_to_the_module_that_they_see_does_not_reach_the_one_that_runs(opened):
     network = opened(mlp(), X)
     batch = torch.tensor(X)
-    expected = network.features_and_logits(batch)
+    expected = network.seen(batch)[:2]
     assert network.public is network.public
     network.public.train()
     network.public[0].register_forward_hook(lambda *args: args[-1] * 100)
     network.public[4] = nn.Identity()
-    for own, other in zip(network.features_and_logits(batch), expected, strict=True):
+    for own, other in zip(network.seen(batch)[:2], expected, strict=True):
         assert torch.equal(own, other)
     with torch.no_grad():
         network.public[0].weight.zero_()  # the tensors are the same
@@ -369,11 +371,11 @@ def test_all_pickles_of_a_network_are_the_same(opened, make, rows):
     network.logits(network.batcher(as_rows(rows)))
     network.train(False)
     first = pickle.dumps(network)
-    network.features_and_logits(network.batcher(as_rows(rows)))
+    network.seen(network.batcher(as_rows(rows)))[:2]
     assert pickle.dumps(network) == first
     loaded = pickle.loads(first)
     again = pickle.dumps(loaded)
-    loaded.features_and_logits(loaded.batcher(as_rows(rows)))
+    loaded.seen(loaded.batcher(as_rows(rows)))[:2]
     assert pickle.dumps(loaded) == again
 
 
@@ -389,9 +391,7 @@ def test_a_network_travels_bitwise(opened, make, rows, round_trip):
     for name in ("head", "precision", "n_logits", "shapes", "compiled", "batcher"):
         assert getattr(loaded, name) == getattr(network, name)
     batch = network.batcher(as_rows(rows), slice(0, 8))
-    for found, expected in zip(
-        loaded.features_and_logits(batch), network.features_and_logits(batch), strict=True
-    ):
+    for found, expected in zip(loaded.seen(batch)[:2], network.seen(batch)[:2], strict=True):
         assert torch.equal(found, expected)
     with torch.no_grad():
         next(loaded.module.parameters()).zero_()

@@ -62,7 +62,7 @@ def weights(**given):
 def passed(network, labels=LABELS, outliers=OUTLIERS):
     """A batch after its forward, in which gradients are on."""
     inputs = torch.tensor(np.concatenate([X, outliers]))
-    features, logits = network.features_and_logits(inputs)
+    features, logits = network.seen(inputs)[:2]
     n = len(labels)
     return Pass(inputs[:n], features[:n], logits[:n], torch.tensor(labels), logits[n:])
 

@@ -58,7 +58,7 @@ class ByKeyword(nn.Module):
 
 def test_a_head_called_by_keyword_is_found(opened):
     network = opened(ByKeyword(), X.astype(np.float32))
-    features, _ = network.features_and_logits(torch.tensor(X[:5], dtype=torch.float32))
+    features, _ = network.seen(torch.tensor(X[:5], dtype=torch.float32))[:2]
     assert network.head == "head"
     assert torch.equal(features, torch.tensor(X[:5], dtype=torch.float32))
 

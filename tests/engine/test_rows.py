@@ -457,7 +457,7 @@ def test_a_form_of_rows_needs_two_methods_to_be_fitted_and_scored(opened):
         )
         recipe = Recipe(2, 16, 0.1, 0.9, 0.0)
         (*_, record) = Training(network, training, terms, recipe, seed=0).run()
-        logits = torch.cat([z for _, _, z in forward_rows(network, some)])
+        logits = torch.cat([z for _, (_, z, _) in forward_rows(network, some)])
         outcomes.append((record["loss"], logits))
     assert outcomes[0][0] == outcomes[1][0]
     assert torch.equal(outcomes[0][1], outcomes[1][1])

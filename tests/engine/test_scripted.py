@@ -92,7 +92,7 @@ def test_the_logits_of_a_script_are_those_of_the_module_it_was_made_from(opened,
     batch = network.batcher(as_rows(X))
     with torch.no_grad():
         torch.testing.assert_close(network.logits(batch), plain.eval()(batch))
-    ((_, _, logits),) = forward_rows(network, as_rows(X))
+    ((_, (_, logits, _)),) = forward_rows(network, as_rows(X))
     torch.testing.assert_close(logits.to(batch.dtype), plain(batch).detach())
 
 
@@ -128,7 +128,7 @@ def test_a_scripted_body_before_a_plain_head_has_features(opened):
     module = nn.Sequential(scripted_body(), nn.Linear(8, 4))
     network = opened(module, X)
     assert network.head == "1"
-    features, logits = network.features_and_logits(torch.tensor(X))
+    features, logits = network.seen(torch.tensor(X))[:2]
     torch.testing.assert_close(features, module[0](torch.tensor(X)))
     torch.testing.assert_close(logits, module[1](features))
 
@@ -180,7 +180,7 @@ def test_a_script_has_no_features(opened):
     batch = torch.tensor(X)
     for ask in (
         lambda: network.visible_head,
-        lambda: network.features_and_logits(batch),
+        lambda: network.seen(batch)[:2],
         lambda: list(forward_rows(network, as_rows(X), features=True)),
         lambda: check_trainable(network, as_rows(X)),
     ):

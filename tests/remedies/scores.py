@@ -16,7 +16,18 @@ from skood import SparseEnergyOODDetector
 from skood.calibration import place_class_thresholds, tpr_by_cost
 from skood.metrics import auroc, detection_report
 from skood.randomness import random_generator
-from skood.scores import Head, Knn, Odin, Outputs, TwoViews, Vim, fit_score
+from skood.scores import (
+    Head,
+    Knn,
+    LayeredOutputs,
+    LayerMoments,
+    Odin,
+    Outputs,
+    TwoViews,
+    Vim,
+    apply_score,
+    fit_score,
+)
 
 from .common import (
     FRESH,
@@ -42,6 +53,31 @@ OF_EACH_CLASS = (3 * np.random.RandomState(0).randn(12000, D)).astype(np.float32
 @seeded
 def one_feature() -> nn.Module:
     return nn.Sequential(nn.Linear(D, 1), nn.Linear(1, K))
+
+
+@seeded
+def one_layer() -> nn.Module:
+    return nn.Sequential(nn.ReLU(), nn.Linear(D, K))
+
+
+class Skipping(nn.Module):
+    """Passes over its first layer if all values are large."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(D, D), nn.Linear(D, K)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.last(x if (x > 50).all() else self.first(x))
+
+
+def skipped(score: str) -> Any:
+    """A network that passes over a layer for new rows, judged by a score."""
+    return judged(seeded(Skipping)(), score).score_samples(0 * X + 60)
+
+
+def moments(layers: torch.Tensor) -> LayerMoments:
+    return LayerMoments().fit([LayeredOutputs(*SOME, layers)])
 
 
 class Gradient:
@@ -89,6 +125,8 @@ SOME = Outputs(
     *2 * [torch.tensor([[4.0, 0.0], [3.0, 0.5], [0.5, 3.0], [0.0, 5.0]]).double()],
     torch.tensor([0, 0, 1, 1]),
 )
+
+LAYERS = torch.tensor([[[1.0], [0.5]], [[2.0], [0.4]], [[1.5], [0.6]], [[1.2], [0.5]]]).double()
 
 SCORES = [
     *(
@@ -147,6 +185,26 @@ SCORES = [
         says("Check X and the network", lambda: judged(score="direction_length")),
     ),
     case(
+        "needs inner layers whose outputs vary",
+        lambda: moments(0 * LAYERS),
+        says("Check X and the network", lambda: judged(score="layer_moments")),
+    ),
+    case(
+        "looks at inner layers, and there are none",
+        lambda: judged(one_layer(), "three_views"),
+        says('"two_views" in the place', lambda: judged(one_layer(), "two_views")),
+    ),
+    case(
+        "does not call its layer",
+        lambda: skipped("three_views"),
+        says('Pass score_function="two_views"', lambda: skipped("two_views")),
+    ),
+    case(
+        "moments of as many rows as the logits have",
+        lambda: apply_score(moments(LAYERS), *SOME[:2], LAYERS[1:]),
+        says("as many rows", lambda: apply_score(moments(LAYERS), *SOME[:2], LAYERS)),
+    ),
+    case(
         "which scores inputs that it moves",
         lambda: judged(score=TwoViews(Odin())),
         says("Pass a score without uses_gradient", lambda: judged(score=TwoViews("gen"))),
@@ -160,7 +218,7 @@ SCORES = [
         ),
     ),
     case(
-        "which can be read once, and TwoViews fits two scores",
+        "outputs is an iterator, which can be read once",
         lambda: fit_score(TwoViews("react"), iter([SOME]), lambda: HEAD, lambda: [SOME]),
         says(
             "Pass a list of Outputs",
@@ -168,12 +226,12 @@ SCORES = [
         ),
     ),
     case(
-        "against the other view, as it is the same",
+        "against other views, as it is the same",
         lambda: fit_score(
             TwoViews(), [SOME], lambda: HEAD, lambda: [Outputs(*(t[:1] for t in SOME))]
         ),
         says("Pass more rows", lambda: fit_score(TwoViews(), [SOME], lambda: HEAD, lambda: [SOME])),
-        says("one of the two alone", lambda: judged(score="energy")),
+        says("one of them alone", lambda: judged(score="energy")),
     ),
     case(
         "holds rows out of training, at least 2",

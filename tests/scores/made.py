@@ -9,14 +9,14 @@ import numpy as np
 import torch
 from sklearn.base import BaseEstimator
 
-from skood.scores import Head, Outputs, fit_score, get_score
+from skood.scores import Head, LayeredOutputs, apply_score, fit_score, get_score
 
 
 class Made(NamedTuple):
     """Rows to fit to, rows to score, and the head that gives the logits of both."""
 
-    fit: Outputs
-    new: Outputs
+    fit: LayeredOutputs
+    new: LayeredOutputs
     head: Head
 
     @property
@@ -34,7 +34,7 @@ def made(fit, new, weight, bias, labels=None):
         features = torch.as_tensor(features).double()
         logits = head(features)
         labels = logits.argmax(dim=1) if labels is None else torch.as_tensor(labels)
-        return Outputs(features, logits, labels)
+        return LayeredOutputs(features, logits, labels, layers_of(features))
 
     return Made(outputs(fit, labels), outputs(new), head)
 
@@ -117,24 +117,41 @@ AWKWARD = {
 }
 
 
+def layers_of(features):
+    """Moments of an inner layer with as many channels as there are features."""
+    return torch.stack([features, 0.1 + features.flip(1).abs()], dim=1)
+
+
 def pieces(outputs, size):
     """Rows a few at a time, once."""
     for parts in zip(*(tensor.split(size) for tensor in outputs), strict=True):
-        yield Outputs(*parts)
+        yield LayeredOutputs(*parts)
 
 
 def fitted(score, case, size=None):
     """A score, by name or object, fitted to the rows of a case in one pass."""
     size = len(case.fit.labels) if size is None else size
-    held_out = Outputs(*(tensor[::3] for tensor in case.fit))
+    held_out = LayeredOutputs(*(tensor[::3] for tensor in case.fit))
     return fit_score(
-        get_score(score), pieces(case.fit, size), lambda: case.head, lambda: pieces(held_out, size)
+        get_score(score),
+        list(pieces(case.fit, size)),
+        lambda: case.head,
+        lambda: pieces(held_out, size),
     )
 
 
 def scores_of(score, case, size=None):
     """Scores of the new rows of a case by a score fitted to its other rows."""
-    return fitted(score, case, size)(case.new.features, case.new.logits).numpy()
+    return seen(fitted(score, case, size), case.new).numpy()
+
+
+def seen(score, outputs):
+    """Scores of rows, by what the score sees of them."""
+    return apply_score(score, outputs.features, outputs.logits, outputs.layers)
+
+
+def picked(outputs, index):
+    return LayeredOutputs(*(tensor[index] for tensor in outputs))
 
 
 def refusal(score, parameter, value):

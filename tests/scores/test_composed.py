@@ -10,6 +10,7 @@ from skood.scores import (
     Energy,
     Head,
     Knn,
+    LayeredOutputs,
     Odin,
     Outputs,
     TwoViews,
@@ -20,7 +21,7 @@ from skood.scores import (
 
 
 def held_out(case):
-    return Outputs(*(tensor[::3] for tensor in case.fit))
+    return LayeredOutputs(*(tensor[::3] for tensor in case.fit))
 
 
 @pytest.mark.parametrize(
@@ -94,7 +95,7 @@ def test_a_stream_that_is_gone_after_one_pass_is_refused_for_two_that_are_fitted
     case = usual()
     for views in (TwoViews("energy", "knn"), TwoViews("msp", "vim")):
         fit_score(views, pieces(case.fit, 50), lambda: case.head, lambda: [held_out(case)])
-    with pytest.raises(ValueError, match=r"fits two scores. Pass a list of Outputs"):
+    with pytest.raises(ValueError, match=r"fits more than one score. Pass a list"):
         fit_score(
             TwoViews("react", "knn"),
             pieces(case.fit, 50),
@@ -119,7 +120,7 @@ def test_a_view_that_is_the_same_for_all_rows_held_out_is_refused():
 def test_vim_as_a_view_takes_fewer_rows_held_out_than_features():
     fit, new, weight, bias, labels = relu_features()
     case = made(fit, new, weight, bias, labels)
-    few = Outputs(*(tensor[:5] for tensor in case.fit))
+    few = LayeredOutputs(*(tensor[:5] for tensor in case.fit))
     score = fit_score(TwoViews("energy", Vim(4)), [case.fit], lambda: case.head, lambda: [few])
     assert torch.isfinite(score(*case.new[:2])).all()
 

@@ -117,7 +117,7 @@ def test_a_class_that_does_not_occur_has_no_mean():
 
 @pytest.mark.parametrize("rows", ["one", "equal", "one a class"])
 def test_mahalanobis_refuses_features_that_do_not_vary_within_classes(rows):
-    features, logits, labels = usual().fit
+    features, logits, labels, _ = usual().fit
     if rows == "one a class":
         outputs = Outputs(features[:4], logits[:4], torch.arange(4))
     else:
@@ -138,7 +138,7 @@ def test_mahalanobis_pp_is_mahalanobis_of_features_of_length_one(case):
 
 
 def test_mahalanobis_pp_says_its_own_name():
-    features, logits, labels = usual().fit
+    features, logits, labels, _ = usual().fit
     same = Outputs(torch.ones_like(features), logits, labels)
     with pytest.raises(ValueError, match=r'score_function="mahalanobis\+\+" needs features that'):
         MahalanobisPlusPlus().fit([same])
@@ -228,7 +228,7 @@ def test_a_single_feature_is_judged_by_its_length():
 
 
 def test_direction_length_refuses_features_that_do_not_vary_within_classes():
-    features, logits, labels = usual().fit
+    features, logits, labels, _ = usual().fit
     same = Outputs(torch.ones_like(features), logits, labels)
     with pytest.raises(ValueError, match=r'score_function="direction_length" needs features that'):
         DirectionLength().fit([same])

@@ -104,7 +104,7 @@ def test_mahalanobis(case):
     # Theirs has the scatter matrix n Sigma where ours has Sigma, and half of the square: 1 / (2 n)
     # of ours. It adds 1e-6 to the diagonal, which features a thousand times as large make small,
     # but not in directions without any scatter, which ours leaves out. It wants classes 0 to c - 1.
-    features, _, labels = case.fit
+    features, _, labels, _ = case.fit
     varied = features.std(dim=0) > 0
     labels = labels.unique(return_inverse=True)[1]
     peer = peers.Mahalanobis(None).fit_features(1000 * features[:, varied], labels)
@@ -153,6 +153,6 @@ def test_no_score_is_left_out():
     tested = {name.removeprefix("test_") for name in globals() if name.startswith("test_")}
     tested |= {"msp", "max_logit"}  # together
     tested |= {"mahalanobis++"}
-    without_peer = {"direction_length", "two_views"}
+    without_peer = {"direction_length", "layer_moments", "three_views", "two_views"}
     tested |= without_peer
     assert set(list_scores()) <= tested

@@ -1,0 +1,218 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from skood.engine.inference import forward_rows
+from skood.engine.layers import MOST_CHANNELS, inner_layers, moments_of
+from skood.engine.outputs import Seen
+from skood.networks import CifarDenseNet, CifarResNet, WideResNet
+from skood.rows import as_rows
+
+IMAGES = np.random.RandomState(0).randn(90, 3, 8, 8).astype(np.float32)
+
+
+def linear(n):
+    """So many linear layers before the head, which is the last."""
+    return nn.Sequential(*(nn.Linear(4, 4) for _ in range(n)), nn.Linear(4, 3))
+
+
+# Which layers
+
+
+@pytest.mark.parametrize(
+    ("n_layers", "found"),
+    [
+        (0, ()),
+        (1, ("0",)),
+        (2, ("0", "1")),
+        (3, ("1", "2")),
+        (6, ("2", "4")),
+        (7, ("2", "5")),
+        (19, ("6", "13")),
+    ],
+)
+def test_they_lie_a_third_and_two_thirds_of_the_way(n_layers, found):
+    module = linear(n_layers).eval()
+    assert inner_layers(module, str(n_layers), torch.zeros(5, 4)) == found
+
+
+@pytest.mark.parametrize(
+    ("make", "found"),
+    [
+        (lambda: CifarResNet(20), ("layer1.2.conv2", "layer3.0.conv1")),
+        (lambda: WideResNet(16, 2), None),
+        (lambda: CifarDenseNet(22, 12), None),
+    ],
+)
+def test_those_of_known_networks(make, found):
+    module = make().eval()
+    head = [name for name, part in module.named_modules() if isinstance(part, nn.Linear)][-1]
+    names = inner_layers(module, head, torch.zeros(4, 3, 32, 32))
+    convolutions = [n for n, part in module.named_modules() if isinstance(part, nn.Conv2d)]
+    assert len(names) == 2
+    assert set(names) <= set(convolutions)
+    assert found in (None, names)
+
+
+class Odd(nn.Module):
+    """Has layers of all kinds that do not count."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.twice, self.never, self.counted = nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 4)
+        self.folded, self.head, self.after = nn.Linear(2, 2), nn.Linear(4, 3), nn.Linear(3, 3)
+
+    def forward(self, x):
+        x = self.counted(self.twice(self.twice(x)))
+        x = self.folded(x.reshape(-1, 2)).reshape(x.shape)  # gives values for more rows
+        return self.head(x) + 0 * self.after(x.new_ones(len(x), 3))
+
+
+def test_others_do_not_count():
+    assert inner_layers(Odd().eval(), "head", torch.zeros(5, 4)) == ("counted",)
+
+
+def test_without_a_head_that_is_seen_there_are_none():
+    assert inner_layers(linear(3).eval(), None, torch.zeros(5, 4)) == ()
+
+
+# What is seen of them
+
+
+def test_moments_are_those_of_the_positions():
+    layer, x = nn.Conv2d(3, 5, 3), torch.randn(7, 3, 9, 6)
+    output = layer(x)
+    found = moments_of(layer, output).detach().numpy()
+    values = output.detach().numpy().reshape(7, 5, -1)
+    np.testing.assert_allclose(found[:, 0], values.mean(axis=2), rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(found[:, 1], values.std(axis=2), rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("make", [nn.Conv1d, nn.Conv3d])
+def test_any_number_of_axes(make):
+    axes = {nn.Conv1d: 1, nn.Conv3d: 3}[make]
+    layer = make(2, 4, 1)
+    output = layer(torch.randn(3, 2, *[5] * axes))
+    torch.testing.assert_close(moments_of(layer, output)[:, 0], output.flatten(2).mean(dim=2))
+
+
+def test_the_channels_of_a_linear_layer_come_last():
+    layer, x = nn.Linear(4, 6), torch.randn(5, 8, 4)
+    found = moments_of(layer, layer(x))
+    assert found.shape == (5, 2, 6)
+    torch.testing.assert_close(found[:, 0], layer(x).mean(dim=1))
+    torch.testing.assert_close(found[:, 1], layer(x).std(dim=1, correction=0))
+
+
+def test_values_of_one_position_do_not_deviate():
+    layer, x = nn.Linear(4, 6), torch.randn(5, 4)
+    assert torch.equal(moments_of(layer, layer(x))[:, 0], layer(x))
+    assert not moments_of(layer, layer(x))[:, 1].any()
+
+
+@pytest.mark.parametrize(("width", "kept"), [(256, 256), (257, 129), (600, 200), (2048, 256)])
+def test_of_many_channels_some_are_looked_at(width, kept):
+    layer = nn.Linear(1, width)
+    found = moments_of(layer, torch.arange(width).float()[None])[0, 0]
+    assert len(found) == kept <= MOST_CHANNELS
+    assert len(found.diff().unique()) == 1
+
+
+def test_moments_are_computed_in_float32_at_least():
+    layer = nn.Conv2d(1, 1, 1)
+    half = 1000 + torch.randn(2, 1, 30, 30)
+    expected = half.bfloat16().double().flatten(2).std(dim=2, correction=0)
+    found = moments_of(layer, half.bfloat16())
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found[:, 1].double(), expected, rtol=1e-3, atol=1e-3)
+    assert moments_of(layer, half.double()).dtype == torch.float64
+
+
+# In a network
+
+
+def images():
+    return nn.Sequential(
+        nn.Conv2d(3, 6, 3, padding=1, bias=False),
+        nn.BatchNorm2d(6),
+        nn.ReLU(inplace=True),
+        nn.Conv2d(6, 8, 3),
+        nn.ReLU(inplace=True),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(8, 4),
+    )
+
+
+def layers_of(network, X):
+    return Seen.joined(seen for _, seen in forward_rows(network, as_rows(X), features=True)).layers
+
+
+def test_a_network_looks_at_them_if_asked_to(opened):
+    assert layers_of(opened(images(), IMAGES), IMAGES) is None
+    network = opened(images(), IMAGES, layers=True, fold_batch_norm=False)
+    assert network.layers == ("0", "3")
+    assert "inner layers '0', '3'" in network.describe()
+    found = layers_of(network, IMAGES)
+    with torch.no_grad():  # before what comes next writes into it
+        first = network.public[0](torch.tensor(IMAGES))
+    assert found.shape == (90, 2, 14)
+    torch.testing.assert_close(found[:, 0, :6], first.mean(dim=(2, 3)), rtol=1e-4, atol=1e-5)
+    assert not any(part._forward_hooks for part in network.public.modules())
+    assert not any(len(part._forward_hooks) > 1 for part in network.module.modules())
+
+
+def test_training_does_not_look(opened, monkeypatch):
+    network = opened(images(), IMAGES, layers=True)
+    monkeypatch.setattr("skood.engine.network.moments_of", lambda *_: pytest.fail("it looked"))
+    network.train(True)
+    network.trained(torch.tensor(IMAGES[:8]))
+
+
+@pytest.mark.parametrize("n_rows", [1, 3, 64, 90])
+def test_a_row_has_the_same_in_any_company(opened, n_rows):
+    network = opened(images(), IMAGES, layers=True, small_shape=False)
+    order = np.random.RandomState(n_rows).permutation(90)[:n_rows]
+    assert torch.equal(layers_of(network, IMAGES[order]), layers_of(network, IMAGES)[order])
+
+
+def test_what_is_folded_tells_rows_apart_alike(opened):
+    """By an affine function of each channel, whose shift the logarithm makes of its factor."""
+    module = images()
+    module[1].running_mean.normal_()
+    module[1].running_var.uniform_(0.2, 3)
+    module[1].weight.data.normal_()
+    plain = opened(module, IMAGES, layers=True, fold_batch_norm=False)
+    folded = opened(module, IMAGES, layers=True)
+    assert folded.pairs
+    ours, theirs = layers_of(folded, IMAGES), layers_of(plain, IMAGES)
+    (means, deviations), (others, spreads) = ours.unbind(dim=1), theirs.unbind(dim=1)
+    for channel in range(6):
+        factor, _ = np.polyfit(others[:, channel], means[:, channel], 1)
+        torch.testing.assert_close(
+            deviations[:, channel], abs(factor) * spreads[:, channel], rtol=1e-3, atol=1e-5
+        )
+    torch.testing.assert_close(means[:, 6:], others[:, 6:], rtol=1e-4, atol=1e-5)
+
+
+class Fork(nn.Module):
+    """Passes over its first layer if all values are large."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(4, 4), nn.Linear(4, 3)
+
+    def forward(self, x):
+        return self.last(x if (x > 50).all() else self.first(x))
+
+
+def test_a_layer_that_is_passed_over_is_told(opened):
+    X = np.random.RandomState(0).randn(20, 4).astype(np.float32)
+    network = opened(Fork(), X, layers=True)
+    layers_of(network, X)
+    with pytest.raises(RuntimeError, match="does not call its layer 'first'"):
+        layers_of(network, 0 * X + 60)
+    layers_of(network, X)
