@@ -33,8 +33,35 @@ __all__ = ["ThreeViews", "TwoViews"]
 View = TypeVar("View")
 Result = TypeVar("Result")
 
+MOST_KEPT = 256 * 2**20
+"""Bytes of the outputs that are read once for all views, at most."""
+
 LOGISTIC = math.pi / 3**0.5
 """Standard deviation of the standard logistic distribution."""
+
+
+class _Kept:
+    """Outputs that are kept when they are read, if they are not too large, to be read again."""
+
+    def __init__(self, outputs: Iterable[Any]) -> None:
+        self._outputs = outputs
+        self._kept: list[Any] | None = None
+
+    def __iter__(self) -> Iterator[Any]:
+        if self._kept is not None:
+            yield from self._kept
+            return
+        kept: list[Any] = []
+        n_bytes = 0
+        for piece in self._outputs:
+            if n_bytes <= MOST_KEPT:
+                n_bytes += sum(x.nbytes for x in piece if isinstance(x, Tensor))
+                kept.append(piece)
+            else:
+                kept.clear()
+            yield piece
+        if n_bytes <= MOST_KEPT:
+            self._kept = kept
 
 
 class Views(FittedScore):
@@ -75,7 +102,8 @@ class Views(FittedScore):
         Parameters
         ----------
         outputs : iterable of Outputs, or of LayeredOutputs if a view looks at inner layers
-            In-distribution rows. Read once for each of the views that has anything to fit.
+            In-distribution rows. Read once, or if they take more than 256 MB, for each of the views
+            that has anything to fit.
         head : Head or None
             The head, if one of the views needs it.
         held_out : iterable of the same
@@ -107,8 +135,9 @@ class Views(FittedScore):
                 f"outputs is an iterator, which can be read once, and {name} fits more than one "
                 "score. Pass a list of Outputs."
             )
+        read = _Kept(outputs) if len(to_fit) > 1 else outputs
         self._of_each(
-            views, lambda view: fit_score(view, outputs, lambda: valid_head(head), lambda: held_out)
+            views, lambda view: fit_score(view, read, lambda: valid_head(head), lambda: held_out)
         )
         for parameter, view in zip(self._of, views, strict=True):
             setattr(self, f"{parameter}_", view)

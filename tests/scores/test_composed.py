@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from made import fitted, made, pieces, relu_features, scores_of, usual
+from made import fitted, made, pieces, relu_features, scores_of, seen, usual
 from scipy.stats import logistic
 
 from skood.scores import (
@@ -13,6 +13,7 @@ from skood.scores import (
     LayeredOutputs,
     Odin,
     Outputs,
+    ThreeViews,
     TwoViews,
     Vim,
     fit_score,
@@ -40,6 +41,28 @@ def test_two_views_are_logarithms_of_logistic_p_values_added_up(first, second):
         scale = reference.std() * np.sqrt(3) / np.pi
         expected += logistic.logcdf(values, reference.mean(), scale)
     np.testing.assert_allclose(views(*case.new[:2]).numpy(), expected, rtol=1e-9)
+
+
+@pytest.mark.parametrize("of_layers", ["layer_moments", "knn"])
+def test_three_views_add_a_third(of_layers):
+    case = usual()
+    score = fitted(ThreeViews(of_layers=of_layers), case)
+    third = fitted(of_layers, case)
+    reference, values = seen(third, held_out(case)).numpy(), seen(third, case.new).numpy()
+    scale = reference.std() * np.sqrt(3) / np.pi
+    added = logistic.logcdf(values, reference.mean(), scale)
+    expected = scores_of("two_views", case) + added
+    np.testing.assert_allclose(seen(score, case.new).numpy(), expected, rtol=1e-9)
+    assert score.uses_layers is (of_layers == "layer_moments")
+
+
+def test_what_inner_layers_see_is_rejected_whatever_the_others_say():
+    case = usual()
+    strange = case.fit._replace(layers=10 * case.fit.layers)
+    before, after = (seen(fitted("three_views", case), of) for of in (case.fit, strange))
+    assert (after < before.min()).all()
+    two = fitted("two_views", case)
+    assert torch.equal(seen(two, strange), seen(two, case.fit))
 
 
 def test_no_energy_makes_up_for_features_that_lie_far_away():
@@ -102,6 +125,21 @@ def test_a_stream_that_is_gone_after_one_pass_is_refused_for_two_that_are_fitted
             lambda: case.head,
             lambda: [held_out(case)],
         )
+
+
+@pytest.mark.parametrize(("most", "n_reads"), [(1e9, 1), (1e4, 2), (0, 2)])
+def test_rows_are_read_once_for_all_views_if_they_are_few(most, n_reads, monkeypatch):
+    monkeypatch.setattr("skood.scores.composed.MOST_KEPT", most)
+    case, reads = usual(), []
+
+    class Read:
+        def __iter__(self):
+            reads.append(1)
+            return pieces(case.fit, 50)
+
+    score = fit_score(ThreeViews(), Read(), lambda: case.head, lambda: [held_out(case)])
+    assert len(reads) == n_reads
+    assert torch.equal(seen(score, case.new), torch.tensor(scores_of("three_views", case, 50)))
 
 
 def test_a_score_that_moves_its_inputs_is_refused():
