@@ -164,7 +164,7 @@ class SparseEnergyOODDetector(OutlierMixin, BaseEstimator):
         The weights of a network in 16 bits are trained in float32, and rounded at the end.
     compile : bool, default=False
         Whether to run the network through torch.compile. If training can use CUDA graphs, it is not
-        compiled.
+        compiled. Nor is scoring by what looks at inner layers, such as "three_views".
     fold_batch_norm : bool, default=True
         Whether to score with batch-norms folded into the convolutions and linear layers before
         them, where features and logits stay the same to a relative 1e-5. It takes memory for a

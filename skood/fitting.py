@@ -393,7 +393,12 @@ class Fit:
         data: TrainingData,
         held_out: HeldOut | None = None,
     ) -> ScoreFunction:
-        """A score, with the statistics of the training rows if it has any."""
+        """A score, with the statistics of the training rows if it has any.
+
+        If it does not look at inner layers, nor does the network from here on.
+        """
+        if not uses_layers(score):
+            network.without_layers()
         apart = self.scale if held_out is None else held_out
         return fit_score(
             score,

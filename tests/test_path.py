@@ -25,7 +25,7 @@ from skood.exceptions import (
 )
 from skood.fitting import HOW, Fit
 from skood.model_selection import AccuracyGuard
-from skood.scores import list_scores
+from skood.scores import get_score, list_scores
 
 N_RUNGS = 6
 COLUMNS = [
@@ -179,6 +179,16 @@ def test_the_score_is_chosen_among_all_but_those_of_the_gradient(table):
     assert chosen["auroc"] < max(record["auroc"] for record in detector.path_)
     fixed = fit(table, score_function=chosen["score_function"], max_epochs=1)
     assert type(detector.score_function_) is type(fixed.score_function_)
+
+
+@pytest.mark.parametrize("chosen", ["three_views", "two_views"])
+def test_layers_are_looked_at_if_the_score_that_is_chosen_does(table, monkeypatch, chosen):
+    names = [name for name in list_scores() if name in (chosen, "energy", "layer_moments")]
+    monkeypatch.setattr("skood.parameters.list_scores", lambda: names)
+    detector = fit(table, score_function="auto", max_epochs=0)
+    assert detector.path_[0]["score_function"] == "energy"
+    assert type(detector.score_function_) is type(get_score(chosen))
+    assert bool(detector._network.layers) == (chosen == "three_views")
 
 
 @pytest.mark.parametrize(("max_epochs", "rate"), [(3, 1e-3), (0, None)])

@@ -202,6 +202,10 @@ class Network:
                 set_mode(self.module, training=False)
                 return
 
+    def without_layers(self) -> None:
+        """Go on with a score that does not look at inner layers."""
+        self.layers, self._folded = (), None
+
     def without_shape(self, shape: int) -> None:
         """Go on without forwards of so many rows, for which there is no memory."""
         self.shapes = self.shapes.below(shape)
@@ -215,11 +219,11 @@ class Network:
 
     def logits(self, batch: Tensor) -> Tensor:
         """Logits (n, K) of a batch that is scored."""
-        return self._scored(batch)[1]
+        return self._scored(batch, ())[1]
 
     def seen(self, batch: Tensor) -> Seen:
         """What a score sees of a batch, from one forward."""
-        entered, logits, layers = self._scored(batch)
+        entered, logits, layers = self._scored(batch, self.layers)
         return Seen(*self._checked(entered, logits), layers)
 
     def trained(self, batch: Tensor) -> tuple[Tensor, Tensor]:
@@ -230,14 +234,14 @@ class Network:
         """Features (n, d) and logits (n, K) of a batch that is trained on, without the compiler."""
         return self._checked(*self._run(batch))
 
-    def _scored(self, batch: Tensor) -> tuple[Any, Tensor, Tensor | None]:
+    def _scored(self, batch: Tensor, layers: Sequence[str]) -> tuple[Any, Tensor, Tensor | None]:
         """What enters the head, logits (n, K), and what scores see of inner layers."""
         if not self.pairs and not self.layers:
             return *self._forward(batch), None
         scorer = self._folded
         if scorer is None or not scorer.is_fresh():
             scorer = self._folded = self._fold()
-        return self._seen.with_layers(scorer.module, batch, self.layers)
+        return self._seen.with_layers(scorer.module, batch, layers)
 
     def _fold(self) -> Folded:
         """A module for scoring alone, with hooks of its own."""
@@ -316,11 +320,14 @@ class Inside(threading.local):
     ) -> tuple[Any, Tensor, Tensor | None]:
         """As `with_logits`, and the moments (n, 2, c) of inner layers, if there are any."""
         moments: dict[str, Tensor] = {}
-        self.moments = moments
-        entered, logits = self.with_logits(module, batch)
-        self.moments = None
-        if missing := [name for name in names if name not in moments]:
-            raise layer_is_not_called(missing[0])
+        self.moments = moments if names else None
+        try:
+            entered, logits = self.with_logits(module, batch)
+        finally:
+            self.moments = None
+        for name in names:
+            if name not in moments or moments[name].shape[0] != logits.shape[0]:
+                raise layer_is_lost(name)
         return entered, logits, torch.cat([moments[n] for n in names], dim=2) if names else None
 
     def with_logits(self, module: nn.Module, batch: Tensor) -> tuple[Any, Tensor]:
@@ -337,8 +344,11 @@ class Inside(threading.local):
         self.value = next(iter([*args, *kwargs.values()]), None)
 
     def _keep_layer(self, name: str, layer: nn.Module, args: Any, output: Tensor) -> None:
-        if self.moments is not None:  # else another thread's forward wants no layers
-            self.moments[name] = moments_of(layer, output)
+        if self.moments is None:  # the forward is for something else, or of another thread
+            return
+        if name in self.moments or output.is_nested:
+            raise layer_is_lost(name)
+        self.moments[name] = moments_of(layer, output)
 
     def __reduce__(self) -> tuple[Any, ...]:
         # What belongs to a thread can be neither copied nor pickled; copies begin with none.
@@ -376,11 +386,12 @@ def head_is_not_called(module: nn.Module, head: str) -> RuntimeError:
     )
 
 
-def layer_is_not_called(layer: str) -> RuntimeError:
-    """The error for a forward that passes over an inner layer that a score sees."""
+def layer_is_lost(layer: str) -> RuntimeError:
+    """The error for a forward in which an inner layer does otherwise than on trial."""
     return RuntimeError(
-        f"For these rows the module does not call its layer {layer!r}, at which the score looks, "
-        'as it did in fit. Pass score_function="two_views", which looks at the features alone.'
+        f"The score looks at the layer {layer!r}, and for these rows the module does not call it "
+        "once for all rows, as it did on trial: it passes over it, calls it again, or in pieces. "
+        'Pass score_function="two_views", which looks at the features alone.'
     )
 
 

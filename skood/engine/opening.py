@@ -131,7 +131,8 @@ def open_network(
     watched = inner_layers(module, head, batch) if layers else ()
     shapes = Shapes((most,))
     pairs: tuple[Pair, ...] = ()
-    if not compiled:  # each shape would be compiled on its own, which takes long
+    # Each shape would be compiled on its own, which takes long. What sees layers is not compiled.
+    if not compiled or watched:
         if fold_batch_norm:
             pairs = foldable(module, batch)
             pairs = pairs if _folds(module, head, watched, batcher, few, pairs) else ()

@@ -44,17 +44,17 @@ class _Kept:
     """Outputs that are kept when they are read, if they are not too large, to be read again."""
 
     def __init__(self, outputs: Iterable[Any]) -> None:
-        self._outputs = outputs
+        self.outputs = outputs
         self._kept: list[Any] | None = None
 
     def __iter__(self) -> Iterator[Any]:
-        if self._kept is not None:
-            yield from self._kept
-            return
+        return iter(self._kept) if self._kept is not None else self._read(iter(self.outputs))
+
+    def _read(self, pieces: Iterator[Any]) -> Iterator[Any]:
         kept: list[Any] = []
         n_bytes = 0
-        for piece in self._outputs:
-            if n_bytes <= MOST_KEPT:
+        for piece in pieces:
+            if n_bytes <= MOST_KEPT and isinstance(piece, tuple):
                 n_bytes += sum(x.nbytes for x in piece if isinstance(x, Tensor))
                 kept.append(piece)
             else:

@@ -40,7 +40,7 @@ NO_VARIANCE = 1e-10
 
 MOST_NEIGHBOURS = 1000
 
-SAMPLED_ROWS = 20_000
+SAMPLED_ROWS = 10_000
 """Rows of which a score keeps the moments of layers while it is fitted, at most."""
 
 
@@ -439,17 +439,19 @@ def _resolved_deviations(within: Tensor, total: Tensor, centre: Tensor) -> Tenso
 
 @named("layer_moments")
 class LayerMoments(FittedScore):
-    """Mahalanobis distance, negative, of what two inner layers do, a third and two thirds in.
+    """Negative Mahalanobis distance, to the nearest class mean, of what two inner layers do.
 
     Features keep what tells the classes apart, and may be blind to the rest. Layers before them
     still see strokes, flat areas, or a foreign texture. Of each of their channels, the score takes
     the mean over all positions, and the logarithm of the standard deviation. Deviations below a
-    hundredth of the usual one are raised to that. The covariance is shrunk as in `DirectionLength`;
-    here it is shrunk towards values that are independent. Of tables, each value has one position,
-    and there are only means.
+    hundredth of the usual one are raised to that. All classes share one covariance, shrunk as in
+    `DirectionLength`; here it is shrunk towards values that are independent. Of tables, each value
+    has one position, and there are only means.
 
-    The layers are convolutions and linear layers of torch that the network calls once a forward,
-    before its head. Of more than 256 channels, evenly spaced ones are taken.
+    The layers lie a third and two thirds of the way through the network. Convolutions and linear
+    layers of torch count, if the network calls them once in a forward, before its head, and the
+    last of them only if it is the only one, as it gives the features. Of more than 256 channels,
+    evenly spaced ones are taken.
 
     Parameters
     ----------
@@ -460,8 +462,8 @@ class LayerMoments(FittedScore):
     ----------
     whitening_ : Tensor of shape (2 c, 2 c), float64
         Maps means and log deviations of c channels to as many values of variance 1.
-    means_ : Tensor of shape (1, 2 c), float64
-        Their mean over the rows, in these values.
+    means_ : Tensor of shape (number of classes that occurred, 2 c), float64
+        The means of the classes, in these values.
     least_ : Tensor of shape (c,), float64
         Deviation to which smaller ones are raised.
 
@@ -477,8 +479,8 @@ class LayerMoments(FittedScore):
     >>> import torch
     >>> from skood.scores import LayeredOutputs, LayerMoments
     >>> layers = torch.tensor([[[1.0], [0.5]], [[2.0], [0.4]], [[1.5], [0.6]]]).double()
-    >>> logits = torch.eye(3).double()
-    >>> outputs = LayeredOutputs(logits, logits, torch.tensor([0, 1, 2]), layers)
+    >>> logits = torch.eye(3).double()[:, :2]
+    >>> outputs = LayeredOutputs(logits, logits, torch.tensor([0, 0, 1]), layers)
     >>> score = LayerMoments().fit([outputs])
     >>> near, far = score(logits[:2], logits[:2], torch.tensor([[[1.4], [0.5]], [[9.0], [0.0]]]))
     >>> bool(near > far)
@@ -494,7 +496,7 @@ class LayerMoments(FittedScore):
         self.shrinkage = shrinkage
 
     def fit(self, outputs: Iterable[LayeredOutputs], head: Head | None = None) -> Self:
-        """Take the mean and the covariance of the moments, of at most 20,000 rows.
+        """Take the means of the classes and their common covariance, of at most 10,000 rows.
 
         Parameters
         ----------
@@ -511,33 +513,42 @@ class LayerMoments(FittedScore):
         Raises
         ------
         ValueError
-            If `shrinkage` is out of range, there are no layers, or nothing in them varies.
+            If `shrinkage` is out of range, there are no layers, or nothing in them varies within
+            the classes.
         """
         self._validate_params()
-        sample = Sample(SAMPLED_ROWS)
+        sample, n_logits = Sample(SAMPLED_ROWS), 0
         for piece in self._pieces(outputs, head):
-            sample.add(piece.layers)
-        layers = sample.rows().double()
+            sample.add(torch.cat([piece.layers.flatten(1), piece.labels[:, None]], dim=1))
+            n_logits = piece.logits.shape[1]
+        rows = sample.rows().double()
+        labels, layers = rows[:, -1].long(), rows[:, :-1].unflatten(1, (2, -1))
         self.least_ = (layers[:, 1].mean(dim=0) / 100).clamp_min(torch.finfo(torch.float32).tiny)
-        values = self._represented(layers)
-        centre = values.mean(dim=0)
-        covariance = (values - centre).T @ (values - centre) / len(values)
-        variances = covariance.diagonal()
-        resolved = _resolved_deviations(variances, variances, centre).isfinite()
+        values, logits = self._represented(layers), layers.new_zeros(len(layers), n_logits)
+        classes = _class_moments(iter([Outputs(values, logits, labels)]))
+        variances = classes.covariance.diagonal()
+        resolved = _resolved_deviations(variances, classes.total, classes.centre).isfinite()
         if not resolved.any():
             raise ValueError(
-                'score_function="layer_moments" needs inner layers whose outputs vary; these are '
-                "the same for all training rows. Check X and the network."
+                'score_function="layer_moments" needs inner layers whose outputs vary within the '
+                "classes; these are the same for all training rows of a class. Check X and the "
+                "network."
             )
-        self.whitening_ = _shrunk_whitening(covariance, variances, resolved, float(self.shrinkage))
-        self.means_ = centre[None] @ self.whitening_.T
+        self.whitening_ = _shrunk_whitening(
+            classes.covariance, variances, resolved, float(self.shrinkage)
+        )
+        self.means_ = (classes.means + classes.centre) @ self.whitening_.T
         return self
 
     def __call__(self, features: Tensor, logits: Tensor, layers: Tensor) -> Tensor:
-        """``-((v - mu)^T Sigma^-1 (v - mu))^(1/2)``, shape (n,), of means and log deviations v."""
+        """The largest ``-((v - mu_k)^T Sigma^-1 (v - mu_k))^(1/2)`` of the classes k, shape (n,).
+
+        Here v are the means and the log deviations of a row.
+        """
         self._ready(features)
         values = self._represented(valid_layers(layers, logits, len(self.least_)))
-        return -(-_likeness(values, self.whitening_, self.means_)).clamp_min(0).sqrt()
+        squares = -_likeness(values, self.whitening_, self.means_)
+        return -squares.clamp_min(torch.finfo(squares.dtype).tiny).sqrt()
 
     def _represented(self, layers: Tensor) -> Tensor:
         """Means, and logarithms of standard deviations behind them."""

@@ -140,6 +140,30 @@ def without_layers(outputs: Iterable[Any]) -> Iterable[Any]:
     return _WithoutLayers(outputs)
 
 
+def read(outputs: Iterable[Any]) -> Iterator[Any]:
+    """Outputs, one after another; a TypeError if they are not several.
+
+    Parameters
+    ----------
+    outputs : iterable of Outputs or LayeredOutputs
+        In-distribution rows.
+
+    Returns
+    -------
+    iterator of Outputs or LayeredOutputs
+        The same rows.
+    """
+    try:
+        return iter(outputs)
+    except TypeError:
+        found = outputs
+        while hasattr(found, "outputs"):  # what wraps them here
+            found = found.outputs
+        raise TypeError(
+            f"outputs is a {type(found).__name__}; expected Outputs in a list."
+        ) from None
+
+
 def _without_layers(piece: Any) -> Any:
     return Outputs(*piece[:3]) if isinstance(piece, LayeredOutputs) else piece
 
@@ -163,12 +187,7 @@ class FittedScore(BaseEstimator):
 
     def _pieces(self, outputs: Iterable[Any], head: Head | None) -> Iterator[Any]:
         """Outputs, each checked; a TypeError or ValueError says if one is not what it should be."""
-        try:
-            pieces = iter(outputs)
-        except TypeError:
-            raise TypeError(
-                f"outputs is a {type(outputs).__name__}; expected Outputs in a list."
-            ) from None
+        pieces = read(outputs)
         width = valid_head(head).weight.shape[1] if self.uses_head else None
         for piece in pieces:
             if not isinstance(piece, tuple) or len(piece) not in (3, 4):

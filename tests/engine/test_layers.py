@@ -27,8 +27,9 @@ def linear(n):
     [
         (0, ()),
         (1, ("0",)),
-        (2, ("0", "1")),
-        (3, ("1", "2")),
+        (2, ("0",)),
+        (3, ("1",)),
+        (4, ("1", "2")),
         (6, ("2", "4")),
         (7, ("2", "5")),
         (19, ("6", "13")),
@@ -136,11 +137,13 @@ def test_moments_are_computed_in_float32_at_least():
 
 def images():
     return nn.Sequential(
-        nn.Conv2d(3, 6, 3, padding=1, bias=False),
+        nn.Conv2d(3, 4, 1),
+        nn.Conv2d(4, 6, 3, padding=1, bias=False),
         nn.BatchNorm2d(6),
         nn.ReLU(inplace=True),
         nn.Conv2d(6, 8, 3),
         nn.ReLU(inplace=True),
+        nn.Conv2d(8, 8, 1),
         nn.AdaptiveAvgPool2d(1),
         nn.Flatten(),
         nn.Linear(8, 4),
@@ -154,11 +157,11 @@ def layers_of(network, X):
 def test_a_network_looks_at_them_if_asked_to(opened):
     assert layers_of(opened(images(), IMAGES), IMAGES) is None
     network = opened(images(), IMAGES, layers=True, fold_batch_norm=False)
-    assert network.layers == ("0", "3")
-    assert "inner layers '0', '3'" in network.describe()
+    assert network.layers == ("1", "4")
+    assert "inner layers '1', '4'" in network.describe()
     found = layers_of(network, IMAGES)
     with torch.no_grad():  # before what comes next writes into it
-        first = network.public[0](torch.tensor(IMAGES))
+        first = network.public[:2](torch.tensor(IMAGES))
     assert found.shape == (90, 2, 14)
     torch.testing.assert_close(found[:, 0, :6], first.mean(dim=(2, 3)), rtol=1e-4, atol=1e-5)
     assert not any(part._forward_hooks for part in network.public.modules())
@@ -182,9 +185,9 @@ def test_a_row_has_the_same_in_any_company(opened, n_rows):
 def test_what_is_folded_tells_rows_apart_alike(opened):
     """By an affine function of each channel, whose shift the logarithm makes of its factor."""
     module = images()
-    module[1].running_mean.normal_()
-    module[1].running_var.uniform_(0.2, 3)
-    module[1].weight.data.normal_()
+    module[2].running_mean.normal_()
+    module[2].running_var.uniform_(0.2, 3)
+    module[2].weight.data.normal_()
     plain = opened(module, IMAGES, layers=True, fold_batch_norm=False)
     folded = opened(module, IMAGES, layers=True)
     assert folded.pairs
@@ -199,20 +202,95 @@ def test_what_is_folded_tells_rows_apart_alike(opened):
 
 
 class Fork(nn.Module):
-    """Passes over its first layer if all values are large."""
+    """Calls its first layer once, or as often as it is told if a value is large."""
+
+    def __init__(self, calls) -> None:
+        super().__init__()
+        self.first, self.last, self.calls = nn.Linear(4, 4), nn.Linear(4, 3), calls
+
+    def forward(self, x):
+        for _ in range(self.calls if (x > 1e8).any() else 1):
+            x = self.first(x)
+        return self.last(x)
+
+
+class Pieces(nn.Module):
+    """Takes at most sixteen rows at a time."""
 
     def __init__(self) -> None:
         super().__init__()
         self.first, self.last = nn.Linear(4, 4), nn.Linear(4, 3)
 
     def forward(self, x):
-        return self.last(x if (x > 50).all() else self.first(x))
+        return self.last(torch.cat([self.first(piece) for piece in x.split(16)]))
 
 
-def test_a_layer_that_is_passed_over_is_told(opened):
+@pytest.mark.parametrize("calls", [0, 2])
+def test_a_layer_that_is_called_otherwise_for_some_rows_is_told(opened, calls):
     X = np.random.RandomState(0).randn(20, 4).astype(np.float32)
-    network = opened(Fork(), X, layers=True)
-    layers_of(network, X)
-    with pytest.raises(RuntimeError, match="does not call its layer 'first'"):
-        layers_of(network, 0 * X + 60)
-    layers_of(network, X)
+    network = opened(Fork(calls), X, layers=True)
+    expected = layers_of(network, X)
+    strange = X.copy()
+    strange[7] = 2e8
+    with pytest.raises(RuntimeError, match=r"looks at the layer 'first', .* does not call it once"):
+        layers_of(network, strange)
+    assert torch.equal(layers_of(network, X), expected)
+    assert len(list(forward_rows(network, as_rows(strange))))  # the logits alone
+
+
+def test_a_layer_that_gets_rows_in_pieces_is_told(opened):
+    X = np.random.RandomState(0).randn(40, 4).astype(np.float32)
+    with pytest.raises(RuntimeError, match=r"looks at the layer 'first', .* or in pieces"):
+        layers_of(opened(Pieces(), X, layers=True), X)
+
+
+class Sequences(nn.Module):
+    """Holds the positions of its rows before the rows, of which there are as many on trial."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(4, 4), nn.Linear(4, 3)
+
+    def forward(self, x):
+        return self.last(self.first(x.transpose(0, 1)).mean(dim=0))
+
+
+@pytest.mark.parametrize("length", [4, 8])
+def test_layers_whose_rows_do_not_come_first_do_not_count(opened, length):
+    X = np.random.RandomState(0).randn(20, length, 4).astype(np.float32)
+    assert opened(Sequences(), X, layers=True).layers == ()
+
+
+def test_layers_of_nested_tensors_do_not_count(opened):
+    encoder = nn.TransformerEncoderLayer(16, 2, 32, batch_first=True)
+
+    class Text(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embedding, self.head = nn.Embedding(9, 16), nn.Linear(16, 3)
+            self.encoder = nn.TransformerEncoder(encoder, 3)
+
+        def forward(self, x):
+            x = x.long()
+            return self.head(self.encoder(self.embedding(x), src_key_padding_mask=x == 0)[:, 0])
+
+    X = np.random.RandomState(0).randint(1, 9, size=(20, 6))
+    X[:, 4:] = 0
+    X[3, 2:] = 0
+    network = opened(Text(), X.astype(np.float32), layers=True)
+    if network.layers:
+        layers_of(network, X.astype(np.float32))
+
+
+def test_the_gradient_is_finite_where_nothing_deviates():
+    layer, x = nn.Conv2d(1, 2, 3), torch.zeros(2, 1, 3, 3, requires_grad=True)
+    moments_of(layer, layer(x)).sum().backward()
+    assert x.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e22, 1e30])
+def test_moments_of_numbers_of_any_size_are_finite(scale):
+    layer = nn.Conv2d(1, 1, 1)
+    found = moments_of(layer, scale * torch.randn(2, 1, 30, 30))
+    assert found.isfinite().all()
+    assert (found[:, 1] > 0).all()

@@ -185,7 +185,7 @@ SCORES = [
         says("Check X and the network", lambda: judged(score="direction_length")),
     ),
     case(
-        "needs inner layers whose outputs vary",
+        "needs inner layers whose outputs vary within the classes",
         lambda: moments(0 * LAYERS),
         says("Check X and the network", lambda: judged(score="layer_moments")),
     ),
@@ -195,7 +195,7 @@ SCORES = [
         says('"two_views" in the place', lambda: judged(one_layer(), "two_views")),
     ),
     case(
-        "does not call its layer",
+        "does not call it once for all rows",
         lambda: skipped("three_views"),
         says('Pass score_function="two_views"', lambda: skipped("two_views")),
     ),
