@@ -1,7 +1,8 @@
-"""Outliers that are drawn by formulas: eight kinds of small images, one file for each.
+"""Outliers that are drawn by formulas: small images of several kinds, one file for each.
 
 The panel by which weights and scores were chosen has no letters, symbols, charts, signs, gratings,
 clouds, fractals or codes. So these show what a choice is worth on kinds that it was not made for.
+When "three_views" was made, these eight were known. Five more were drawn after that (``--later``).
 """
 
 from __future__ import annotations
@@ -40,10 +41,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--rows", type=count, default=300, help="of each kind (default: 300)")
     parser.add_argument("--seed", type=int, default=0, help="default: 0")
+    parser.add_argument("--later", action="store_true", help="the five kinds drawn later")
     parser.add_argument("--folder", type=Path, required=True, help="for NAME.npz of each kind")
     options = parser.parse_args(argv)
     options.folder.mkdir(parents=True, exist_ok=True)
-    for name, draw in KINDS.items():
+    for name, draw in (LATER if options.later else KINDS).items():
         random = RandomState(options.seed)
         images = np.stack([draw(random) for _ in range(options.rows)])
         np.savez_compressed(options.folder / f"{name}.npz", x=images)
@@ -154,6 +156,77 @@ def code(random: RandomState) -> Image:
     return as_image(dark + bits * (light - dark))
 
 
+def maze(random: RandomState) -> Image:
+    """Walls of a maze, one pixel or two wide."""
+    width = random.randint(1, 3)
+    cells = SIDE // width // 2
+    walls = np.ones((2 * cells + 1, 2 * cells + 1))
+    path, seen = [(0, 0)], {(0, 0)}
+    walls[1, 1] = 0
+    while path:
+        row, column = path[-1]
+        beside = [(row + 1, column), (row - 1, column), (row, column + 1), (row, column - 1)]
+        new = [
+            (r, c) for r, c in beside if (r, c) not in seen and 0 <= min(r, c) <= max(r, c) < cells
+        ]
+        if not new:
+            path.pop()
+            continue
+        r, c = new[random.randint(len(new))]
+        walls[row + r + 1, column + c + 1] = walls[2 * r + 1, 2 * c + 1] = 0
+        seen.add((r, c))
+        path.append((r, c))
+    walls = np.kron(walls, np.ones((width, width)))[:SIDE, :SIDE, None]
+    floor, wall = random.rand(2, 3)
+    return as_image(floor + np.pad(walls, [(0, SIDE - len(walls))] * 2 + [(0, 0)]) * (wall - floor))
+
+
+def paragraph(random: RandomState) -> Image:
+    """Lines of words, as on a page that was scanned."""
+    paper, ink = random.uniform(0.75, 1, 3), random.uniform(0, 0.35, 3)
+    size, family = random.uniform(3, 6), random.choice(FONTS)
+
+    def onto(figure: Figure) -> None:
+        letters = list("abcdefghijklmnopqrstuvwxyz    ,.")
+        for line in range(int(48 / size)):
+            text = "".join(random.choice(letters, 40))
+            figure.text(-0.05, 0.95 - line * size / 40, text, color=ink, size=size, family=family)
+
+    return painted(onto, paper)
+
+
+def ball(random: RandomState) -> Image:
+    """A ball with light from one side, before a wall."""
+    rows, columns = np.mgrid[-1 : 1 : SIDE * 1j, -1 : 1 : SIDE * 1j]
+    (x, y), radius = random.uniform(-0.3, 0.3, 2), random.uniform(0.35, 0.8)
+    height = 1 - ((rows - x) ** 2 + (columns - y) ** 2) / radius**2
+    light = random.randn(3)
+    light[2] = abs(light[2]) + 0.3
+    normal = np.stack(
+        [(rows - x) / radius, (columns - y) / radius, np.sqrt(height.clip(0))], axis=-1
+    )
+    shade = (normal @ (light / np.linalg.norm(light))).clip(0.1)[..., None]
+    wall = random.rand(3) * (1 + 0.3 * rows[..., None])
+    return as_image(np.where(height[..., None] > 0, random.rand(3) * shade, wall).clip(0, 1))
+
+
+def mosaic(random: RandomState) -> Image:
+    """Tiles of the colours nearest to random points."""
+    points = random.uniform(0, SIDE, (random.randint(8, 60), 2))
+    colours = random.rand(len(points), 3)
+    places = np.stack(np.mgrid[:SIDE, :SIDE], axis=-1)[:, :, None]
+    return as_image(colours[((places - points) ** 2).sum(axis=-1).argmin(axis=-1)])
+
+
+def plasma(random: RandomState) -> Image:
+    """Waves of many directions, in the colours of a rainbow."""
+    rows, columns = np.mgrid[:SIDE, :SIDE] / SIDE
+    waves = random.randn(5, 2) * random.uniform(3, 15)
+    phases = random.uniform(0, 2 * np.pi, 5)
+    total = sum(np.sin(a * rows + b * columns + p) for (a, b), p in zip(waves, phases, strict=True))
+    return as_image((np.sin(total[..., None] + np.array([0, 2, 4])) + 1) / 2)
+
+
 KINDS: dict[str, Callable[[RandomState], Image]] = {
     "letters": letter,
     "symbols": symbol,
@@ -163,6 +236,14 @@ KINDS: dict[str, Callable[[RandomState], Image]] = {
     "clouds": cloud,
     "fractals": fractal,
     "codes": code,
+}
+
+LATER: dict[str, Callable[[RandomState], Image]] = {
+    "mazes": maze,
+    "paragraphs": paragraph,
+    "balls": ball,
+    "mosaics": mosaic,
+    "plasmas": plasma,
 }
 
 

@@ -251,14 +251,14 @@ class SparseEnergyOODDetector(OutlierMixin, BaseEstimator):
     by up to 15 degrees, unless `fit` trains the network first: a network is surer of images that it
     was trained on than of new ones, and turned ones are like new ones to it. If it takes more than
     a third of them for another class then, they are no pictures, and stay as they are. Rows held
-    out for "two_views" judge as well.
+    out for "two_views" or "three_views" judge as well.
 
     Of what loses at most a point of accuracy, the best mean AUROC is kept, the network before
     fine-tuning being one of the choices. No weight is taken that is worse on a kind: with which, at
     the threshold that keeps `tpr` of the rows that judge, more of the kind are kept than before, by
     over a tenth of them and over two standard errors (McNemar, Psychometrika 12, 1947). If the
-    score is chosen too, it is "two_views", or "energy" if features are hidden. Another can be
-    chosen if before fine-tuning it detects no kind worse than these do, and its mean is higher by
+    score is chosen too, it is "three_views", "two_views" if no inner layers can be looked at, or
+    "energy" if features are hidden. Another can be chosen if before fine-tuning it detects no kind worse than these do, and its mean is higher by
     two standard errors over kinds; of tables, one kind is made, which is not enough. With a number
     as `sparsity_weight`, scores are compared after fine-tuning. If training diverges at a weight,
     or the score refuses the network after it, larger weights at this rate are left out.

@@ -949,11 +949,13 @@ def test_a_transfer_refuses_the_weights_of_another_network(transferred):
         transferred(torch.nn.Linear(4, 7))
 
 
-def test_kinds_are_drawn_by_their_seed(script, tmp_path):
+@pytest.mark.parametrize("later", [False, True])
+def test_kinds_are_drawn_by_their_seed(script, tmp_path, later):
     drawn = script("drawn")
     for folder, seed in (("first", "0"), ("again", "0"), ("other", "1")):
-        drawn.main(["--rows", "6", "--seed", seed, "--folder", str(tmp_path / folder)])
-    for name in drawn.KINDS:
+        options = ["--rows", "6", "--seed", seed, "--folder", str(tmp_path / folder)]
+        drawn.main(options + ["--later"] * later)
+    for name in drawn.LATER if later else drawn.KINDS:
         first, again, other = (
             np.load(tmp_path / folder / f"{name}.npz")["x"]
             for folder in ("first", "again", "other")
