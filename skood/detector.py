@@ -258,10 +258,11 @@ class SparseEnergyOODDetector(OutlierMixin, BaseEstimator):
     the threshold that keeps `tpr` of the rows that judge, more of the kind are kept than before, by
     over a tenth of them and over two standard errors (McNemar, Psychometrika 12, 1947). If the
     score is chosen too, it is "three_views", "two_views" if no inner layers can be looked at, or
-    "energy" if features are hidden. Another can be chosen if before fine-tuning it detects no kind worse than these do, and its mean is higher by
-    two standard errors over kinds; of tables, one kind is made, which is not enough. With a number
-    as `sparsity_weight`, scores are compared after fine-tuning. If training diverges at a weight,
-    or the score refuses the network after it, larger weights at this rate are left out.
+    "energy" if features are hidden. Another can be chosen if before fine-tuning it detects no kind
+    worse than these do, and its mean is higher by two standard errors over kinds; of tables, one
+    kind is made, which is not enough. With a number as `sparsity_weight`, scores are compared after
+    fine-tuning. If training diverges at a weight, or the score refuses the network after it, larger
+    weights at this rate are left out.
 
     References
     ----------
