@@ -168,7 +168,13 @@ def steps(size: Size, data: Path, options: argparse.Namespace) -> Iterator[Step]
     for seeds in dict.fromkeys((size.seeds[:1], size.seeds)):
         for network in networks:
             yield table(
-                size, data, options, *network, seeds, ("--scores", "energy", "two_views"), ""
+                size,
+                data,
+                options,
+                *network,
+                seeds,
+                ("--scores", "energy", "two_views", "three_views"),
+                "",
             )
     for network in networks:
         yield table(size, data, options, *network, size.seeds, size.scores, "_scores")
