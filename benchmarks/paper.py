@@ -70,7 +70,7 @@ from skood.scores import (
     get_score,
     list_scores,
 )
-from skood.scores.protocol import uses_gradient, uses_layers
+from skood.scores.protocol import labelled, uses_gradient, uses_layers
 
 Key = dict[str, Any]
 Arrays = dict[str, NDArray[Any]]
@@ -527,9 +527,7 @@ class Scorer:
         """Outputs of some training rows, piece by piece."""
         labels = torch.from_numpy(self.study.data.y_train[rows].astype(np.int64)).split(PIECE)
         return [
-            Outputs(features, logits, of)
-            if layers is None
-            else LayeredOutputs(features, logits, of, layers)
+            labelled(features, logits, of, layers)
             for (features, logits, layers), of in zip(self.pieces(name), labels, strict=True)
         ]
 

@@ -23,7 +23,7 @@ from .engine.rowwise import check_row_by_row
 from .notices import quoted
 from .penalties import Penalty
 from .scores import Head, LayeredOutputs, Outputs, apply_score
-from .scores.protocol import ScoreFunction, uses_gradient
+from .scores.protocol import ScoreFunction, labelled, uses_gradient
 
 __all__ = [
     "HeldOut",
@@ -66,8 +66,7 @@ class Passes:
             features, logits, layers = seen.each(as_float64)
             if features is None:
                 continue
-            outputs = Outputs(features, logits, labels[piece].to(logits.device))
-            yield outputs if layers is None else LayeredOutputs(*outputs, layers)
+            yield labelled(features, logits, labels[piece].to(logits.device), layers)
 
 
 def scored(

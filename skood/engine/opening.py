@@ -135,7 +135,7 @@ def open_network(
     if not compiled or watched:
         if fold_batch_norm:
             pairs = foldable(module, batch)
-            pairs = pairs if _folds(module, head, watched, batcher, few, pairs) else ()
+            pairs = pairs if _folds(module, head, batcher, few, pairs) else ()
         small = rows_of_small_shape(batcher.device) if small_shape and batch.ndim > 2 else 0
         scored = Folded(view_of(module)[0], pairs).module if pairs else module
         shapes = _choose_shapes(scored, head, watched, batcher, dtypes.scoring, rows, most, small)
@@ -157,8 +157,7 @@ def open_network(
 def folds(network: Network, rows: Rows) -> bool:
     """Whether a network scores some rows folded as it does by itself, to a relative 1e-5."""
     few = rows.spaced(TRIAL_ROWS)
-    parts = network.module, network.head, network.layers, network.batcher
-    return _folds(*parts, few, network.pairs)
+    return _folds(network.module, network.head, network.batcher, few, network.pairs)
 
 
 def unfold(network: Network, rows: Rows) -> None:
@@ -171,12 +170,7 @@ def unfold(network: Network, rows: Rows) -> None:
 
 
 def _folds(
-    module: nn.Module,
-    head: str | None,
-    layers: Sequence[str],
-    batcher: Batcher,
-    rows: Rows,
-    pairs: tuple[Pair, ...],
+    module: nn.Module, head: str | None, batcher: Batcher, rows: Rows, pairs: tuple[Pair, ...]
 ) -> bool:
     """The same; they are compared on the CPU, as a GPU may compute in TF32."""
     if not pairs:
@@ -186,12 +180,10 @@ def _folds(
         module = deepcopied(module).cpu()
     try:
         both = (module, Folded(view_of(module)[0], pairs).module)
-        values, others = (
-            _results(each, head, layers, batcher, None, rows)(len(rows)) for each in both
-        )
+        values, others = (_results(each, head, (), batcher, None, rows)(len(rows)) for each in both)
     except Exception:  # what works on a GPU alone, say
         return False
-    return all(close(x, y, SAME) for x, y in zip(values[:2], others[:2], strict=True))
+    return all(close(x, y, SAME) for x, y in zip(values, others, strict=True))
 
 
 class _Watch(TorchDispatchMode):

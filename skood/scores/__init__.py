@@ -4,8 +4,8 @@ A score is called as ``score(features, logits)``, with float64 features of shape
 of shape (n, K), and returns one value per row, shape (n,). The scores here are scikit-learn
 estimators, so a search can set their parameters (``score_function__temperature``). A score with
 statistics also has a method ``fit(outputs, head)``, which reads the training rows once, piece by
-piece. A score with ``uses_gradient`` gets the logits of inputs that were moved along the gradient
-of the network.
+piece. A score with ``uses_layers`` gets moments of inner layers besides, in both. A score with
+``uses_gradient`` gets the logits of inputs that were moved along the gradient of the network.
 
 To add a score, write its class under the decorator that names it, and list it in the ``__all__`` of
 its module.

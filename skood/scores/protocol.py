@@ -122,19 +122,48 @@ class _WithoutLayers:
         return map(_without_layers, self.outputs)
 
 
-def without_layers(outputs: Iterable[Any]) -> Iterable[Any]:
-    """Outputs for a score that does not look at inner layers.
+def labelled(
+    features: Tensor, logits: Tensor, labels: Tensor, layers: Tensor | None
+) -> Outputs | LayeredOutputs:
+    """What is seen of rows, with their labels.
 
     Parameters
     ----------
+    features : Tensor of shape (p, d), float64
+        Features.
+    logits : Tensor of shape (p, K), float64
+        Logits.
+    labels : Tensor of shape (p,), int64
+        Class of each row, as the index of its logit.
+    layers : Tensor of shape (p, 2, c), float64, or None
+        Moments of inner layers, if they are seen.
+
+    Returns
+    -------
+    Outputs or LayeredOutputs
+        All of it.
+    """
+    outputs = Outputs(features, logits, labels)
+    return outputs if layers is None else LayeredOutputs(*outputs, layers)
+
+
+def outputs_for(score: ScoreFunction, outputs: Iterable[Any]) -> Iterable[Any]:
+    """What a score is fitted to: without inner layers, if it does not look at them.
+
+    Parameters
+    ----------
+    score : callable
+        The score.
     outputs : iterable of Outputs or LayeredOutputs
         In-distribution rows. An iterator can be read once, and what is returned as well.
 
     Returns
     -------
-    iterable of Outputs
+    iterable of Outputs or LayeredOutputs
         The same rows.
     """
+    if uses_layers(score):
+        return outputs
     if isinstance(outputs, Iterator):
         return map(_without_layers, outputs)
     return _WithoutLayers(outputs)
@@ -166,10 +195,6 @@ def read(outputs: Iterable[Any]) -> Iterator[Any]:
 
 def _without_layers(piece: Any) -> Any:
     return Outputs(*piece[:3]) if isinstance(piece, LayeredOutputs) else piece
-
-
-def _unchanged(outputs: Iterable[Any]) -> Iterable[Any]:
-    return outputs
 
 
 class FittedScore(BaseEstimator):
@@ -317,8 +342,8 @@ def fit_score(
         The score, changed in place.
     outputs : iterable of Outputs or LayeredOutputs
         In-distribution rows, piece by piece. A score with ``uses_layers = True`` needs
-        LayeredOutputs; others get Outputs of them. Read at most once by all scores but `TwoViews`
-        and `ThreeViews`.
+        LayeredOutputs; others get Outputs of them. Read at most once; if they are large, `TwoViews`
+        and `ThreeViews` may read them once for each view.
     head : callable
         Returns the head. Called only if the score has ``uses_head = True``.
     held_out : callable, default=None
@@ -338,9 +363,10 @@ def fit_score(
     _check_callable(score=score, head=head)
     if not hasattr(score, "fit"):
         return score
-
-    wanted = _unchanged if uses_layers(score) else without_layers
-    arguments: list[Any] = [wanted(outputs), head() if getattr(score, "uses_head", False) else None]
+    arguments: list[Any] = [
+        outputs_for(score, outputs),
+        head() if getattr(score, "uses_head", False) else None,
+    ]
     if getattr(score, "uses_held_out", False):
         if held_out is None:
             raise ValueError(
@@ -348,7 +374,7 @@ def fit_score(
                 "Pass held_out, a callable that returns their Outputs."
             )
         _check_callable(held_out=held_out)
-        arguments.append(wanted(held_out()))
+        arguments.append(outputs_for(score, held_out()))
     score.fit(*arguments)
     return score
 
