@@ -78,7 +78,7 @@ class Views(FittedScore):
         bool
             True if one of them has ``uses_head = True``.
         """
-        return any(getattr(score, "uses_head", False) for score in self._chosen())
+        return any(getattr(score, "uses_head", False) for score in self._asked())
 
     @property
     def uses_layers(self) -> bool:  # type: ignore[override]
@@ -89,7 +89,7 @@ class Views(FittedScore):
         bool
             True if one of them has ``uses_layers = True``.
         """
-        return any(map(uses_layers, self._chosen()))
+        return any(map(uses_layers, self._asked()))
 
     def fit(
         self,
@@ -169,8 +169,18 @@ class Views(FittedScore):
         """The parameters that choose the views, in their order."""
         return list(self._parameter_constraints)
 
+    def _asked(self) -> list[ScoreFunction]:
+        """The views as they were passed: every batch asks, and copies take long."""
+        return self._of_each(
+            self._passed, lambda view: get_score(view) if isinstance(view, str) else view
+        )
+
     def _chosen(self) -> list[ScoreFunction]:
-        return self._of_each([getattr(self, parameter) for parameter in self._of], get_score)
+        return self._of_each(self._passed, get_score)
+
+    @property
+    def _passed(self) -> list[Any]:
+        return [getattr(self, parameter) for parameter in self._of]
 
     def _values(self, features: Tensor, logits: Tensor, layers: Tensor | None = None) -> Tensor:
         """What the views say of rows, shape (number of views, n), float64."""
