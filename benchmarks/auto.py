@@ -239,7 +239,6 @@ def on_panel(pieces: Pieces, records: list[dict[str, Any]], panel: Panel) -> lis
         rows.append(
             {
                 "weight": "untouched" if weight is None else weight,
-                "rate": record["learning_rate"],
                 "score": record["score_function"],
                 **judged,
                 # Of all surrogates, and by kind.
@@ -268,18 +267,18 @@ def report(rows: list[dict[str, str]]) -> list[str]:
     rungs = [row for row in rows if row["method"] == "rung"]
     kinds = [column for column in rows[0] if column.startswith("kind:")]
     shown = ["accuracy", "six", "kinds", *kinds]
-    lines = [*header("score", "weight", "rate", *shown, "AUROC of the judge")]
+    lines = [*header("score", "weight", *shown, "AUROC of the judge")]
     for score in SCORES:
         of_score = [row for row in rungs if row["score"] == score]
-        for trained_by in dict.fromkeys((row["weight"], row["rate"]) for row in of_score):
-            each = [row for row in of_score if (row["weight"], row["rate"]) == trained_by]
+        for weight in dict.fromkeys(row["weight"] for row in of_score):
+            each = [row for row in of_score if row["weight"] == weight]
             auroc = f"{mean(each, 'judged_auroc'):.4f}"
-            lines.append(line(score, *trained_by, *means(each, shown), auroc))
+            lines.append(line(score, weight, *means(each, shown), auroc))
     worst = "worst change of a kind"
     lines += ["", *header("score", "chosen", *shown[:3], "regret, six", "regret, kinds", worst)]
     for score in (*SCORES, "auto"):
         choices = [choice([r for r in rungs if r["seed"] == seed], score) for seed in seeds]
-        names = [" ".join(c["chosen"][of] for of in ("weight", "rate", "score")) for c in choices]
+        names = [" ".join(c["chosen"][of] for of in ("weight", "score")) for c in choices]
         regrets = [np.mean([c[name] for c in choices]) for name in ("six", "kinds", "worst")]
         chosen = [c["chosen"] for c in choices]
         lines.append(line(score, ", ".join(names), *means(chosen, shown[:3]), *regrets))
@@ -328,7 +327,6 @@ def record_of(row: dict[str, str]) -> dict[str, Any]:
         **judged,
         "worse": row.get("judged_worse", ""),  # files of before the rule have none
         "sparsity_weight": None if row["weight"] == "untouched" else float(row["weight"]),
-        "learning_rate": float(row["rate"]) if row["rate"] else None,
         "score_function": row["score"],
         "accuracy_before": 0.0,
         "accuracy_after": judged["change"],

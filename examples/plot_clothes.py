@@ -181,8 +181,8 @@ for seed in SEEDS:
             + [np.mean(detector.predict(X_test) == 1)]
         )
     chosen = detectors["auto"]
-    weight, rate = chosen.sparsity_weight_, chosen.learning_rate_
-    trained = f"weight {weight:g} at learning rate {rate:g}" if rate else "the classifier as it is"
+    weight = chosen.sparsity_weight_
+    trained = "the classifier as it is" if weight is None else f"weight {weight:g}"
     print(f"seed {seed}: auto chose {type(chosen.score_function_).__name__}, {trained}", flush=True)
 
 # %%

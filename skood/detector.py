@@ -94,9 +94,9 @@ class SparseEnergyOODDetector(OutlierMixin, BaseEstimator):
         Name of the last layer, which turns features into logits. None searches for it.
     sparsity_weight : float or "auto", default=1.0
         How strongly sparse features are asked for, at least 0. With 0, fine-tuning minimises the
-        cross-entropy alone. "auto" tries several with warm starts, some at a small learning rate
-        and some in the last layers only, judges each on rows held out, and keeps what detects best;
-        see `path_`. It takes about twice as long as one weight.
+        cross-entropy alone. "auto" tries several with warm starts, in the last layers, judges each
+        on rows held out, and keeps what detects best; see `path_`. It takes about as long as one
+        weight.
     penalty : str or callable, default="relative_l1"
         How sparsity is measured, see `skood.penalties`. With "relative_l1" a weight means the same
         at any number and size of the features. "l1" is the paper's, whose weight is 0.02; on the
@@ -189,15 +189,11 @@ class SparseEnergyOODDetector(OutlierMixin, BaseEstimator):
         Label of each logit.
     sparsity_weight_ : float or None
         The sparsity weight of `module_`; None if "auto" left the network untouched.
-    learning_rate_ : float or None
-        The learning rate at the start of the training that ended with `module_`, which "auto" may
-        have lowered; None without fine-tuning.
     path_ : list of dict
-        What "auto" tried: one record a "sparsity_weight", "learning_rate", "layers" ("all" or the
-        "last") and "score_function", in the order of training. The first three are None for the
-        network before fine-tuning. "auroc" is the mean over the kinds of outliers, "auroc_<kind>",
-        that judge. It is there to compare by,
-        as rows that judge may be made (see the notes). "worse" names the kinds of which clearly
+        What "auto" tried: one record a "sparsity_weight" and "score_function", in the order of
+        training. The weight is None for the network before fine-tuning. "auroc" is the mean over
+        the kinds of outliers, "auroc_<kind>", that judge. It is there to compare by, as rows that
+        judge may be made (see the notes). "worse" names the kinds of which clearly
         more are kept than before fine-tuning, by the same score. Further "accuracy_before" and
         "accuracy_after", on the in-distribution rows that judge, "mean_l1" of their features,
         "seconds" to train and judge, and whether it was "chosen". Empty if nothing was to be
@@ -238,11 +234,10 @@ class SparseEnergyOODDetector(OutlierMixin, BaseEstimator):
 
     Notes
     -----
-    What ``sparsity_weight="auto"`` does: it trains all layers, or those of `layers`, with the
-    weights 1 and 3 at 0.15 of `learning_rate`. Then it begins anew with the network given, and
-    trains its last layers with 0, 0.3, 1 and 3 at the whole rate. At a high rate, many networks
-    lose by their first layers more than they gain. The weights are divided by the mean of the
-    penalty before fine-tuning. Each trains a third of `max_epochs`, from where the one before ended
+    What ``sparsity_weight="auto"`` does: it trains the last layers, whatever `layers` says, with
+    the weights 0, 0.3, 1 and 3, as many networks lose by their first layers more than they gain.
+    The weights are divided by the mean of the penalty before fine-tuning. Each trains a third of
+    `max_epochs`, from where the one before ended
     (Friedman, Hastie & Tibshirani, "Regularization paths for generalized linear models via
     coordinate descent", J. Stat. Softw. 33(1), 2010, on warm starts).
     A tenth of the rows, at most 1,000, is held out to judge: by the accuracy, and by the AUROC
@@ -262,7 +257,7 @@ class SparseEnergyOODDetector(OutlierMixin, BaseEstimator):
     worse than these do, and its mean is higher by two standard errors over kinds; of tables, one
     kind is made, which is not enough. With a number as `sparsity_weight`, scores are compared after
     fine-tuning. If training diverges at a weight, or the score refuses the network after it, larger
-    weights at this rate are left out.
+    weights are left out.
 
     References
     ----------
@@ -401,16 +396,15 @@ class SparseEnergyOODDetector(OutlierMixin, BaseEstimator):
             If a parameter, X or the network's output is of the wrong type.
         DivergenceError
             If the loss or the logits become NaN or infinite, or all scores become the same. With
-            "auto" as `sparsity_weight`, if that is so at both learning rates, or if the score
-            refuses what the network becomes at them.
+            "auto" as `sparsity_weight`, if that is so at weight 0, or if the score refuses what the
+            network becomes there.
         LostRankError
             If another process of the group ends, or does not answer in time.
 
         Warns
         -----
         DivergenceWarning
-            If that is so at one of the two learning rates of "auto", so that nothing is chosen from
-            there.
+            If that is so at every weight above 0 that "auto" tries.
         LabelOrderWarning
             If the labels seem to be in another order than the logits of your module.
         NearChanceWarning
@@ -1039,14 +1033,6 @@ class SparseEnergyOODDetector(OutlierMixin, BaseEstimator):
         """
         check_is_fitted(self)
         return export(self, path, X, preprocess=preprocess)
-
-    @property
-    def learning_rate_(self) -> float | None:
-        """Learning rate of the training that ended with `module_`; None without fine-tuning."""
-        check_is_fitted(self)
-        epochs = [record for record in self.history_ if record["phase"] == "fine-tune"]
-        # What an earlier version has saved lacks the rate if nothing was chosen.
-        return float(epochs[-1].get("learning_rate", self.learning_rate)) if epochs else None
 
     @property
     def module_(self) -> nn.Module:

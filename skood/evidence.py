@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -235,20 +234,20 @@ class Judge:
         self.before: dict[str, Detection] = {}
         self.after: dict[str, Detection] = {}
 
-    def __call__(self, network: Network, how: Mapping[str, Any], start: float) -> list[Record]:
-        """What a network comes to, a record for each score, which also tells how it was trained.
+    def __call__(self, network: Network, weight: float | None, start: float) -> list[Record]:
+        """What a network comes to that was trained with a weight since `start`, for each score.
 
-        Its training began at `start`. Without a weight it is the network before.
+        Without a weight it is the network before.
         """
         seen = seen_of_all(network, self.run.judging.rows)
         network_record = {
-            **how,
+            "sparsity_weight": weight,
             "accuracy_before": self.accuracy_before,
             "accuracy_after": self._accuracy(as_array(seen.logits.argmax(dim=1))),
             "mean_l1": math.nan if seen.features is None else float(l1(seen.features).mean()),
         }
         self.after = self.detections(network)
-        if how["sparsity_weight"] is None:
+        if weight is None:
             self.before = self.after
         records = [
             {

@@ -97,7 +97,7 @@ class DetectionDropWarning(SkoodWarning):
 
 
 class DivergenceWarning(SkoodWarning):
-    """Training failed at some of what "auto" tries."""
+    """Training failed at every weight above 0 that "auto" tries."""
 
 
 class NearChanceWarning(SkoodWarning):

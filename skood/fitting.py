@@ -102,7 +102,7 @@ ROWS_OF_A_CLASS = 20
 """Rows of each class by which the order of the labels is judged, at most."""
 
 HOW = ("sparsity_weight", "learning_rate", "layers")
-"""What a record tells of how a network was trained."""
+"""What a record of an epoch tells of how the network was fine-tuned."""
 
 SHOWN_OF_AN_EPOCH = ("loss", "accuracy", "mean_l1")
 
@@ -150,7 +150,7 @@ class Fit:
         ranks.agree(facts)
         self.seeds = ranks.from_first(seeds)
         self._rounded = False
-        self._tried: set[bool] = set()
+        self._tried = False
 
     @property
     def chosen(self) -> list[str]:
@@ -494,7 +494,7 @@ class Fit:
             return []
         detector, first = self.detector, self.ranks.first
         if detector.module is not None:
-            self._check_trainable(network, data.rows, terms)
+            self._check_trainable(network, data.rows)
         augment = get_augment(detector.augment)
         training = Training(network, data, terms, recipe, seed, augment, before)
         store, resume = None, None
@@ -531,13 +531,13 @@ class Fit:
                 history = training.run(resume, after_epoch)
         return [{"phase": phase, **record} for record in history]
 
-    def _check_trainable(self, network: Network, rows: Rows, terms: list[Term]) -> None:
+    def _check_trainable(self, network: Network, rows: Rows) -> None:
         """Refuse to train the user's network in vain, once; of a penalty, a warning may tell."""
-        penalized = any(t.parameter == "sparsity_weight" and t.weight > 0 for t in terms)
-        if self._tried.isdisjoint({penalized, True}):
-            given = cast(nn.Module, self.detector.module)
+        if not self._tried:
+            given, weight = cast(nn.Module, self.detector.module), self.detector.sparsity_weight
+            penalized = self.detector.max_epochs > 0 and (is_auto(weight) or weight > 0)
             check_trainable(network, rows, given=given, penalized=penalized)
-            self._tried.add(penalized)
+            self._tried = True
 
 
 def _drawn_seeds(detector: Detector) -> Seeds:

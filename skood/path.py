@@ -1,15 +1,13 @@
 """The regularisation path: sparsity weights one after another, each judged on rows held out.
 
-As LassoCV does, it goes along the weights of a penalty with warm starts: first with all layers at
-a small learning rate, then with the last ones at the whole one. Each rung of these ladders trains a
-share of the epochs, from where the rung below ended. The network of the rung that detects best is
-kept, which may be the network given.
+As LassoCV does, it goes along the weights of a penalty with warm starts. Each rung of this ladder
+trains the last layers for a share of the epochs, from where the rung below ended. The network of
+the rung that detects best is kept, which may be the network given.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import math
 import time
 from collections.abc import Iterator
@@ -21,7 +19,7 @@ from .engine.network import Network
 from .engine.training import SHARES, TrainingData
 from .evidence import ERRORS, KIND, KNOWN, REFUSALS, Evidence, Judge, Record, standard_error
 from .exceptions import DivergenceError, DivergenceWarning, NonFiniteLogitsError
-from .fitting import HOW, Fit
+from .fitting import Fit
 from .notices import first_line, warn_user
 from .parameters import is_auto, recipe_of
 from .penalties import Penalty
@@ -32,27 +30,14 @@ from .scoring import Scores
 __all__ = ["Outcome", "fine_tuned"]
 
 
-class Ladder(NamedTuple):
-    """How the network given is trained, weight after weight."""
+LADDER = (0.0, 0.3, 1.0, 3.0)
+"""Weights of a penalty whose mean is 1 before fine-tuning."""
 
-    rate: float
-    """Share of the learning rate."""
-
-    trained: float
-    """Share of the weights before the head that is trained, the last ones."""
-
-    weights: tuple[float, ...]
-    """Weights of a penalty whose mean is 1 before fine-tuning."""
-
-
-LADDERS = (
-    Ladder(rate=0.15, trained=SHARES["all"], weights=(1.0, 3.0)),
-    Ladder(rate=1.0, trained=SHARES["last"], weights=(0.0, 0.3, 1.0, 3.0)),
-)
-"""Few networks gain from all layers at a high rate, and many lose what these detect."""
+TRAINED = SHARES["last"]
+"""Share of the weights before the head that is trained: first layers see what later ones drop."""
 
 SHARE_OF_A_RUNG = 1 / 3
-"""Share of the epochs that a weight of a ladder trains."""
+"""Share of the epochs that a weight of the ladder trains."""
 
 REFERENCES = ("three_views", "two_views", "energy")
 """Scores that another has to be better than, the first that can be had."""
@@ -90,7 +75,7 @@ def fine_tuned(
         history = run.fine_tune(network, data, penalty, weight, recipe, run.seeds.fine_tuning)
     score = run.detector.score_function
     if judge is not None and is_auto(score):
-        records = judge(network, how_of(history) | {"sparsity_weight": weight}, start)
+        records = judge(network, weight, start)
         # Whatever the weight asked for costs.
         best = max(robust(records), key=lambda record: record["auroc"])
         judge.warn_if_worse(best["score_function"])
@@ -102,13 +87,8 @@ def fine_tuned(
     return Outcome(history, weight, get_score(score), [])
 
 
-def how_of(history: list[Record]) -> Record:
-    """How a network with these epochs was trained."""
-    return {name: history[-1][name] if history else None for name in HOW}
-
-
 class Path:
-    """The ladders of a fit, each from the network as it is."""
+    """The ladder of a fit, from the network as it is."""
 
     def __init__(self, run: Fit, evidence: Evidence, network: Network, data: TrainingData) -> None:
         self.run = run
@@ -118,9 +98,9 @@ class Path:
         self.judge = Judge(run, evidence, network, data)
 
     def outcome(self) -> Outcome:
-        """Go up the ladders, and put the network on the rung that detects best."""
+        """Go up the ladder, and put the network on the rung that detects best."""
         network, kept_history = self.network, list[Record]()
-        path = self.judge(network, how_of([]), self.start)
+        path = self.judge(network, None, self.start)
         best, kept = best_of(path), network.uncompiled_copy()
         for found, history in self._rungs():
             path = path + found
@@ -133,32 +113,29 @@ class Path:
     def _rungs(self) -> Iterator[tuple[list[Record], list[Record]]]:
         """What each rung comes to, and the epochs up to it.
 
-        A ladder ends at a rung that fails.
+        The ladder ends at a rung that fails, which is an error if it is the first.
         """
         run, network = self.run, self.network
         if run.detector.max_epochs == 0:
             return
         penalty, given = run.fitted_penalty(network, self.data), network.uncompiled_copy()
-        unit, number = self._unit(penalty), itertools.count()
-        failed: list[tuple[Ladder, DivergenceError]] = []
-        for ladder in LADDERS:
-            network.adopt(given.uncompiled_copy().public)
-            history: list[Record] = []
-            for relative in ladder.weights:
-                weight = float(f"{relative / unit:.{DIGITS}g}")
-                try:
-                    found, trained = self._tried(next(number), ladder, weight, penalty, given)
-                except DivergenceError as error:
-                    if not history:
-                        failed.append((ladder, error))
-                    break
-                begun = len(history) + 1
-                history = history + [r | {"epoch": i} for i, r in enumerate(trained, begun)]
-                yield found, history
-        self._tell(failed)
+        unit, history = self._unit(penalty), list[Record]()
+        for number, relative in enumerate(LADDER):
+            weight = float(f"{relative / unit:.{DIGITS}g}")
+            try:
+                found, trained = self._tried(number, weight, penalty, given)
+            except DivergenceError as error:
+                if number == 0:
+                    raise
+                if number == 1:
+                    self._warn_of_no_weight(error)
+                return
+            begun = len(history) + 1
+            history = history + [r | {"epoch": i} for i, r in enumerate(trained, begun)]
+            yield found, history
 
     def _tried(
-        self, number: int, ladder: Ladder, weight: float, penalty: Penalty, given: Network
+        self, number: int, weight: float, penalty: Penalty, given: Network
     ) -> tuple[list[Record], list[Record]]:
         """What a rung comes to, and its epochs; a DivergenceError if it comes to nothing."""
         run, network, start = self.run, self.network, time.perf_counter()
@@ -167,13 +144,12 @@ class Path:
         recipe = dataclasses.replace(
             full,
             epochs=max(1, round(epochs)),
-            learning_rate=ladder.rate * full.learning_rate,
-            trained=min(ladder.trained, full.trained),
+            trained=TRAINED,
         )
         seed, some = self._drawn(number, min(1.0, epochs / recipe.epochs))
         trained = run.fine_tune(network, some, penalty, weight, recipe, seed, given)
         try:
-            return self.judge(network, how_of(trained), start), trained
+            return self.judge(network, weight, start), trained
         except NonFiniteLogitsError as error:
             raise DivergenceError(
                 "The logits are NaN or infinite after fine-tuning. Lower learning_rate (now "
@@ -185,18 +161,12 @@ class Path:
                 f"learning_rate (now {full.learning_rate:g}), or pass another score_function."
             ) from error
 
-    def _tell(self, failed: list[tuple[Ladder, DivergenceError]]) -> None:
-        """Warn of the ladders that have no rung; if none has any, fail."""
-        if len(failed) == len(LADDERS):
-            raise failed[-1][1]
-        for ladder, error in failed if self.run.ranks.first else []:
-            full = float(self.run.detector.learning_rate)
-            remedy = f"Lower learning_rate (now {full:g})"
-            if ladder.weights[0] > 0:
-                remedy += ", or pass another penalty: without this one, training does not fail"
+    def _warn_of_no_weight(self, error: DivergenceError) -> None:
+        if self.run.ranks.first:
             warn_user(
-                'sparsity_weight="auto" has nothing to choose at learning_rate='
-                f"{ladder.rate * full:g}, as training fails there: {cause_of(error)}. {remedy}.",
+                f'sparsity_weight="auto" cannot try a weight above 0: {cause_of(error)}. Lower '
+                f"learning_rate (now {float(self.run.detector.learning_rate):g}), or pass another "
+                "penalty: without this one, training does not fail.",
                 DivergenceWarning,
             )
 
@@ -300,10 +270,9 @@ def _told_of(record: Record) -> str:
 
 
 def _named(record: Record) -> str:
-    weight, rate = record["sparsity_weight"], record["learning_rate"]
+    weight = record["sparsity_weight"]
     network = "the network untouched" if weight is None else f"sparsity_weight={weight:g}"
-    trained = "" if rate is None else f" at learning_rate={rate:g}"
-    return f"{network}{trained} with {record['score_function']}"
+    return f"{network} with {record['score_function']}"
 
 
 def is_accurate(record: Record) -> bool:

@@ -443,6 +443,8 @@ def _labels(detector: SparseEnergyOODDetector, X: Any, y: ArrayLike | None) -> N
 def _described(detector: SparseEnergyOODDetector, X: Any) -> dict[str, Any]:
     score, penalty = detector.score_function_, detector.penalty
     epochs = [record for record in detector.history_ if record["phase"] == "fine-tune"]
+    # What an earlier version has saved lacks the rate of its epochs.
+    rate = epochs[-1].get("learning_rate", detector.learning_rate) if epochs else None
     names: dict[Any, str] = {kind: name for name, kind in SCORES.items()}
     offsets = detector.class_offsets_
     own = ", built by skood" if detector.module is None else ""
@@ -455,7 +457,7 @@ def _described(detector: SparseEnergyOODDetector, X: Any) -> dict[str, Any]:
         "penalty": penalty if isinstance(penalty, str) else _name(penalty),
         "sparsity_weight": detector.sparsity_weight_,
         "epochs": len(epochs),
-        "learning_rate": detector.learning_rate_,
+        "learning_rate": rate,
         "tpr": detector.tpr_,
         "threshold": detector.offset_ if offsets is None else offsets.tolist(),
         "calibration_rows": len(detector.calibration_scores_),

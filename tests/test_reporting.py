@@ -115,19 +115,22 @@ def test_the_detector_is_described(made, fitted, digits):
     assert (described["classes"], described["score"]) == (10, "energy")
     assert (described["penalty"], described["sparsity_weight"]) == ("relative_l1", 1)
     assert (described["epochs"], described["tpr"]) == (2, 0.95)
-    assert described["learning_rate"] == fitted.learning_rate_
+    assert described["learning_rate"] == fitted.learning_rate
     assert described["threshold"] == fitted.offset_
     assert described["calibration_rows"] == len(digits.X_fresh)
     assert described["doubts"] == []
 
 
-def test_the_learning_rate_is_that_of_the_weight_chosen(digits):
-    chosen = SparseEnergyOODDetector(digits.module, max_epochs=1, random_state=0)
-    chosen.fit(digits.X, digits.y).calibrate(digits.X_fresh)
-    chosen.history_[-1]["learning_rate"] = 0.00015  # of a path
-    made = report(chosen, digits.X_test)
+def test_the_learning_rate_is_that_of_the_training(digits):
+    detector = SparseEnergyOODDetector(
+        digits.module, learning_rate=0.00015, max_epochs=1, random_state=0
+    )
+    detector.fit(digits.X, digits.y).calibrate(digits.X_fresh).set_params(learning_rate=0.5)
+    made = report(detector, digits.X_test)
     assert made.detector["learning_rate"] == 0.00015
     assert "| learning rate | 0.00015 |" in made.to_markdown()
+    del detector.history_[-1]["learning_rate"]  # as a file of before may lack it
+    assert report(detector, digits.X_test).detector["learning_rate"] == 0.5
     untouched = SparseEnergyOODDetector(digits.module, max_epochs=0)
     untouched.fit(digits.X, digits.y).calibrate(digits.X_fresh)
     assert "| learning rate | none |" in report(untouched, digits.X_test).to_markdown()

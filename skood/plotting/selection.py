@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 __all__ = ["SelectionDisplay"]
 
-WEIGHT, LEARNING_RATE = "sparsity_weight", "learning_rate"
+WEIGHT = "sparsity_weight"
 FPR95, ACCURACY_CHANGE, MEAN_L1 = "neg_fpr_at_tpr", "accuracy_change", "mean_l1"
 VALID_WEIGHT = Number(Real, 0, None, closed="left")
 AXIS_LABELS = {metric.name_in_searches: metric.title for metric in METRICS} | {
@@ -209,11 +209,7 @@ class SelectionDisplay:
             )
         display = cls(
             cv_results={
-                # A path that was saved by an earlier version has one learning rate.
-                "params": [
-                    {name: record[name] for name in (WEIGHT, LEARNING_RATE) if name in record}
-                    for record in rungs
-                ],
+                "params": [{WEIGHT: record[WEIGHT]} for record in rungs],
                 **{
                     f"{statistic}_test_{name}": [value[i] for value in map(of_record, rungs)]
                     for name, of_record in PANELS_OF_A_PATH.items()

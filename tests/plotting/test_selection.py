@@ -537,21 +537,6 @@ def test_rungs_that_let_a_kind_in_are_marked():
     assert {"a kind detected worse", "accuracy lost > 0.01"} <= {*labels}
 
 
-def test_each_learning_rate_of_a_path_is_a_line():
-    tried = [(0.003, 1.0), (0.003, 3.0), (0.02, 0.0), (0.02, 1.0)]
-    rungs = [
-        BEFORE | {"sparsity_weight": weight, "learning_rate": rate, "auroc": 0.5 + weight / 8}
-        for rate, weight in tried
-    ]
-    rungs[1]["chosen"] = True
-    path_ = [BEFORE | {"learning_rate": None}, *rungs]
-    display = SelectionDisplay.from_estimator(SimpleNamespace(path_=path_))
-    lines = {line.get_label(): line for line in display.axes_[0].lines}
-    assert lines["learning_rate=0.003"].get_xydata().tolist() == [[1, 0.625], [3, 0.875]]
-    assert lines["learning_rate=0.02"].get_xydata().tolist() == [[0, 0.5], [1, 0.625]]
-    assert lines["chosen: 3, learning_rate=0.003"].get_xydata().tolist() == [[3, 0.875]]
-
-
 def test_a_path_that_ended_at_once_is_drawn():
     untouched = BEFORE | {"chosen": True}
     rung = untouched | {"sparsity_weight": 0.0, "accuracy_after": 0.5, "chosen": False}

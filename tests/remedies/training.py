@@ -142,16 +142,10 @@ CASES = [
                 "learning_rate",
                 1e-3,
             ),
-            (
-                '"auto" has nothing to choose at learning_rate=0.9',
-                {**AUTO, "learning_rate": 6.0, "score_function": large},
-                "learning_rate",
-                1e-3,
-            ),
         ]
     ),
     case(
-        'sparsity_weight="auto" has nothing to choose at learning_rate=',
+        'sparsity_weight="auto" cannot try a weight above 0',
         lambda: diverge(**AUTO, penalty=entropy),
         says("pass another penalty: without this one", lambda: diverge(**AUTO)),
     ),
