@@ -39,6 +39,9 @@ MOST_KEPT = 256 * 2**20
 LOGISTIC = math.pi / 3**0.5
 """Standard deviation of the standard logistic distribution."""
 
+LOWEST = 1 / 4
+"""Share of the rows held out by whose values `ThreeViews` tells what is unusual."""
+
 
 class _Kept:
     """Outputs that are kept when they are read, if they are not too large, to be read again."""
@@ -68,6 +71,9 @@ class Views(FittedScore):
     """Scores in one, each standardised: what they share, whatever they look at."""
 
     uses_held_out = True
+
+    _compared: ClassVar[str] = "all"
+    """Which of the rows held out decide what is usual, as an error tells it."""
 
     @property
     def uses_head(self) -> bool:  # type: ignore[override]
@@ -143,17 +149,20 @@ class Views(FittedScore):
             setattr(self, f"{parameter}_", view)
         pieces = self._pieces(held_out, head)
         values = torch.cat([self._values(*z[:2], *z[3:]) for z in pieces], dim=1)
-        self.means_ = values.mean(dim=1, keepdim=True)
-        self.deviations_ = values.std(dim=1, keepdim=True, correction=0)
+        self.means_, self.deviations_ = self._moments(values)
         rounding = torch.finfo(torch.float32).eps * self.means_.abs()
         for view, deviation, least in zip(views, self.deviations_, rounding, strict=True):
             if not deviation > least:
                 raise ValueError(
                     f"{name} cannot weigh {quoted(view)} against other views, as it is the same "
-                    f"for all of the {values.shape[1]} rows held out. Pass more rows, or one of "
-                    "them alone as score_function."
+                    f"for {self._compared} of the {values.shape[1]} rows held out. Pass more rows, "
+                    "another view, or one of them alone as score_function."
                 )
         return self
+
+    def _moments(self, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation of each view, both of shape (number of views, 1)."""
+        return values.mean(dim=1, keepdim=True), values.std(dim=1, keepdim=True, correction=0)
 
     def __call__(self, features: Tensor, logits: Tensor, layers: Tensor | None = None) -> Tensor:
         """Sum of the logarithms of p-values, ``log sigmoid(pi / sqrt(3) v)``, shape (n,).
@@ -271,7 +280,9 @@ class ThreeViews(Views):
     """Three scores in one: `TwoViews`, and what inner layers do.
 
     The third view sees what features have dropped, and so most of what is drawn, written or made
-    rather than photographed. It is standardised like the others, and its p-value counts as much.
+    rather than photographed. Values of the three are low in different ways: distances are far from
+    usual for some in-distribution rows, the energy hardly ever is. So the logistic distribution of
+    each is that with the quartile and the mean of the lowest quarter of the rows held out.
 
     Parameters
     ----------
@@ -287,7 +298,7 @@ class ThreeViews(Views):
     of_logits_, of_features_, of_layers_ : callable
         The three scores, with their statistics of the training rows if they have any.
     means_ : Tensor of shape (3, 1), float64
-        Means of the three on the rows held out.
+        Means of the logistic distributions of the three.
     deviations_ : Tensor of shape (3, 1), float64
         Their standard deviations.
 
@@ -315,6 +326,7 @@ class ThreeViews(Views):
         "of_features": [str, callable],
         "of_layers": [str, callable],
     }
+    _compared: ClassVar[str] = "the lowest quarter"
 
     def __init__(
         self,
@@ -325,3 +337,12 @@ class ThreeViews(Views):
         self.of_logits = of_logits
         self.of_features = of_features
         self.of_layers = of_layers
+
+    def _moments(self, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Those of the logistic distributions that agree with the lowest values of each view."""
+        quantile = values.quantile(LOWEST, dim=1, keepdim=True)
+        below = (quantile - values).clamp(min=0)
+        n_below = (below > 0).sum(dim=1, keepdim=True).clamp(min=1)
+        # Below its quantile of p, a logistic distribution lies -s log(1 - p) / p on average.
+        scale = below.sum(dim=1, keepdim=True) / n_below * LOWEST / -math.log1p(-LOWEST)
+        return quantile + scale * math.log(1 / LOWEST - 1), LOGISTIC * scale

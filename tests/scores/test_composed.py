@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
@@ -44,14 +46,18 @@ def test_two_views_are_logarithms_of_logistic_p_values_added_up(first, second):
 
 
 @pytest.mark.parametrize("of_layers", ["layer_moments", "knn"])
-def test_three_views_add_a_third(of_layers):
-    case = usual()
+def test_three_views_are_logistic_in_the_lowest_quarter(of_layers):
+    case, expected = usual(), 0.0
     score = fitted(ThreeViews(of_layers=of_layers), case)
-    third = fitted(of_layers, case)
-    reference, values = seen(third, held_out(case)).numpy(), seen(third, case.new).numpy()
-    scale = reference.std() * np.sqrt(3) / np.pi
-    added = logistic.logcdf(values, reference.mean(), scale)
-    expected = scores_of("two_views", case) + added
+    quartile = logistic.ppf(0.25)
+    mean_below = logistic.expect(ub=quartile, conditional=True)
+    for name in ("energy", "direction_length", of_layers):
+        view = fitted(name, case)
+        reference, values = seen(view, held_out(case)).numpy(), seen(view, case.new).numpy()
+        of_rows = np.quantile(reference, 0.25)
+        lowest = reference[reference < of_rows]
+        scale = (of_rows - lowest.mean()) / (quartile - mean_below)
+        expected += logistic.logcdf(values, of_rows - scale * quartile, scale)
     np.testing.assert_allclose(seen(score, case.new).numpy(), expected, rtol=1e-9)
     assert score.uses_layers is (of_layers == "layer_moments")
 
@@ -153,6 +159,23 @@ def test_a_view_that_is_the_same_for_all_rows_held_out_is_refused():
     for few in ([case.fit[0][:1], case.fit[1][:1], case.fit[2][:1]],):
         with pytest.raises(ValueError, match=r"cannot weigh Energy\(\) .* all of the 1 rows held"):
             fit_score(TwoViews(), [case.fit], lambda: case.head, lambda few=few: [Outputs(*few)])
+
+
+def test_a_view_whose_lowest_values_are_the_same_is_refused():
+    case = usual()
+    n_rows = len(held_out(case).labels)
+
+    def least(features, logits, n_same):
+        energy = logits.logsumexp(dim=1)
+        return energy.clamp(min=energy.sort().values[n_same - 1])
+
+    for share, refused in ((0.2, False), (0.3, True)):
+        score = ThreeViews(of_logits=partial(least, n_same=int(share * n_rows)))
+        if refused:
+            with pytest.raises(ValueError, match=r"cannot weigh .* the lowest quarter of the"):
+                fitted(score, case)
+        else:
+            assert torch.isfinite(seen(fitted(score, case), case.new)).all()
 
 
 def test_vim_as_a_view_takes_fewer_rows_held_out_than_features():
