@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import math
 import sys
 import time
 import warnings
@@ -36,7 +37,7 @@ from images import (
     read_data,
     read_network,
 )
-from kinds import means_by_kind, noise_sets, of_the_six
+from kinds import KINDS, means_by_kind, noise_sets, of_the_six
 from sklearn.model_selection import GridSearchCV
 from tables import header, line
 from torch import nn
@@ -57,6 +58,9 @@ from skood.scoring import HeldOut, seen_of_all
 
 SCORES = ("energy", "two_views", "three_views")
 """Scores that are shown beside the one that "auto" chooses."""
+
+GROUPS = ("kinds of the panel", "other kinds")
+"""Means over kinds that are shown beside that over all."""
 
 FOLDS = 3
 
@@ -264,9 +268,9 @@ def timed(estimator: Any, x: Any, y: Any) -> tuple[float, Any]:
 def report(rows: list[dict[str, str]]) -> list[str]:
     """Markdown: every rung; what is chosen, and its regret; the time."""
     seeds = sorted({row["seed"] for row in rows})
-    rungs = [row for row in rows if row["method"] == "rung"]
+    rungs = [with_groups(row) for row in rows if row["method"] == "rung"]
     kinds = [column for column in rows[0] if column.startswith("kind:")]
-    shown = ["accuracy", "six", "kinds", *kinds]
+    shown = ["accuracy", "six", *GROUPS, "kinds", *kinds]
     lines = [*header("score", "weight", *shown, "AUROC of the judge")]
     for score in SCORES:
         of_score = [row for row in rungs if row["score"] == score]
@@ -275,22 +279,36 @@ def report(rows: list[dict[str, str]]) -> list[str]:
             auroc = f"{mean(each, 'judged_auroc'):.4f}"
             lines.append(line(score, weight, *means(each, shown), auroc))
     worst = "worst change of a kind"
-    lines += ["", *header("score", "chosen", *shown[:3], "regret, six", "regret, kinds", worst)]
+    summary = ["accuracy", "six", *GROUPS, "kinds"]
+    lines += ["", *header("score", "chosen", *summary, "regret, six", "regret, kinds", worst)]
     for score in (*SCORES, "auto"):
         choices = [choice([r for r in rungs if r["seed"] == seed], score) for seed in seeds]
         names = [" ".join(c["chosen"][of] for of in ("weight", "score")) for c in choices]
         regrets = [np.mean([c[name] for c in choices]) for name in ("six", "kinds", "worst")]
         chosen = [c["chosen"] for c in choices]
-        lines.append(line(score, ", ".join(names), *means(chosen, shown[:3]), *regrets))
+        lines.append(line(score, ", ".join(names), *means(chosen, summary), *regrets))
     for row in rows:
         if row["method"] == "search":
-            of_row = [float(row[name]) for name in shown[:3]]
+            of_row = means([with_groups(row)], summary)
             lines.append(line("energy", f"search: {row['weight']}", *of_row, "", "", ""))
     lines += ["", *header("fit", "score", "seconds", "times as long as with a fixed weight")]
     for method, score in dict.fromkeys((row["method"], row["score"]) for row in rows):
         if method != "rung":
             lines.append(line(method, score, *times(rows, method, score)))
     return lines
+
+
+def with_groups(row: dict[str, str]) -> dict[str, Any]:
+    """A row, and its means over the kinds of the panel and over others, if it has such."""
+    values = {
+        kind: float(value)
+        for column, value in row.items()
+        if (kind := column.removeprefix("kind:")) != column and value
+    }
+    of_panel = [value for kind, value in values.items() if kind in KINDS]
+    others = [value for kind, value in values.items() if kind not in KINDS]
+    means = [np.mean(group) if group else math.nan for group in (of_panel, others)]
+    return row | dict(zip(GROUPS, means, strict=True))
 
 
 def choice(rungs: list[dict[str, str]], score: str) -> dict[str, Any]:

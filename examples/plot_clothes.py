@@ -221,10 +221,9 @@ print(compared("auto", "three views"))
 # Here the score makes the difference. The energy lets more than half of the outliers pass, and
 # fine-tuning does not help; the paper's weight even hurts. ``fit`` warned of that on every seed,
 # with a ``DetectionDropWarning``, and without having seen an outlier. Two views and three find
-# nearly nine in ten without any training. The third finds more letters and fewer digits: on this
-# network, with three convolutions, inner layers see little that is strange about digits. What
-# "auto" chose is as good, and it saw no outliers. On CIFAR, the third view helps more, and so does
-# fine-tuning: the results on real images have the tables.
+# nearly nine in ten without any training. On this network, with three convolutions, inner layers
+# see little that the features do not. What "auto" chose is as good, and it saw no outliers. On
+# CIFAR the third view helps, and so does fine-tuning: the results on real images have the tables.
 #
 # The pictures
 # ------------

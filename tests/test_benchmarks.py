@@ -968,6 +968,23 @@ def test_kinds_are_drawn_by_their_seed(script, tmp_path, later):
         assert not np.array_equal(first, other)
 
 
+def test_superclasses_are_files_of_their_own(script, tmp_path):
+    superclasses = script("superclasses")
+    names = sorted(name for each in superclasses.SUPERCLASSES.values() for name in each.split())
+    assert len(set(names)) == 100
+    labels = np.repeat(np.arange(100), 4)
+    shape = (len(labels), 2, 2, 3)
+    x = np.broadcast_to(labels[:, None, None, None], shape).astype(np.uint8)
+    np.savez(tmp_path / "cifar100.npz", x_train=x, y_train=labels, classes=np.array(names))
+    superclasses.main(
+        ["--cifar100", str(tmp_path / "cifar100.npz"), "--rows", "15", "--folder", str(tmp_path)]
+    )
+    for name, members in superclasses.SUPERCLASSES.items():
+        images = np.load(tmp_path / f"{name}.npz")["x"]
+        assert images.shape == (15, 2, 2, 3)
+        assert {names[int(label)] for label in images[:, 0, 0, 0]} <= {*members.split()}
+
+
 def surrogate_arguments(**changed):
     options = {"test_rows": None, "scores": None, "detectors": None, "rows": "90"}
     options |= {"weights": ["0", "0.01:1", "20"], "seeds": ["0", "1"]}
