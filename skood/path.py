@@ -141,11 +141,7 @@ class Path:
         run, network, start = self.run, self.network, time.perf_counter()
         full = recipe_of(run.detector)
         epochs = full.epochs * SHARE_OF_A_RUNG
-        recipe = dataclasses.replace(
-            full,
-            epochs=max(1, round(epochs)),
-            trained=TRAINED,
-        )
+        recipe = dataclasses.replace(full, epochs=max(1, round(epochs)), trained=TRAINED)
         seed, some = self._drawn(number, min(1.0, epochs / recipe.epochs))
         trained = run.fine_tune(network, some, penalty, weight, recipe, seed, given)
         try:
