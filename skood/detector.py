@@ -141,9 +141,10 @@ class SparseEnergyOODDetector(OutlierMixin, BaseEstimator):
     weight_decay : float, default=5e-4
         Weight decay of fine-tuning, at least 0.
     layers : {"all", "last"}, default="all"
-        Layers whose parameters fine-tuning trains. "last" are the head and, of the others, those
-        that the module registered last, until they have at least 70 % of the weights. If the first
-        layer alone has over 30 %, that is all of them.
+        Layers whose parameters fine-tuning with a given weight trains; "auto" as `sparsity_weight`
+        trains the last. These are the head and, of the others, those that the module registered
+        last, until they have at least 70 % of the weights. If the first layer alone has over 30 %,
+        that is all of them.
     augment : {"flip", "flip-crop"} or callable, default=None
         Random changes of training batches, after `preprocess`. The named ones draw for each image;
         a callable maps a batch to a batch.

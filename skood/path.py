@@ -160,9 +160,9 @@ class Path:
     def _warn_of_no_weight(self, error: DivergenceError) -> None:
         if self.run.ranks.first:
             warn_user(
-                f'sparsity_weight="auto" cannot try a weight above 0: {cause_of(error)}. Lower '
+                f'sparsity_weight="auto" can try no weight above 0: {cause_of(error)}. Lower '
                 f"learning_rate (now {float(self.run.detector.learning_rate):g}), or pass another "
-                "penalty: without this one, training does not fail.",
+                "penalty or score_function.",
                 DivergenceWarning,
             )
 

@@ -419,7 +419,7 @@ def diverging(monkeypatch, weight_that_diverges):
     [
         (3.0, [None, 0.0, 0.3, 1.0], None),
         (1.0, [None, 0.0, 0.3], None),
-        (0.3, [None, 0.0], r"a weight above 0: The loss is nan in epoch 1 .* Lower"),
+        (0.3, [None, 0.0], r"no weight above 0: The loss is nan in epoch 1 .* Lower"),
     ],
 )
 def test_a_rung_that_diverges_ends_the_ladder(table, monkeypatch, weight, tried, told):
@@ -501,7 +501,7 @@ def test_a_penalty_that_cannot_be_trained_leaves_weight_0(table):
     def entropy(features):  # has no gradient where a feature is 0
         return torch.special.entr(features / (features.sum(dim=1, keepdim=True) + 1e-12)).sum(1)
 
-    with pytest.warns(DivergenceWarning, match=r"above 0: .*, or pass another penalty: without"):
+    with pytest.warns(DivergenceWarning, match=r"no weight above 0: .*, or pass another penalty"):
         detector = SparseEnergyOODDetector(
             table[2], sparsity_weight="auto", penalty=entropy, max_epochs=3, random_state=0
         ).fit(*table[:2])

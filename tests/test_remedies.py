@@ -214,7 +214,7 @@ ELSEWHERE = {
     "processes without rows": "processes: tests/test_torchrun.py",
     "processes without any": "processes: tests/test_torchrun.py",
     "trains on one process, and there are": "processes: tests/test_torchrun.py",
-    "The score refuses the network after fine-tuning": "tests/test_path.py, at both rates",
+    "The score refuses the network after fine-tuning": "tests/test_path.py",
     "The logits are NaN or infinite after fine-tuning": "tests/test_path.py, by a judge",
     "so there is nothing to fine-tune": "met before by what carries no gradient",
     "memory= {}: {}. {}.": "its kinds: tests/test_caching.py",

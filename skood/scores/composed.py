@@ -123,7 +123,8 @@ class Views(FittedScore):
         Raises
         ------
         ValueError
-            If a view cannot be fitted, or is the same for all rows held out.
+            If a view cannot be fitted, or is the same for all rows held out, of which `ThreeViews`
+            compares the lowest quarter.
         TypeError
             If a view needs the gradient of the network.
         """
@@ -340,9 +341,10 @@ class ThreeViews(Views):
 
     def _moments(self, values: Tensor) -> tuple[Tensor, Tensor]:
         """Those of the logistic distributions that agree with the lowest values of each view."""
-        quantile = values.quantile(LOWEST, dim=1, keepdim=True)
-        below = (quantile - values).clamp(min=0)
-        n_below = (below > 0).sum(dim=1, keepdim=True).clamp(min=1)
+        n_rows = values.shape[1]
+        ordered, place = values.sort(dim=1).values, LOWEST * (n_rows - 1)
+        quartile = ordered[:, [math.floor(place)]].lerp(ordered[:, [math.ceil(place)]], place % 1)
+        lowest = ordered[:, : max(1, round(LOWEST * n_rows))]
         # Below its quantile of p, a logistic distribution lies -s log(1 - p) / p on average.
-        scale = below.sum(dim=1, keepdim=True) / n_below * LOWEST / -math.log1p(-LOWEST)
-        return quantile + scale * math.log(1 / LOWEST - 1), LOGISTIC * scale
+        scale = (quartile - lowest).mean(dim=1, keepdim=True) * LOWEST / -math.log1p(-LOWEST)
+        return quartile + scale * math.log(1 / LOWEST - 1), LOGISTIC * scale

@@ -55,11 +55,27 @@ def test_three_views_are_logistic_in_the_lowest_quarter(of_layers):
         view = fitted(name, case)
         reference, values = seen(view, held_out(case)).numpy(), seen(view, case.new).numpy()
         of_rows = np.quantile(reference, 0.25)
-        lowest = reference[reference < of_rows]
+        lowest = np.sort(reference)[: round(len(reference) / 4)]
         scale = (of_rows - lowest.mean()) / (quartile - mean_below)
         expected += logistic.logcdf(values, of_rows - scale * quartile, scale)
     np.testing.assert_allclose(seen(score, case.new).numpy(), expected, rtol=1e-9)
     assert score.uses_layers is (of_layers == "layer_moments")
+
+
+def test_ties_at_the_quartile_do_not_widen_what_is_usual():
+    """The mean of the lowest quarter is that of as many rows, also if many of them are alike."""
+    case = usual()
+    n_rows = len(held_out(case).labels)
+
+    def alike(features, logits, n_below):
+        energy = logits.logsumexp(dim=1)
+        return -(energy < energy.sort().values[n_below]).double()
+
+    for n_below in (1, n_rows // 10, n_rows // 5):
+        score = fitted(ThreeViews(of_logits=partial(alike, n_below=n_below)), case)
+        assert score.deviations_[0] == pytest.approx(
+            logistic.std() * n_below / round(n_rows / 4) / (4 * np.log(4 / 3))
+        )
 
 
 def test_what_inner_layers_see_is_rejected_whatever_the_others_say():
