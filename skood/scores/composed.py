@@ -312,12 +312,13 @@ class ThreeViews(Views):
     >>> import torch
     >>> from skood.scores import Head, LayeredOutputs, ThreeViews, fit_score
     >>> head = Head(torch.eye(2).double(), torch.zeros(2).double())
-    >>> features = torch.tensor([[4.0, 0.0], [3.0, 0.5], [0.5, 3.0], [0.0, 5.0]]).double()
-    >>> layers = torch.tensor([[[1.0], [0.5]], [[2.0], [0.4]], [[1.5], [0.6]], [[1.2], [0.5]]])
-    >>> labels = torch.tensor([0, 0, 1, 1])
-    >>> outputs = LayeredOutputs(features, head(features), labels, layers.double())
+    >>> features = torch.tensor([[4, 0], [3, 0.5], [5, 0.2], [0.5, 3.5], [0, 5], [0.1, 4]]).double()
+    >>> layers = torch.tensor([[1, 0.5], [2, 0.4], [1.5, 0.7], [1.5, 0.6], [1.2, 0.5], [1, 0.4]])
+    >>> layers = layers[:, :, None].double()  # means and deviations of one channel
+    >>> labels = torch.tensor([0, 0, 0, 1, 1, 1])
+    >>> outputs = LayeredOutputs(features, head(features), labels, layers)
     >>> score = fit_score(ThreeViews(), [outputs], lambda: head, lambda: [outputs])
-    >>> strange = layers.double() + torch.tensor([[9.0], [0.0]])
+    >>> strange = layers + torch.tensor([[9.0], [0.0]])
     >>> bool((score(*outputs[:2], layers) > score(*outputs[:2], strange)).all())
     True
     """
