@@ -342,10 +342,10 @@ class ThreeViews(Views):
 
     def _moments(self, values: Tensor) -> tuple[Tensor, Tensor]:
         """Those of the logistic distributions that agree with the lowest values of each view."""
-        n_rows = values.shape[1]
-        ordered, place = values.sort(dim=1).values, LOWEST * (n_rows - 1)
-        quartile = ordered[:, [math.floor(place)]].lerp(ordered[:, [math.ceil(place)]], place % 1)
-        lowest = ordered[:, : max(1, round(LOWEST * n_rows))]
+        ordered, place = values.sort(dim=1).values, LOWEST * (values.shape[1] - 1)
+        above = math.ceil(place)
+        quartile = ordered[:, [math.floor(place)]].lerp(ordered[:, [above]], place % 1)
+        lowest = ordered[:, : max(1, above)]
         # Below its quantile of p, a logistic distribution lies -s log(1 - p) / p on average.
         scale = (quartile - lowest).mean(dim=1, keepdim=True) * LOWEST / -math.log1p(-LOWEST)
         return quartile + scale * math.log(1 / LOWEST - 1), LOGISTIC * scale

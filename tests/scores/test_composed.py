@@ -62,6 +62,18 @@ def test_three_views_are_logistic_in_the_lowest_quarter(of_layers):
     assert score.uses_layers is (of_layers == "layer_moments")
 
 
+@pytest.mark.parametrize("n_rows", [2, 5, 10, 11, 42])
+def test_the_lowest_quarter_is_what_lies_below_the_quartile(n_rows):
+    case = usual()
+    few = LayeredOutputs(*(tensor[:n_rows] for tensor in case.fit))
+    score = fit_score(ThreeViews(), [case.fit], lambda: case.head, lambda: [few])
+    energy = seen(get_score("energy"), few).numpy()
+    quartile = np.quantile(energy, 0.25)
+    mean_below = (quartile - energy[energy < quartile]).mean()
+    expected = logistic.std() * mean_below / (4 * np.log(4 / 3))
+    assert float(score.deviations_[0]) == pytest.approx(expected)
+
+
 def test_ties_at_the_quartile_do_not_widen_what_is_usual():
     """The mean of the lowest quarter is that of as many rows, also if many of them are alike."""
     case = usual()
