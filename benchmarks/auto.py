@@ -307,8 +307,8 @@ def with_groups(row: dict[str, str]) -> dict[str, Any]:
     }
     of_panel = [value for kind, value in values.items() if kind in KINDS]
     others = [value for kind, value in values.items() if kind not in KINDS]
-    means = [np.mean(group) if group else math.nan for group in (of_panel, others)]
-    return row | dict(zip(GROUPS, means, strict=True))
+    of_groups = [np.mean(group) if group else math.nan for group in (of_panel, others)]
+    return row | dict(zip(GROUPS, of_groups, strict=True))
 
 
 def choice(rungs: list[dict[str, str]], score: str) -> dict[str, Any]:

@@ -194,11 +194,10 @@ class SparseEnergyOODDetector(OutlierMixin, BaseEstimator):
         What "auto" tried: one record a "sparsity_weight" and "score_function", in the order of
         training. The weight is None for the network before fine-tuning. "auroc" is the mean over
         the kinds of outliers, "auroc_<kind>", that judge. It is there to compare by, as rows that
-        judge may be made (see the notes). "worse" names the kinds of which clearly
-        more are kept than before fine-tuning, by the same score. Further "accuracy_before" and
-        "accuracy_after", on the in-distribution rows that judge, "mean_l1" of their features,
-        "seconds" to train and judge, and whether it was "chosen". Empty if nothing was to be
-        chosen.
+        judge may be made (see the notes). "worse" names the kinds of which clearly more are kept
+        than before fine-tuning, by the same score. Further "accuracy_before" and "accuracy_after",
+        on the in-distribution rows that judge, "mean_l1" of their features, "seconds" to train and
+        judge, and whether it was "chosen". Empty if nothing was to be chosen.
     score_function_ : callable
         The score, with its statistics of the training rows if it has any.
     offset_ : float
@@ -238,9 +237,9 @@ class SparseEnergyOODDetector(OutlierMixin, BaseEstimator):
     What ``sparsity_weight="auto"`` does: it trains the last layers, whatever `layers` says, with
     the weights 0, 0.3, 1 and 3, as many networks lose by their first layers more than they gain.
     The weights are divided by the mean of the penalty before fine-tuning. Each trains a third of
-    `max_epochs`, from where the one before ended
-    (Friedman, Hastie & Tibshirani, "Regularization paths for generalized linear models via
-    coordinate descent", J. Stat. Softw. 33(1), 2010, on warm starts).
+    `max_epochs`, from where the one before ended (Friedman, Hastie & Tibshirani, "Regularization
+    paths for generalized linear models via coordinate descent", J. Stat. Softw. 33(1), 2010, on
+    warm starts).
     A tenth of the rows, at most 1,000, is held out to judge: by the accuracy, and by the AUROC
     against rows labelled `ood_label`. If there are none, it is the AUROC against each kind of
     `skood.model_selection.surrogate_outliers` that "auto" takes there. For that, images are turned

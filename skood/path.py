@@ -158,6 +158,7 @@ class Path:
             ) from error
 
     def _warn_of_no_weight(self, error: DivergenceError) -> None:
+        """Tell that weight 0 can be trained, but none above it."""
         if self.run.ranks.first:
             warn_user(
                 f'sparsity_weight="auto" can try no weight above 0: {cause_of(error)}. Lower '
