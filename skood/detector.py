@@ -64,6 +64,9 @@ if TYPE_CHECKING:
 
 ScoreArray = NDArray[np.float64]
 
+LARGEST = float(np.finfo(np.float32).max)
+"""What torch takes as a learning rate or weight decay, at most."""
+
 
 class SparseEnergyOODDetector(OutlierMixin, BaseEstimator):
     """Turn a trained classifier into one that tells which inputs are unlike its training data.
@@ -289,9 +292,9 @@ class SparseEnergyOODDetector(OutlierMixin, BaseEstimator):
         "pretrain_epochs": [StrOptions({"auto"}), Number(Integral, 0, None, closed="left")],
         "max_epochs": [Number(Integral, 0, None, closed="left")],
         "batch_size": [Number(Integral, 1, None, closed="left")],
-        "learning_rate": [Number(Real, 0, None, closed="neither")],
+        "learning_rate": [Number(Real, 0, LARGEST, closed="neither")],
         "momentum": [Number(Real, 0, 1, closed="left")],
-        "weight_decay": [Number(Real, 0, None, closed="left")],
+        "weight_decay": [Number(Real, 0, LARGEST, closed="left")],
         "layers": [StrOptions(set(SHARES))],
         "augment": [StrOptions(set(AUGMENTATIONS)), callable, None],
         "preprocess": [callable, None],

@@ -17,7 +17,7 @@ from .exceptions import DetectionDropWarning, SkoodWarning
 from .fitting import Fit
 from .metrics import auroc
 from .notices import first_line, held_back, warn_user
-from .parameters import n_workers
+from .parameters import n_workers, recipe_of
 from .parts import ROWS_APART
 from .penalties import l1
 from .scores import Head, LayeredOutputs, Outputs, apply_score, fit_score, get_score
@@ -111,7 +111,7 @@ def _to_check(run: Fit, network: Network) -> Evidence | None:
     None of tables, if they are too few, if training is short, or if no outliers can be made.
     """
     held_out = run.parts.threshold
-    trained = len(run.parts.training) * run.detector.max_epochs
+    trained = len(run.parts.training) * recipe_of(run.detector).epochs
     size = min(trained // TRAINED_FOR_A_CHECK, MOST_ROWS_OF_A_CHECK, len(held_out))
     if not run.comes_trained or size < ROWS_OF_A_CHECK:
         return None

@@ -220,7 +220,7 @@ class Fit:
     def pretrain(self, network: Network, data: TrainingData) -> list[dict[str, Any]]:
         """Train from scratch, if the network is built or `pretrain_epochs` asks for it."""
         epochs = pretraining_epochs(self.detector)
-        recipe = pretraining_recipe(len(data.rows), self.detector.batch_size, epochs)
+        recipe = pretraining_recipe(len(data.rows), int(self.detector.batch_size), epochs)
         terms = pretraining_terms()
         return self._train("pretrain", network, data, terms, recipe, self.seeds.pretraining)
 

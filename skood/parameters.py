@@ -68,8 +68,8 @@ def pretraining_epochs(detector: Detector) -> int | None:
 def recipe_of(detector: Detector) -> Recipe:
     """How long and how fast fine-tuning is."""
     return Recipe(
-        detector.max_epochs,
-        detector.batch_size,
+        int(detector.max_epochs),
+        int(detector.batch_size),
         float(detector.learning_rate),
         float(detector.momentum),
         float(detector.weight_decay),

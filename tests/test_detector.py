@@ -63,6 +63,19 @@ def logits_of(module, X):
 # What the methods give
 
 
+def test_numbers_of_narrow_types_mean_what_they_say(digits):
+    numbers = {"pretrain_epochs": 2, "max_epochs": 2, "batch_size": 100}
+    scores = [
+        quiet_fit(
+            SparseEnergyOODDetector(module, random_state=0, **of_type), digits.X, digits.y
+        ).score_samples(digits.X_test)
+        for module in (None, digits.module)
+        for of_type in (numbers, {name: np.int8(value) for name, value in numbers.items()})
+    ]
+    assert_array_equal(scores[0], scores[1])
+    assert_array_equal(scores[2], scores[3])
+
+
 def test_without_training_it_is_the_plain_energy_detector(digits):
     detector = quiet_fit(plain(digits.module), digits.X, digits.y)
     expected = logsumexp(logits_of(digits.module, digits.X_test), axis=1)

@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from sklearn.base import clone
 
 from skood import SparseEnergyOODDetector, parameters
 from skood.caching import DiskMemory
@@ -63,6 +64,8 @@ def test_the_recipe_is_that_of_the_parameters():
     assert recipe == Recipe(4, 16, 1.0, 0.0, 0.5)
     rates = (recipe.learning_rate, recipe.momentum, recipe.weight_decay)
     assert [type(rate) for rate in rates] == [float] * 3
+    narrow = parameters.recipe_of(clone(detector).set_params(batch_size=np.int8(16)))
+    assert type(narrow.batch_size) is int
     last = parameters.recipe_of(detector.set_params(layers="last"))
     assert last == replace(recipe, trained=0.7)
 
