@@ -205,6 +205,12 @@ class Network:
     def without_layers(self) -> None:
         """Go on with a score that does not look at inner layers."""
         self.layers, self._folded = (), None
+        if self.compiled:  # as it scores from here on, for which smaller shapes were not tried
+            self.unfold(Shapes(self.shapes.ladder[-1:]))
+
+    def unfold(self, shapes: Shapes) -> None:
+        """Go on scoring by the module itself, in shapes that suit it."""
+        self.shapes, self.pairs, self._folded = shapes, (), None
 
     def without_shape(self, shape: int) -> None:
         """Go on without forwards of so many rows, for which there is no memory."""

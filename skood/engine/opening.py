@@ -165,8 +165,7 @@ def unfold(network: Network, rows: Rows) -> None:
     most, small = network.shapes.ladder[-1], network.shapes.small
     precision = network.precision.scoring
     parts = network.module, network.head, network.layers, network.batcher
-    network.shapes = _choose_shapes(*parts, precision, rows, most, small)
-    network.pairs = ()
+    network.unfold(_choose_shapes(*parts, precision, rows, most, small))
 
 
 def _folds(

@@ -342,13 +342,17 @@ def test_rows_score_bitwise_the_same_in_any_company(opened):
         assert torch.equal(logits_of(network, rows[part]), whole[part])
 
 
-def test_a_network_that_no_longer_agrees_goes_on_as_it_is(opened):
-    network = opened(with_statistics(Parts(conv_then_norm)), IMAGES)
+@pytest.mark.parametrize("layers", [False, True])
+def test_a_network_that_no_longer_agrees_goes_on_as_it_is(opened, layers):
+    network = opened(with_statistics(Parts(conv_then_norm)), IMAGES, layers=layers)
+    logits_of(network, IMAGES)  # which folds it
     assert folds(network, as_rows(IMAGES))
-    network.module.function = lambda m, x: torch.relu(m.conv(x)) + m.norm(m.conv(x))
+    network.module.function = lambda m, x: (y := m.conv(x)).relu() + m.norm(y)
     assert not folds(network, as_rows(IMAGES))
     unfold(network, as_rows(IMAGES))
     assert network.pairs == ()
-    expected = opened(copy.deepcopy(network.module), IMAGES, fold_batch_norm=False)
+    assert network.layers == (("conv",) if layers else ())
+    own = {"fold_batch_norm": False, "layers": layers}
+    expected = opened(copy.deepcopy(network.module), IMAGES, **own)
     assert network.shapes == expected.shapes
     assert torch.equal(logits_of(network, IMAGES), logits_of(expected, IMAGES))

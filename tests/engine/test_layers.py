@@ -168,6 +168,19 @@ def test_a_network_looks_at_them_if_asked_to(opened):
     assert not any(len(part._forward_hooks) > 1 for part in network.module.modules())
 
 
+@pytest.mark.parametrize("fold_batch_norm", [False, True])
+def test_a_compiled_network_that_need_not_look_scores_compiled(opened, fold_batch_norm):
+    options = {"compiled": True, "fold_batch_norm": fold_batch_norm}
+    network = opened(images(), IMAGES, layers=True, **options)
+    network.without_layers()
+    expected = opened(images(), IMAGES, **options)
+    assert network.execution == expected.execution
+    run = []
+    network._forward = lambda batch: run.append(1) or network._run(batch)
+    layers_of(network, IMAGES)
+    assert run
+
+
 def test_training_does_not_look(opened, monkeypatch):
     network = opened(images(), IMAGES, layers=True)
     monkeypatch.setattr("skood.engine.network.moments_of", lambda *_: pytest.fail("it looked"))
