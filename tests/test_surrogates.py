@@ -6,7 +6,7 @@ from scipy import ndimage
 from sklearn.datasets import load_digits
 
 from skood.model_selection import surrogate_outliers, surrogates
-from skood.model_selection.surrogates import auto_kinds
+from skood.model_selection.surrogates import auto_kinds, surrogates_by_kind
 
 
 def numbered(*shape, dtype=np.int64):
@@ -183,6 +183,17 @@ def test_kinds_that_do_not_change_images_are_left_out_and_refused_by_name(X, lef
         message = f"kind '{kind}' would be rows like those of X, or of one colour. Pass kind='auto'"
         with pytest.raises(ValueError, match=message):
             surrogate_outliers(X, kind=kind)
+
+
+def test_a_kind_that_is_usable_on_all_rows_is_made_of_whichever_are_drawn():
+    """Of natural images and of images in two colours, which silhouettes leave as they are."""
+    random = np.random.RandomState(0)
+    natural, flat = random.rand(40, 8, 8), random.rand(60, 8, 8) > 0.5
+    X = random.permutation(np.concatenate([natural, flat]).astype(np.float32))
+    for seed in range(30):
+        made = surrogates_by_kind(X, 40, np.random.RandomState(seed))
+        assert "silhouettes" in made
+        assert {rows.shape for rows in made.values()} == {(5, 8, 8)}
 
 
 def test_a_kind_that_changes_all_but_a_few_rows_is_taken():

@@ -180,13 +180,7 @@ def surrogate_outliers(
         )
     random = random_generator(random_state)
     partners = _partners(len(X), y if kind == "mixture" else None, random)
-    outliers = np.empty_like(X)
-    for place, name in enumerate(kinds):
-        rows = np.arange(place, len(X), len(kinds))
-        for piece in slices(len(rows), len(rows) if name == "columns" else CHUNK_ROWS):
-            some = rows[piece]
-            outliers[some] = makers[name](X[some], X[partners[some]], random)
-    return outliers
+    return _made(X, [makers[name] for name in kinds], partners, random)
 
 
 def surrogates_by_kind(
@@ -216,12 +210,11 @@ def surrogates_by_kind(
     if not kinds:
         surrogate_outliers(X)  # which says why
     size = min(len(X), max(n_outliers // len(kinds), 2))
-    return {
-        kind: surrogate_outliers(
-            X[random.permutation(len(X))[:size]], kind=kind, random_state=random
-        )
-        for kind in kinds
-    }
+    outliers = {}
+    for kind in kinds:
+        some = X[random.permutation(len(X))[:size]]
+        outliers[kind] = _made(some, [_makers(some)[kind]], _partners(size, None, random), random)
+    return outliers
 
 
 def finite_rows(X: NDArray[Any]) -> NDArray[Any]:
@@ -381,6 +374,20 @@ def _instead_of(X: Rows, kind: str) -> str:
     return (
         f"Pass kind='auto', which takes {', '.join(map(repr, others))} here." if others else INSTEAD
     )
+
+
+def _made(
+    X: Rows, makers: list[Maker], partners: NDArray[np.intp], random: np.random.RandomState
+) -> Rows:
+    """What makers, which take the rows in turn, make of each row and its partner."""
+    outliers = np.empty_like(X)
+    for place, maker in enumerate(makers):
+        rows = np.arange(place, len(X), len(makers))
+        # A table goes at once, as what is permuted are its columns.
+        for piece in slices(len(rows), len(rows) if X.ndim == 2 else CHUNK_ROWS):
+            some = rows[piece]
+            outliers[some] = maker(X[some], X[partners[some]], random)
+    return outliers
 
 
 def _partners(n_rows: int, y: ArrayLike | None, random: np.random.RandomState) -> NDArray[np.intp]:
