@@ -1,4 +1,8 @@
-"""How well a network detects outliers, known or made, judged on rows that training does not see."""
+"""How well a network detects outliers, known or made, judged on rows held out.
+
+Training does not see these rows. If none are held out (``calibration_size=None``), a check of
+fine-tuning looks at training rows.
+"""
 
 from __future__ import annotations
 
@@ -10,10 +14,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from .calibration import calibration_rank
 from .engine.network import Network
 from .engine.rows import Rows, as_array, spaced
 from .engine.training import TrainingData
-from .exceptions import DetectionDropWarning, SkoodWarning
+from .exceptions import DetectionDropWarning, FewTrainingRowsWarning
 from .fitting import Fit
 from .metrics import auroc
 from .notices import first_line, held_back, warn_user
@@ -48,7 +53,7 @@ KIND = "auroc_"
 """What the names of the detection of each kind begin with, in a record."""
 
 OUTLIERS_OF_A_JUDGE = 2
-"""Surrogate outliers of all kinds together, for each row that judges."""
+"""Surrogate outliers of all kinds together, for each row that is held out to judge alone."""
 
 ROWS_TURNED = 64
 """Images by which it is told if a network takes turned ones for what they were, at most."""
@@ -119,8 +124,7 @@ def _to_check(run: Fit, network: Network) -> Evidence | None:
     try:
         if not _are_images(run, inliers.pick(np.arange(1))):
             return None
-        with held_back(SkoodWarning):
-            return _with_surrogates(run, network, inliers, size)
+        return _with_surrogates(run, network, inliers, size)
     except Exception:  # of a network or preprocess that takes no other rows than the user's
         return None
 
@@ -188,7 +192,8 @@ class Detection(NamedTuple):
         """What scores of in-distribution rows and of outliers come to."""
         inliers = scores[INLIERS]
         outliers = {kind: values for kind, values in scores.items() if kind != INLIERS}
-        threshold = np.quantile(inliers, 1 - tpr, method="lower")
+        rank = max(calibration_rank(len(inliers), tpr), 1)
+        threshold = np.sort(inliers)[rank - 1]
         return cls(
             {kind: auroc(inliers, values) for kind, values in outliers.items()},
             {kind: values >= threshold for kind, values in outliers.items()},
@@ -220,7 +225,7 @@ class Detection(NamedTuple):
 
 
 class Judge:
-    """How well a network detects, on rows that training does not see.
+    """How well a network detects, on rows held out.
 
     What is chosen by them must not place the threshold. Where nothing is chosen, these rows do.
     """
@@ -271,7 +276,7 @@ class Judge:
         for name, asked in self.run.scores.items():
             score = get_score(asked)
             try:
-                with held_back(SkoodWarning):  # of rows too few, which it will be fitted to anew
+                with held_back(FewTrainingRowsWarning):  # as it will be fitted to more
                     outputs_to_fit = pieces.training if hasattr(score, "fit") else []
                     fit_score(score, outputs_to_fit, pieces.head, lambda: pieces.held_out)
                 if uses_gradient(score):
@@ -337,6 +342,10 @@ class Pieces:
 
     def head(self) -> Head:
         """The head of the network."""
+        return self._head
+
+    @cached_property
+    def _head(self) -> Head:
         return head_of(self.network, self.few.rows)
 
 

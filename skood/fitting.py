@@ -51,9 +51,9 @@ from .engine.training import (
 )
 from .engine.watch import ROWS_OF_A_SCALE, Scale, Watch
 from .exceptions import (
+    FewTrainingRowsWarning,
     MemoryEntryWarning,
     RoundedValuesWarning,
-    SkoodWarning,
     ThresholdWarning,
 )
 from .labels import as_labels, cluster_labels, encode_labels, is_outlier
@@ -373,7 +373,7 @@ class Fit:
         score = get_score(self.detector.score_function)
         picks = spaced(len(data.rows), ROWS_OF_A_TRIAL)
         few = TrainingData(data.rows.pick(picks), data.labels[picks], data.outliers)
-        with held_back(SkoodWarning):  # of rows too few
+        with held_back(FewTrainingRowsWarning):
             try:
                 fitted = self.fitted_score(score, network, few, HeldOut(few.rows, few.labels))
             except ValueError:

@@ -13,6 +13,7 @@ from modules import HARM, digit_images, trained_mlp
 from torch import nn
 
 from skood import SparseEnergyOODDetector, evidence, path
+from skood.calibration import place_threshold
 from skood.engine.training import Training
 from skood.exceptions import DetectionDropWarning
 from skood.model_selection import surrogate_outliers, surrogates
@@ -267,9 +268,18 @@ def test_the_shares_told_are_those_of_the_detectors_themselves(monkeypatch):
     for share_after, kind, share_before in re.findall(r"(\d+)% of (\w+) \((\d+)% before", told):
         for detector, share in ((after, share_after), (before, share_before)):
             inliers = np.sort(detector.score_samples(seen[evidence.INLIERS]))
-            threshold = inliers[int(0.05 * (len(inliers) - 1))]
+            threshold = inliers[int(0.05 * (len(inliers) + 1)) - 1]
             kept = np.mean(detector.score_samples(seen[kind]) >= threshold)
             assert round(100 * kept) == int(share)
+
+
+@pytest.mark.parametrize("tpr", [0.8, 0.9, 0.95])
+def test_outliers_are_kept_as_a_detector_keeps_them(tpr):
+    for n_rows in range(20, 140):
+        inliers = np.random.RandomState(n_rows).randn(n_rows)
+        found = evidence.Detection.of({evidence.INLIERS: inliers, "same": inliers}, tpr)
+        threshold = place_threshold(inliers, tpr)
+        np.testing.assert_array_equal(found.kept["same"], inliers >= threshold)
 
 
 def test_the_check_leaves_no_mark(monkeypatch):

@@ -480,6 +480,17 @@ def test_a_torchscript_network_is_passed_each_time(tmp_path):
     assert not entries(tmp_path)
 
 
+@pytest.mark.parametrize("score", ["energy", "knn", "three_views", "auto"])
+def test_a_memory_that_cannot_be_used_is_told_of_with_any_score(tmp_path, score):
+    file = tmp_path / "file"
+    file.touch()
+    detector = SparseEnergyOODDetector(
+        CLASSIFIER, score_function=score, max_epochs=1, memory=file, random_state=0
+    )
+    with pytest.warns(MemoryEntryWarning):
+        detector.fit(X, Y)
+
+
 def test_what_cannot_be_told_is_not_kept_and_that_is_said(tmp_path, opened):
     network = opened(CLASSIFIER, X)
     network.public.handle = (tmp_path / "file").open("w")
