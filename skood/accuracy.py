@@ -18,6 +18,8 @@ from .exceptions import (
 from .notices import warn_user
 
 __all__ = [
+    "TOLERATED_DROP",
+    "accurate_enough",
     "first_of_each_class",
     "warn_if_accuracy_dropped",
     "warn_if_labels_doubtful",
@@ -39,6 +41,10 @@ IMPLAUSIBLE_ACCURACY = 0.99
 """Accuracy at which rows are likelier to have been trained on than to be fresh."""
 
 TOLERATED_DROP = 0.01
+"""Accuracy that fine-tuning may cost, as a fraction, if nothing else is asked for."""
+
+ROUNDING = 1e-9
+"""A loss of accuracy that equals the tolerance may exceed it by the rounding of a mean."""
 
 CHANCE_OF_A_FALSE_ALARM = 0.005
 """That another order makes right as many more rows, if it is only as good."""
@@ -60,6 +66,13 @@ LONGEST_LABEL = 16
 
 FEW_ROWS = 4
 """Rows that may score the same because they are the same."""
+
+
+def accurate_enough(
+    change: NDArray[np.float64], tolerance: float = TOLERATED_DROP
+) -> NDArray[np.bool_]:
+    """Whether changes of the accuracy lose no more than is tolerated; False for NaN."""
+    return change >= -tolerance - ROUNDING
 
 
 def warn_if_labels_doubtful(

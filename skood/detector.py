@@ -192,7 +192,7 @@ class SparseEnergyOODDetector(OutlierMixin, BaseEstimator):
     classes_ : ndarray of shape (K,)
         Label of each logit.
     sparsity_weight_ : float or None
-        The sparsity weight of `module_`; None if "auto" left the network untouched.
+        The sparsity weight of `module_`; None if it was not fine-tuned.
     path_ : list of dict
         What "auto" tried: one record a "sparsity_weight" and "score_function", in the order of
         training. The weight is None for the network before fine-tuning. "auroc" is the mean over

@@ -8,7 +8,7 @@ import torch
 
 from .caching import DiskMemory
 from .engine.batches import Batcher
-from .engine.training import SHARES, Recipe
+from .engine.training import Recipe
 from .notices import quoted
 from .scores import get_score, list_scores
 from .scores.protocol import ScoreFunction, uses_gradient
@@ -73,7 +73,7 @@ def recipe_of(detector: Detector) -> Recipe:
         float(detector.learning_rate),
         float(detector.momentum),
         float(detector.weight_decay),
-        trained=SHARES[detector.layers],
+        layers=detector.layers,
     )
 
 

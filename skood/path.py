@@ -15,8 +15,9 @@ from typing import NamedTuple, cast
 
 import numpy as np
 
+from .accuracy import accurate_enough
 from .engine.network import Network
-from .engine.training import SHARES, TrainingData
+from .engine.training import TrainingData
 from .evidence import ERRORS, KIND, KNOWN, REFUSALS, Evidence, Judge, Record, standard_error
 from .exceptions import DivergenceError, DivergenceWarning, NonFiniteLogitsError
 from .fitting import Fit
@@ -33,8 +34,8 @@ __all__ = ["Outcome", "fine_tuned"]
 LADDER = (0.0, 0.3, 1.0, 3.0)
 """Weights of a penalty whose mean is 1 before fine-tuning."""
 
-TRAINED = SHARES["last"]
-"""Share of the weights before the head that is trained: first layers see what later ones drop."""
+LAYERS = "last"
+"""Layers that are trained: the first ones see what later ones drop."""
 
 SHARE_OF_A_RUNG = 1 / 3
 """Share of the epochs that a weight of the ladder trains."""
@@ -64,14 +65,13 @@ def fine_tuned(
     asked = run.detector.sparsity_weight
     if is_auto(asked):
         return Path(run, cast(Evidence, evidence), network, data).outcome()
-    weight, start = float(asked), time.perf_counter()
+    start, recipe = time.perf_counter(), recipe_of(run.detector)
     judge = None if evidence is None else Judge(run, evidence, network, data)
-    history: list[Record] = []
-    if run.detector.max_epochs > 0:
+    weight, history = None, list[Record]()
+    if recipe.epochs > 0:
         if judge is not None:
             judge.before = judge.look(network)
-        recipe = recipe_of(run.detector)
-        penalty = run.fitted_penalty(network, data)
+        weight, penalty = float(asked), run.fitted_penalty(network, data)
         history = run.fine_tune(network, data, penalty, weight, recipe, run.seeds.fine_tuning)
     score = run.detector.score_function
     if judge is not None and is_auto(score):
@@ -141,7 +141,7 @@ class Path:
         run, network, start = self.run, self.network, time.perf_counter()
         full = recipe_of(run.detector)
         epochs = full.epochs * SHARE_OF_A_RUNG
-        recipe = dataclasses.replace(full, epochs=max(1, round(epochs)), trained=TRAINED)
+        recipe = dataclasses.replace(full, epochs=max(1, round(epochs)), layers=LAYERS)
         seed, some = self._drawn(number, min(1.0, epochs / recipe.epochs))
         trained = run.fine_tune(network, some, penalty, weight, recipe, seed, given)
         try:
@@ -226,15 +226,8 @@ def best_of(records: list[Record]) -> Record:
 
     Of equals, it is the first.
     """
-    # Imported here, as few fits need it, and it takes long.
-    from .model_selection import AccuracyGuard
-
-    records = [record for record in robust(records) if not record["worse"]]
-    results = {
-        "mean_test_auroc": [record["auroc"] for record in records],
-        "mean_test_accuracy_change": [accuracy_change(record) for record in records],
-    }
-    return records[AccuracyGuard("auroc")(results)]
+    allowed = [r for r in robust(records) if not r["worse"] and is_accurate(r)]
+    return max(allowed, key=lambda record: record["auroc"])
 
 
 def outcome_of(run: Fit, best: Record, path: list[Record], history: list[Record]) -> Outcome:
@@ -274,12 +267,7 @@ def _named(record: Record) -> str:
 
 def is_accurate(record: Record) -> bool:
     """Whether fine-tuning has cost no more accuracy than is tolerated."""
-    # Imported here, as few fits need it, and it takes long.
-    from .model_selection import AccuracyGuard
-    from .model_selection.guard import accurate_enough
-
-    change = np.array([accuracy_change(record)])
-    return bool(accurate_enough(change, AccuracyGuard().tolerance)[0])
+    return bool(accurate_enough(np.array(accuracy_change(record))))
 
 
 def accuracy_change(record: Record) -> float:

@@ -102,7 +102,7 @@ class DetectorReport:
         Date and time, in UTC.
     detector : dict
         What the detector is: "network", "parameters", "features" (None if TorchScript hides them),
-        "classes", "score", "penalty", "sparsity_weight" (None if the network was left untouched),
+        "classes", "score", "penalty", "sparsity_weight" (None if it was not fine-tuned),
         "epochs" of fine-tuning, the "learning_rate" of the last (None if there were none), "tpr",
         "threshold" (one, or a list of those of the classes), "calibration_rows", and "doubts", what
         `fit` had against its threshold.
@@ -267,7 +267,7 @@ class DetectorReport:
             "epochs of fine-tuning": f"{facts['epochs']}",
             "learning rate": "none" if rate is None else f"{rate:g}",
             "penalty": facts["penalty"],
-            "sparsity weight": "none, left untouched" if weight is None else f"{weight:g}",
+            "sparsity weight": "none, not fine-tuned" if weight is None else f"{weight:g}",
             "share to keep": _target(facts["tpr"]),
             "threshold": _threshold(facts["threshold"]),
             "calibration rows": f"{facts['calibration_rows']:,}, "

@@ -174,7 +174,7 @@ def counted(module):
         {"recipe": Recipe(2, 8, 0.1, 0.8, 5e-4)},
         {"recipe": Recipe(2, 8, 0.1, 0.9, 6e-4)},
         {"recipe": Recipe(2, 8, 0.1, 0.9, 5e-4, final_learning_rate=1e-5)},
-        {"recipe": Recipe(2, 8, 0.1, 0.9, 5e-4, trained=0.5)},
+        {"recipe": Recipe(2, 8, 0.1, 0.9, 5e-4, layers="last")},
         {"augment": "flip"},
         {"augment": lambda batch: batch},
         {"seed": 1},

@@ -43,7 +43,7 @@ PROBE_ROWS = 256
 """Rows that tell, after each epoch, whether the network still distinguishes its inputs."""
 
 SHARES = {"all": 1.0, "last": 0.7}
-"""Shares of the weights before the head that such layers have, at least."""
+"""Share of the weights before the head that is trained, the last ones; the head is, too."""
 
 COLLAPSED_SPREAD = 1e-2
 """Share of the initial range of energies below which they count as constant."""
@@ -82,8 +82,8 @@ class Recipe:
         L2 penalty on all parameters.
     final_learning_rate : float
         Learning rate after the last step.
-    trained : float
-        Share of the weights before the head that is trained, the last ones; the head is, too.
+    layers : str
+        Which layers are trained: "all", or the "last" ones.
     """
 
     epochs: int
@@ -92,12 +92,7 @@ class Recipe:
     momentum: float
     weight_decay: float
     final_learning_rate: float = 1e-6
-    trained: float = 1.0
-
-    @property
-    def layers(self) -> str:
-        """Which layers are trained, as records tell it."""
-        return "all" if self.trained == 1 else "last"
+    layers: str = "all"
 
 
 @dataclass(frozen=True)
@@ -170,7 +165,8 @@ class Training:
         network, recipe = self.network, self.recipe
         for term in self.terms:
             term.start(self.before)
-        still = names_before_the_last(network, recipe.trained) if recipe.trained < 1 else []
+        share = SHARES[recipe.layers]
+        still = names_before_the_last(network, share) if share < 1 else []
         if resume is not None:
             resume.module.to(network.device)
             network.adopt(resume.module)

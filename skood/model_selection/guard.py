@@ -10,16 +10,14 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.utils._param_validation import validate_parameter_constraints
 
+from ..accuracy import TOLERATED_DROP, accurate_enough
 from ..exceptions import SelectionWarning
 from ..notices import quoted, warn_user
 from ..validation import Number, check_results, valid_array
 
-__all__ = ["AccuracyGuard", "accurate_enough"]
+__all__ = ["AccuracyGuard"]
 
 TOLERANCE = [Number(Real, 0, None, closed="both")]
-
-ROUNDING = 1e-9
-"""A loss of accuracy that equals the tolerance may exceed it by the rounding of a mean."""
 
 
 class AccuracyGuard:
@@ -66,7 +64,7 @@ class AccuracyGuard:
     ... )
     """
 
-    def __init__(self, metric: str = "auroc", *, tolerance: float = 0.01) -> None:
+    def __init__(self, metric: str = "auroc", *, tolerance: float = TOLERATED_DROP) -> None:
         validate_parameter_constraints(
             {"metric": [str], "tolerance": TOLERANCE},
             {"metric": metric, "tolerance": tolerance},
@@ -150,21 +148,3 @@ class AccuracyGuard:
             )
         name = f"cv_results[{column!r}]"
         return valid_array(cv_results[column], name, ("n_candidates",), missing=True).astype(float)
-
-
-def accurate_enough(change: NDArray[np.float64], tolerance: float) -> NDArray[np.bool_]:
-    """Which candidates lose no more accuracy than is tolerated.
-
-    Parameters
-    ----------
-    change : ndarray of shape (n_candidates,)
-        Mean change of the accuracy of each candidate.
-    tolerance : float
-        Accuracy that may be lost, as a fraction.
-
-    Returns
-    -------
-    ndarray of shape (n_candidates,), bool
-        False for NaN.
-    """
-    return change >= -tolerance - ROUNDING

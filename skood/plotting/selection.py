@@ -12,8 +12,9 @@ from sklearn.exceptions import NotFittedError
 from sklearn.pipeline import Pipeline
 from sklearn.utils._param_validation import validate_parameter_constraints
 
+from ..accuracy import accurate_enough
 from ..metrics import METRICS
-from ..model_selection.guard import TOLERANCE, AccuracyGuard, accurate_enough
+from ..model_selection.guard import TOLERANCE, AccuracyGuard
 from ..notices import quoted
 from ..validation import Number, check_results
 from .shared import COLOURS, MARKERS, looks, panels
