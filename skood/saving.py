@@ -305,7 +305,7 @@ class _DetectorReader(Reader):
         if missing:
             raise UnusableError(
                 f"it holds no code, and needs {', '.join(missing)}",
-                "Pass to load what fit had, an untrained module will do",
+                "Pass to load what you passed to fit; the module may be untrained",
             )
         for name, thing in self.given.items():
             right = isinstance(thing, nn.Module) if name == "module" else callable(thing)

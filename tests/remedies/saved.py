@@ -105,7 +105,7 @@ CASES = [
         "it holds no code, and needs",
         lambda: load(of_own()),
         says(
-            *("module=", "preprocess=", "an untrained module will do"),
+            *("module=", "preprocess=", "the module may be untrained"),
             lambda: load(of_own(), module=network(), preprocess=doubled),
         ),
     ),
