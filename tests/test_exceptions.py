@@ -84,7 +84,7 @@ def fitted(module=None, **parameters):
 def diverge():
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        detector_of(max_epochs=5, learning_rate=1e100).fit(X, Y)
+        detector_of(max_epochs=5, learning_rate=1e30).fit(X, Y)
 
 
 def overflow():
