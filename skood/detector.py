@@ -424,6 +424,8 @@ class SparseEnergyOODDetector(OutlierMixin, BaseEstimator):
             If the features cannot be trained.
         FewTrainingRowsWarning
             If there are too few rows for the statistics of the score.
+        SelectionWarning
+            If fewer than 20 known outliers judge what "auto" chooses.
         SlowScoringWarning
             If rows must be scored one by one, or in small batches for lack of memory.
         UnscaledImagesWarning

@@ -12,13 +12,20 @@ from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from .calibration import calibration_rank
 from .engine.network import Network
+from .engine.outputs import Seen
 from .engine.rows import Rows, as_array, spaced
 from .engine.training import TrainingData
-from .exceptions import DetectionDropWarning, FewTrainingRowsWarning
+from .exceptions import (
+    DetectionDropWarning,
+    FewTrainingRowsWarning,
+    NonFiniteLogitsError,
+    SelectionWarning,
+)
 from .fitting import Fit
 from .metrics import auroc
 from .notices import first_line, held_back, warn_user
@@ -39,6 +46,7 @@ __all__ = [
     "Judge",
     "Pieces",
     "Record",
+    "error_of_auroc",
     "gathered",
     "standard_error",
 ]
@@ -54,6 +62,9 @@ KIND = "auroc_"
 
 OUTLIERS_OF_A_JUDGE = 2
 """Surrogate outliers of all kinds together, for each row that is held out to judge alone."""
+
+FEWEST_KNOWN = 20
+"""Known outliers that judge, if no warning says that they are few."""
 
 ROWS_TURNED = 64
 """Images by which it is told if a network takes turned ones for what they were, at most."""
@@ -104,8 +115,16 @@ def gathered(run: Fit, network: Network) -> Evidence | None:
 
 
 def _to_choose(run: Fit, network: Network) -> Evidence:
-    inliers = run.judging.rows
-    if len(run.outliers_to_judge) > 0:
+    inliers, n_known = run.judging.rows, len(run.outliers_to_judge)
+    if n_known > 0:
+        if n_known < FEWEST_KNOWN and run.ranks.first:
+            (name, *_) = run.chosen
+            warn_user(
+                f'{name}="auto" judges by {n_known} known outlier(s) of y, too few to tell much. '
+                f"Label at least {FEWEST_KNOWN}; or leave them out of X and y, so that outliers "
+                "that fit makes judge.",
+                SelectionWarning,
+            )
         return Evidence(inliers, {KNOWN: run.outliers_to_judge})
     return _with_surrogates(run, network, inliers, len(run.parts.judging))
 
@@ -139,26 +158,36 @@ def _are_images(run: Fit, rows: Rows) -> bool:
 def _with_surrogates(run: Fit, network: Network, inliers: Rows, n_judging: int) -> Evidence:
     """In-distribution rows, and outliers of each kind that are made of them."""
     # Imported here, as few fits need it, and it takes long.
-    from .model_selection.surrogates import INSTEAD, finite_rows, surrogates_by_kind
+    from .model_selection.surrogates import (
+        INSTEAD,
+        check_no_indices,
+        finite_rows,
+        surrogates_by_kind,
+    )
 
     workers, random = n_workers(run.detector), np.random.RandomState(run.seeds.judging)
     values = originals = inliers.in_memory(workers)
     if n_judging < ROWS_APART:  # of a handful of rows, none of some kinds can be made
         originals = run.inliers.in_memory(workers)
     try:
+        check_no_indices(originals, None if run.detector.preprocess else network.public)
         made = surrogates_by_kind(originals, OUTLIERS_OF_A_JUDGE * n_judging, random)
     except ValueError as error:
         if not run.chosen:
             raise
-        (name, *_) = run.chosen
-        raise ValueError(
-            f'{name}="auto" judges by outliers that it makes of X, and cannot: '
-            f"{first_line(error).removesuffix(INSTEAD)}Label known outliers in y, with "
-            f"ood_label=; or pass {name} yourself."
-        ) from error
+        raise _no_outliers(run, first_line(error).removesuffix(INSTEAD)) from error
     return Evidence(
         _as_new(run, network, inliers.like(finite_rows(values)), random),
         {kind: inliers.like(values) for kind, values in made.items()},
+    )
+
+
+def _no_outliers(run: Fit, reason: str) -> ValueError:
+    """The error for rows of which no outliers can be made that judge what is to be chosen."""
+    (name, *_) = run.chosen
+    return ValueError(
+        f'{name}="auto" judges by outliers that it makes of X, and cannot: {reason}Label known '
+        f"outliers in y, with ood_label=; or pass {name} yourself."
     )
 
 
@@ -270,7 +299,7 @@ class Judge:
 
     def detections(self, network: Network) -> dict[str, Detection]:
         """What each score detects that can be had of a network."""
-        seen = {of: seen_of_all(network, some) for of, some in self.rows.items()}
+        seen = {of: self._seen(network, of) for of in self.rows}
         pieces = Pieces(self.run, network, self.few)
         found, refused = {}, []
         for name, asked in self.run.scores.items():
@@ -292,6 +321,21 @@ class Judge:
         if not found:
             raise refused[0]
         return found
+
+    def _seen(self, network: Network, of: str) -> Seen:
+        """What the network gives of some rows; a ValueError if it takes no others than the user's.
+
+        That is not so of what it has become by training, nor if memory is short.
+        """
+        try:
+            return seen_of_all(network, self.rows[of])
+        except (NonFiniteLogitsError, MemoryError, torch.OutOfMemoryError):
+            raise
+        except Exception as error:
+            if of in (INLIERS, KNOWN) or not self.run.chosen:
+                raise
+            reason = f"the network does not take what is made of the kind {of!r}. "
+            raise _no_outliers(self.run, reason) from error
 
     def look(self, network: Network) -> dict[str, Detection]:
         """The same; nothing if it cannot be told, as nothing but a warning depends on it."""
@@ -347,6 +391,16 @@ class Pieces:
     @cached_property
     def _head(self) -> Head:
         return head_of(self.network, self.few.rows)
+
+
+def error_of_auroc(auroc: float, other: float, n_outliers: int) -> float:
+    """Standard error of the difference of two AUROC, at most, with few outliers and many inliers.
+
+    Birnbaum & Klose, "Bounds for the variance of the Mann-Whitney statistic", Ann. Math. Stat. 28,
+    1957, for scores that are not negatively correlated.
+    """
+    mean = (auroc + other) / 2
+    return math.sqrt(2 * mean * (1 - mean) / n_outliers)
 
 
 def standard_error(gains: Scores) -> float:

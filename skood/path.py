@@ -18,7 +18,17 @@ import numpy as np
 from .accuracy import accurate_enough
 from .engine.network import Network
 from .engine.training import TrainingData
-from .evidence import ERRORS, KIND, KNOWN, REFUSALS, Evidence, Judge, Record, standard_error
+from .evidence import (
+    ERRORS,
+    KIND,
+    KNOWN,
+    REFUSALS,
+    Evidence,
+    Judge,
+    Record,
+    error_of_auroc,
+    standard_error,
+)
 from .exceptions import DivergenceError, DivergenceWarning, NonFiniteLogitsError
 from .fitting import Fit
 from .notices import first_line, warn_user
@@ -77,7 +87,7 @@ def fine_tuned(
     if judge is not None and is_auto(score):
         records = judge(network, weight, start)
         # Whatever the weight asked for costs.
-        best = max(robust(records), key=lambda record: record["auroc"])
+        best = max(robust(records, n_known_of(run)), key=lambda record: record["auroc"])
         judge.warn_if_worse(best["score_function"])
         return outcome_of(run, best, records, history)
     if judge is not None:
@@ -101,10 +111,11 @@ class Path:
         """Go up the ladder, and put the network on the rung that detects best."""
         network, kept_history = self.network, list[Record]()
         path = self.judge(network, None, self.start)
-        best, kept = best_of(path), network.uncompiled_copy()
+        n_known = n_known_of(self.run)
+        best, kept = best_of(path, n_known), network.uncompiled_copy()
         for found, history in self._rungs():
             path = path + found
-            best = best_of(path)
+            best = best_of(path, n_known)
             if any(best is record for record in found):
                 kept, kept_history = network.uncompiled_copy(), history
         network.adopt(kept.public)  # what it has come to since is worse
@@ -195,24 +206,35 @@ def cause_of(error: Exception) -> str:
     return first_line(error).partition(". ")[0].removesuffix(".")
 
 
-def robust(records: list[Record]) -> list[Record]:
+def n_known_of(run: Fit) -> int:
+    """Known outliers that judge in place of made ones; 0 if none do."""
+    return len(run.outliers_to_judge)
+
+
+def robust(records: list[Record], n_known: int = 0) -> list[Record]:
     """Those whose score is the reference, or with the first network is clearly better than it.
 
     A score that finds some kinds of outliers easily can have the best mean and be blind to others.
+    And what a few known outliers show may be chance.
     """
     first = [r for r in records if r["sparsity_weight"] == records[0]["sparsity_weight"]]
     scored = {record["score_function"]: record for record in first}
     reference = next((scored[name] for name in REFERENCES if name in scored), first[0])
-    names = {name for name, r in scored.items() if r is reference or _is_better(r, reference)}
+    names = {
+        name for name, r in scored.items() if r is reference or _is_better(r, reference, n_known)
+    }
     return [record for record in records if record["score_function"] in names]
 
 
-def _is_better(record: Record, reference: Record) -> bool:
-    """Whether no kind is detected worse, and the mean gain is beyond what one kind may bring."""
+def _is_better(record: Record, reference: Record, n_known: int) -> bool:
+    """Whether no kind is detected worse, and the mean gain is beyond what chance may bring."""
     kinds = kinds_of(record)
-    if len(kinds) == 1 and kinds != [KNOWN]:
-        return False  # one kind that was made shows little
     gains = _gains(record, reference)
+    if kinds == [KNOWN]:
+        error = error_of_auroc(record["auroc"], reference["auroc"], n_known)
+        return bool(gains[0] > ERRORS * error)
+    if len(kinds) == 1:
+        return False  # one kind that was made shows little
     return bool(gains.min() >= 0 and gains.mean() > ERRORS * standard_error(gains))
 
 
@@ -221,12 +243,12 @@ def _gains(record: Record, other: Record) -> Scores:
     return np.array([record[f"{KIND}{kind}"] - other[f"{KIND}{kind}"] for kind in kinds_of(record)])
 
 
-def best_of(records: list[Record]) -> Record:
+def best_of(records: list[Record], n_known: int = 0) -> Record:
     """What detects best among what is robust and accurate enough, and on no kind clearly worse.
 
     Of equals, it is the first.
     """
-    allowed = [r for r in robust(records) if not r["worse"] and is_accurate(r)]
+    allowed = [r for r in robust(records, n_known) if not r["worse"] and is_accurate(r)]
     return max(allowed, key=lambda record: record["auroc"])
 
 
@@ -234,15 +256,15 @@ def outcome_of(run: Fit, best: Record, path: list[Record], history: list[Record]
     """What comes of the record that is chosen, which is told if the user wants to be."""
     best["chosen"] = True
     if len(path) > 1 and run.detector.verbose and run.ranks.first:
-        print(f"{type(run.detector).__name__}: {told(best, path)}")
+        print(f"{type(run.detector).__name__}: {told(best, path, n_known_of(run))}")
     score = get_score(run.scores[best["score_function"]])
     return Outcome(history, best["sparsity_weight"], score, path)
 
 
-def told(best: Record, path: list[Record]) -> str:
+def told(best: Record, path: list[Record], n_known: int = 0) -> str:
     """What was chosen, and why, in a line."""
     trained = best["sparsity_weight"] is not None
-    others = [r for r in robust(path) if (r["sparsity_weight"] is not None) != trained]
+    others = [r for r in robust(path, n_known) if (r["sparsity_weight"] is not None) != trained]
     next_best = max(others, key=lambda record: record["auroc"], default=None)
     compared = "" if next_best is None else f" ({_told_of(next_best)})"
     return (

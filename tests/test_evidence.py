@@ -282,6 +282,25 @@ def test_outliers_are_kept_as_a_detector_keeps_them(tpr):
         np.testing.assert_array_equal(found.kept["same"], inliers >= threshold)
 
 
+def test_a_network_that_does_not_take_what_is_made_is_told_of(digits):
+    class OfDark(nn.Module):
+        """Takes no image that is bright throughout, as an embedding takes no index beyond it."""
+
+        def __init__(self):
+            super().__init__()
+            self.inner = digits.module
+
+        def forward(self, x):
+            if (x.flatten(1).mean(dim=1) > 0.45).any():
+                raise IndexError("index out of range")
+            return self.inner(x.flatten(1))
+
+    X, y = digits.X[:400].reshape(-1, 8, 8), digits.y[:400]
+    detector = SparseEnergyOODDetector(OfDark(), score_function="auto", random_state=0)
+    with pytest.raises(ValueError, match=r"does not take what is made of the kind '.*Label known"):
+        detector.fit(X, y)
+
+
 def test_the_check_leaves_no_mark(monkeypatch):
     X, y, module = digit_images()
     checked, _ = warnings_of_fit(X, y, module)

@@ -91,7 +91,7 @@ def test_the_network_is_that_of_the_rung(table, monkeypatch):
     for wanted in (0, 1, 3, 4):
         judged = []
 
-        def best_of(records, wanted=wanted):
+        def best_of(records, _, wanted=wanted):
             return records[min(wanted, len(records) - 1)]
 
         class Judge(path.Judge):
@@ -320,7 +320,7 @@ def test_the_last_layers_are_trained(monkeypatch, layers):
         return records
 
     monkeypatch.setattr(Training, "run", run)
-    monkeypatch.setattr(path, "best_of", lambda records: records[-1])
+    monkeypatch.setattr(path, "best_of", lambda records, _: records[-1])
     detector = fit(data, max_epochs=1, layers=layers)
     everything = list(detector.module_.state_dict())
     # The first layer has less than 30 % of the weights before the head.
@@ -442,7 +442,7 @@ def test_a_rung_that_diverges_ends_the_ladder(table, monkeypatch, weight, tried,
 
 def test_a_path_with_a_rung_that_fails_is_found_again(table, tmp_path, monkeypatch):
     diverging(monkeypatch, 3.0)
-    monkeypatch.setattr(path, "best_of", lambda records: records[-1])
+    monkeypatch.setattr(path, "best_of", lambda records, _: records[-1])
     epochs, settings = [], {"distillation_weight": 1.0, "learning_rate": 1e-3}
 
     def epoch(training, number, original=Training._epoch):
@@ -481,7 +481,7 @@ def test_the_ladder_begins_with_the_network_given(table, monkeypatch):
         return records
 
     monkeypatch.setattr(Fit, "fine_tune", fine_tune)
-    monkeypatch.setattr(path, "best_of", lambda records: records[-1])
+    monkeypatch.setattr(path, "best_of", lambda records, _: records[-1])
     detector = fit(table)
     given = table[2].state_dict()
 
@@ -590,10 +590,23 @@ def test_a_weight_that_lets_in_more_of_any_kind_is_not_chosen():
     assert path.best_of([untouched, large]) is untouched
 
 
+@pytest.mark.parametrize("aurocs", [(0.0, 1.0), (0.5, 1.0), (0.9, 1.0)])
+def test_a_single_known_outlier_chooses_no_score(aurocs):
+    reference, other = (
+        judged(score, None, outliers=auroc)
+        for score, auroc in zip(("two_views", "vim"), aurocs, strict=True)
+    )
+    assert path.best_of([reference, other], 1) is reference
+
+
 def test_outliers_of_one_kind_decide_by_their_mean():
     reference = judged("two_views", None, outliers=0.90)
-    assert path.best_of([reference, judged("vim", None, outliers=0.89)]) is reference
-    assert path.best_of([reference, judged("vim", None, outliers=0.91)]) is not reference
+    worse, better = (judged("vim", None, outliers=auroc) for auroc in (0.89, 0.95))
+    assert path.best_of([reference, worse], 10**6) is reference
+    assert path.best_of([reference, better], 10**6) is better
+    # Two standard errors are 2 * sqrt(2 * 0.925 * 0.075 / n), which is 0.05 for 222 outliers.
+    assert path.best_of([reference, better], 222) is reference
+    assert path.best_of([reference, better], 223) is better
     # If they were made, one kind shows too little.
     made = judged("two_views", None, columns=0.90)
     assert path.best_of([made, judged("vim", None, columns=0.99)]) is made

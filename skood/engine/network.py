@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import threading
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -333,7 +334,7 @@ class Inside(threading.local):
             self.moments = None
         for name in names:
             if name not in moments or moments[name].shape[0] != logits.shape[0]:
-                raise layer_is_lost(name)
+                raise LostLayerError(name)
         return entered, logits, torch.cat([moments[n] for n in names], dim=2) if names else None
 
     def with_logits(self, module: nn.Module, batch: Tensor) -> tuple[Any, Tensor]:
@@ -353,7 +354,7 @@ class Inside(threading.local):
         if self.moments is None:  # the forward is for something else, or of another thread
             return
         if name in self.moments or output.is_nested:
-            raise layer_is_lost(name)
+            raise LostLayerError(name)
         self.moments[name] = moments_of(layer, output)
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -392,13 +393,15 @@ def head_is_not_called(module: nn.Module, head: str) -> RuntimeError:
     )
 
 
-def layer_is_lost(layer: str) -> RuntimeError:
-    """The error for a forward in which an inner layer does otherwise than on trial."""
-    return RuntimeError(
-        f"The score looks at the layer {layer!r}, and for these rows the module does not call it "
-        "once for all rows, as it did on trial: it passes over it, calls it again, or in pieces. "
-        'Pass score_function="two_views", which looks at the features alone.'
-    )
+class LostLayerError(RuntimeError):
+    """An inner layer does otherwise in a forward than on trial."""
+
+    def __init__(self, layer: str) -> None:
+        super().__init__(
+            f"The score looks at the layer {layer!r}, and for these rows the module does not call "
+            "it once for all rows, as it did on trial: it passes over it, calls it again, or in "
+            'pieces. Pass score_function="two_views", which looks at the features alone.'
+        )
 
 
 def head_is_lost(head: str) -> RuntimeError:
@@ -415,17 +418,39 @@ def trainable(module: nn.Module) -> list[nn.Parameter]:
     return [p for p in module.parameters() if p.requires_grad]
 
 
-def names_before_the_last(network: Network, share: float) -> list[str]:
+def reached(values: Tensor, parameters: Sequence[nn.Parameter]) -> list[bool]:
+    """Whether values depend on each parameter, and let its gradient through."""
+    if not (parameters and values.requires_grad):
+        return [False] * len(parameters)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of operators without a gradient, which is what we ask
+        # Re-entrant checkpoints refuse torch.autograd.grad.
+        values.sum().backward(retain_graph=True)
+    found = [parameter.grad is not None for parameter in parameters]
+    for parameter in parameters:
+        parameter.grad = None
+    return found
+
+
+def names_before_the_last(network: Network, batch: Tensor, share: float) -> list[str]:
     """Trainable parameters before the last ones that hold a share of the weights.
 
     The head does not count, and is not among them: whatever its size, the features can be trained.
-    Last is what the module registers last.
+    Nor does what the features of a batch do not depend on, such as a decoder. Last is what the
+    module registers last.
     """
-    of_head = {id(p) for p in network.module.get_submodule(network.visible_head).parameters()}
+    module, head = network.module, network.visible_head
+    of_head = {id(p) for p in module.get_submodule(head).parameters()}
+    names, parameters = zip(
+        *((n, p) for n, p in module.named_parameters() if p.requires_grad), strict=True
+    )
+    with torch.enable_grad():
+        features, _ = features_and_logits(module, head, batch)
+        counts = reached(features, parameters)
     body = [
-        (name, p.numel())
-        for name, p in network.module.named_parameters()
-        if p.requires_grad and id(p) not in of_head
+        (name, p.numel() * counts)
+        for name, p, counts in zip(names, parameters, counts, strict=True)
+        if id(p) not in of_head
     ]
     missing = share * sum(size for _, size in body)
     while body and missing > 0:

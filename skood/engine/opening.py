@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -28,7 +27,15 @@ from .heads import find_head
 from .layers import inner_layers
 from .layout import fastest_layout
 from .modes import set_mode
-from .network import TRIAL_ROWS, Network, features_and_logits, seen_on_trial, trainable
+from .network import (
+    TRIAL_ROWS,
+    LostLayerError,
+    Network,
+    features_and_logits,
+    reached,
+    seen_on_trial,
+    trainable,
+)
 from .outputs import check_usable, describe, is_plain_tuple, logits_of, run
 from .precision import check_scores_in, in_float32, settle_precision
 from .rows import Rows, slices
@@ -138,7 +145,12 @@ def open_network(
             pairs = pairs if _folds(module, head, batcher, few, pairs) else ()
         small = rows_of_small_shape(batcher.device) if small_shape and batch.ndim > 2 else 0
         scored = Folded(view_of(module)[0], pairs).module if pairs else module
-        shapes = _choose_shapes(scored, head, watched, batcher, dtypes.scoring, rows, most, small)
+        choose = functools.partial(_choose_shapes, scored, head)
+        try:
+            shapes = choose(watched, batcher, dtypes.scoring, rows, most, small)
+        except LostLayerError:  # as of forwards that take many rows in pieces
+            watched = ()
+            shapes = choose(watched, batcher, dtypes.scoring, rows, most, small)
     return Network(
         module,
         head,
@@ -372,7 +384,7 @@ def _check_learns(network: Network, head: str, rows: Rows, *, penalized: bool) -
     parameters = trainable(module)
     with torch.enable_grad(), explained(module, batch, rows, network.batcher):
         features, logits = features_and_logits(module, head, batch)
-        trained, penalty_trained = (_has_gradient(z, parameters) for z in (logits, features))
+        trained, penalty_trained = (any(reached(z, parameters)) for z in (logits, features))
     if not trained:
         raise ValueError(
             "The logits carry no gradient, so the network cannot be fine-tuned: its parameters all "
@@ -401,17 +413,3 @@ def _check_learns(network: Network, head: str, rows: Rows, *, penalized: bool) -
             "torch.no_grad or .detach() before the head; or pass sparsity_weight=0.",
             PenaltyWithoutEffectWarning,
         )
-
-
-def _has_gradient(values: Tensor, parameters: list[nn.Parameter]) -> bool:
-    """Whether values depend on a parameter, and let its gradient through."""
-    if not (parameters and values.requires_grad):
-        return False
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of operators without a gradient, which is what we ask
-        # Re-entrant checkpoints refuse torch.autograd.grad.
-        values.sum().backward(retain_graph=True)
-    found = any(parameter.grad is not None for parameter in parameters)
-    for parameter in parameters:
-        parameter.grad = None
-    return found

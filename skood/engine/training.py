@@ -24,7 +24,7 @@ from .distributed import ALONE, Ranks
 from .graphs import release, replaying
 from .hardware import autocast
 from .inference import forward_rows
-from .network import Network, held_still, names_before_the_last, trainable
+from .network import TRIAL_ROWS, Network, held_still, names_before_the_last, trainable
 from .objective import Counts, Objective, Term
 from .outputs import all_finite
 from .precision import in_float32
@@ -166,7 +166,10 @@ class Training:
         for term in self.terms:
             term.start(self.before)
         share = SHARES[recipe.layers]
-        still = names_before_the_last(network, share) if share < 1 else []
+        still = []
+        if share < 1:
+            batch = network.batcher(self.data.rows.spaced(TRIAL_ROWS))
+            still = names_before_the_last(network, batch, share)
         if resume is not None:
             resume.module.to(network.device)
             network.adopt(resume.module)

@@ -23,7 +23,7 @@ from ..passes import passes_shared
 from ..rows import as_numbers, in_frame, rows_like_fit, take
 from ..validation import number_of_rows, validated
 from .steps import last_step, seen_by_last_step, unwrapped
-from .surrogates import surrogate_outliers
+from .surrogates import check_no_indices, surrogate_outliers
 
 __all__ = ["make_ood_scorer"]
 
@@ -418,6 +418,7 @@ def _surrogates(estimator: Any, X: Any, labels: NDArray[Any] | None) -> Any:
         if isinstance(loaded, Loaded):
             some = loaded.spaced(LOADED_ROWS)
             values = some.in_memory(n_workers(estimator))
+            check_no_indices(values, _network_of_rows(estimator))
             return some.like(surrogate_outliers(values, random_state=0))
     rows = as_numbers(X)
     if rows.dtype.kind not in "biuf":
@@ -426,4 +427,10 @@ def _surrogates(estimator: Any, X: Any, labels: NDArray[Any] | None) -> Any:
             "surrogate outliers are made of it. Pass out-of-distribution rows to make_ood_scorer "
             "as X_ood=, or name their label in y with ood_label=."
         )
+    check_no_indices(rows, _network_of_rows(estimator))
     return in_frame(surrogate_outliers(rows, labels, random_state=0), X)
+
+
+def _network_of_rows(estimator: Any) -> Any:
+    """The network that takes rows as they come; None if there is none, or `preprocess` is first."""
+    return None if getattr(estimator, "preprocess", None) else getattr(estimator, "module_", None)

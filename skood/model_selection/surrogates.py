@@ -11,11 +11,12 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import ndimage
 from scipy.spatial.distance import cdist
 from scipy.special import comb
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 from ..engine.rows import image_axes, slices, spaced
 from ..labels import as_labels
+from ..notices import quoted
 from ..randomness import random_generator
 from ..rows import as_numbers
 from ..validation import valid_array, validated
@@ -73,6 +74,8 @@ TRIED_ROWS = 32
 
 LEAST_SHARE = 1 / 4
 """Share of the images that a kind makes of them that must be outliers."""
+
+EMBEDDINGS = (nn.Embedding, nn.EmbeddingBag)
 
 NEAR = 0.05
 """Share of an image's contrast within which another one counts as the same."""
@@ -215,6 +218,33 @@ def surrogates_by_kind(
         some = X[random.permutation(len(X))[:size]]
         outliers[kind] = _made(some, [_makers(some)[kind]], _partners(size, None, random), random)
     return outliers
+
+
+def check_no_indices(X: NDArray[Any], network: nn.Module | None) -> None:
+    """Refuse indices for an embedding, of which outliers would be made as of images.
+
+    Parameters
+    ----------
+    X : ndarray of shape (n, ...)
+        In-distribution rows, as the network takes them.
+    network : Module or None
+        The network; None if it is not known.
+
+    Raises
+    ------
+    ValueError
+        If X holds integers of more than a byte, is no table, and the network has an embedding.
+    """
+    are_integers = X.dtype.kind in "iu" and X.dtype.itemsize > 1
+    if X.ndim == 2 or not are_integers or network is None:
+        return
+    embeddings = [n for n, part in network.named_modules() if isinstance(part, EMBEDDINGS)]
+    if embeddings:
+        raise ValueError(
+            f"X of shape {X.shape} holds whole numbers, and the network has an embedding, "
+            f"{quoted(embeddings[0])}, that takes such numbers as indices; no surrogate outliers "
+            f"can be made of them. {INSTEAD}"
+        )
 
 
 def finite_rows(X: NDArray[Any]) -> NDArray[Any]:

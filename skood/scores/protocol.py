@@ -568,8 +568,8 @@ def valid_layers(layers: Any, logits: Tensor, width: int | None = None) -> Tenso
     if layers is None:
         raise ValueError(
             "The score looks at inner layers, and there are none: no torch.nn.Linear or "
-            "convolution before the head is called once, and gives values for each row. Pass "
-            'another score: "two_views" in the place of "three_views".'
+            "convolution before the head is called once a batch, and gives values for each row. "
+            'Pass another score: "two_views" in the place of "three_views".'
         )
     n_rows, two, found = valid_tensor(layers, "layers", ("n", "2", "c")).shape
     if n_rows != logits.shape[0] or two != 2 or found != (width or found):

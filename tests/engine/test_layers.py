@@ -3,8 +3,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from sklearn.base import clone
 from torch import nn
 
+from skood import SparseEnergyOODDetector
 from skood.engine.inference import forward_rows
 from skood.engine.layers import MOST_CHANNELS, inner_layers, moments_of
 from skood.engine.outputs import Seen
@@ -251,10 +253,22 @@ def test_a_layer_that_is_called_otherwise_for_some_rows_is_told(opened, calls):
     assert len(list(forward_rows(network, as_rows(strange))))  # the logits alone
 
 
-def test_a_layer_that_gets_rows_in_pieces_is_told(opened):
+def test_a_layer_that_gets_many_rows_in_pieces_does_not_count(opened):
     X = np.random.RandomState(0).randn(40, 4).astype(np.float32)
-    with pytest.raises(RuntimeError, match=r"looks at the layer 'first', .* or in pieces"):
-        layers_of(opened(Pieces(), X, layers=True), X)
+    network = opened(Pieces(), X, layers=True)
+    assert network.layers == ()
+    assert layers_of(network, X) is None
+
+
+def test_a_score_is_chosen_where_a_layer_gets_many_rows_in_pieces():
+    X = np.random.RandomState(0).randn(200, 4).astype(np.float32)
+    y = np.arange(200) % 3
+    detector = SparseEnergyOODDetector(
+        Pieces(), score_function="auto", max_epochs=0, random_state=0
+    ).fit(X, y)
+    assert "two_views" in {record["score_function"] for record in detector.path_}
+    with pytest.raises(ValueError, match='"two_views" in the place of'):
+        clone(detector).set_params(score_function="three_views").fit(X, y)
 
 
 class Sequences(nn.Module):

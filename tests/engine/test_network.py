@@ -297,6 +297,9 @@ def test_only_parameters_that_change_are_trainable():
 # Pickling
 
 
+BATCH = torch.zeros(2, 4)
+
+
 def layered():
     """Layers of 16, 64 and 256 weights, and a head of 1,024."""
     sizes = (4, 4, 16, 16, 64)
@@ -317,7 +320,7 @@ def layered():
 )
 def test_the_last_layers_hold_a_share_of_the_weights_before_the_head(opened, share, still):
     network = opened(layered(), np.zeros((2, 4)))
-    assert names_before_the_last(network, share) == [f"{name}.weight" for name in still]
+    assert names_before_the_last(network, BATCH, share) == [f"{name}.weight" for name in still]
 
 
 def test_a_head_that_is_registered_first_is_not_among_the_layers_before_the_last(opened):
@@ -330,14 +333,36 @@ def test_a_head_that_is_registered_first_is_not_among_the_layers_before_the_last
             return self.head(self.body(x))
 
     network = opened(HeadFirst(), np.zeros((2, 4)))
-    assert names_before_the_last(network, 0.5) == ["body.0.weight", "body.0.bias"]
+    assert names_before_the_last(network, BATCH, 0.5) == ["body.0.weight", "body.0.bias"]
+
+
+@pytest.mark.parametrize("calls_it", [False, True])
+def test_what_the_features_do_not_depend_on_does_not_count(opened, calls_it):
+    """Such as a decoder, whether its output is thrown away or is not asked for."""
+
+    class WithDecoder(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body, self.head = nn.Sequential(nn.Linear(4, 8), nn.Linear(8, 8)), nn.Linear(8, 3)
+            self.decoder = nn.Linear(8, 999)
+
+        def forward(self, x):
+            features = self.body(x)
+            if calls_it:
+                self.decoder(features)
+            return self.head(features)
+
+    network = opened(WithDecoder(), np.zeros((2, 4)))
+    still = names_before_the_last(network, BATCH, 0.5)
+    assert still == ["body.0.weight", "body.0.bias"]
+    assert all(p.grad is None for p in network.module.parameters())
 
 
 def test_what_the_user_has_frozen_does_not_count(opened):
     module = layered()
     module[2].requires_grad_(False)
     network = opened(module, np.zeros((2, 4)))
-    assert names_before_the_last(network, 0.7) == ["0.weight"]
+    assert names_before_the_last(network, BATCH, 0.7) == ["0.weight"]
 
 
 def test_parameters_are_held_still_inside_alone(opened):

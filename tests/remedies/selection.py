@@ -13,6 +13,7 @@ from sklearn.feature_extraction.text import CountVectorizer
 from sklearn.model_selection import KFold
 from sklearn.neighbors import LocalOutlierFactor
 from sklearn.pipeline import make_pipeline
+from torch import nn
 
 from skood import SparseEnergyOODDetector
 from skood.metrics import auroc, fpr_at_tpr
@@ -62,6 +63,33 @@ def folds(y: Any = Y, rows: Any = X, **options: Any) -> list[Any]:
     return list(InDistributionKFold(**({"n_splits": 3} | options)).split(rows, y))
 
 
+def chosen(rows: Any, y: Any) -> SparseEnergyOODDetector:
+    settings = {"score_function": "auto", "max_epochs": 0, "ood_label": -1}
+    return fit(network(), rows, y, **settings)
+
+
+INDICES = np.random.RandomState(0).randint(0, 9, (60, 2, 5))
+"""Of two embeddings, which have nine and two."""
+INDICES[:, 1] %= 2
+
+
+class Embeddings(nn.Module):
+    """Adds what two tables have of the indices of a row, (2, m)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.words, self.kinds, self.head = nn.Embedding(9, 8), nn.Embedding(2, 8), nn.Linear(8, K)
+
+    def forward(self, x: Any) -> Any:
+        words, kinds = x.long().unbind(dim=1)
+        return self.head((self.words(words) + self.kinds(kinds)).relu().mean(dim=1))
+
+
+@functools.cache
+def of_indices() -> SparseEnergyOODDetector:
+    return fit(Embeddings(), INDICES, np.arange(60) % K)
+
+
 class Fixed:
     """An outlier detector that gives the scores that it is given."""
 
@@ -75,6 +103,27 @@ CASES = [
         lambda: InDistributionKFold(shuffle=False, random_state=0),
         lambda told: InDistributionKFold(random_state=0, **told.keywords("shuffle=True")),
         says("or leave random_state out", lambda: InDistributionKFold(shuffle=False)),
+    ),
+    case(
+        "known outlier(s) of y, too few to tell much",
+        lambda: chosen(KNOWN[: N + 19], KNOWN_Y[: N + 19]),
+        says("Label at least 20", lambda: chosen(KNOWN, KNOWN_Y)),
+        says("or leave them out of X and y", lambda: chosen(X, Y)),
+    ),
+    case(
+        "that takes such numbers as indices",
+        lambda: make_ood_scorer()(of_indices(), INDICES),
+        says(
+            "make_ood_scorer(X_ood=...)",
+            lambda: make_ood_scorer(X_ood=INDICES)(of_indices(), INDICES),
+        ),
+    ),
+    case(
+        "that takes such numbers as indices",
+        lambda: fit(Embeddings(), INDICES, score_function="auto"),
+        says(
+            "pass score_function yourself", lambda: fit(Embeddings(), INDICES, score_function="msp")
+        ),
     ),
     case(
         "split got y=None",

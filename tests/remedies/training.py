@@ -92,7 +92,7 @@ def let_in(weight: Any = HARM["sparsity_weight"], **parameters: Any) -> SparseEn
     return SparseEnergyOODDetector(module, **settings).fit(images, labels)
 
 
-AUTO = {"sparsity_weight": "auto", "ood_label": int(Y[0])}
+AUTO = {"sparsity_weight": "auto", "ood_label": 1}
 
 CASES = [
     case(
