@@ -447,9 +447,11 @@ def _warn_if_more_has_changed(detector: Detector) -> None:
     given = copy_module(detector.module)
     if any(is_lazy(x) for x in tensors_of(given).values()):
         return  # a layer becomes another when it gets its tensors
+    network = detector._network.public
     try:
-        now, before = code_of(detector._network.public), code_of(given)
-    except UnreadableError:
+        # As when it is loaded: of its tensors, some layers also keep lists.
+        now, before = code_of(network), code_of(set_state(given, state_of(network)))
+    except (UnreadableError, UnusableError):
         return  # such as TorchScript, which cannot be trained
     if now != before:
         warn_user(

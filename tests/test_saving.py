@@ -463,6 +463,26 @@ def test_what_training_has_changed_and_no_file_keeps_is_told(path):
         fitted(Listing()).save(path)
 
 
+class Recurrent(nn.Module):
+    """Has layers of torch that list their parameters."""
+
+    def __init__(self, kind=nn.GRU):
+        super().__init__()
+        self.inner, self.head = kind(2, 8, batch_first=True), nn.Linear(8, 4)
+
+    def forward(self, x):
+        return self.head(self.inner(x.unflatten(1, (3, 2)))[0][:, -1])
+
+
+@pytest.mark.parametrize("kind", [nn.GRU, nn.LSTM, nn.RNN])
+def test_lists_of_parameters_are_no_change(path, kind):
+    detector = fitted(Recurrent(kind).float(), max_epochs=1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", SavedFileWarning)
+        detector.save(path)
+    assert_same(load(path, module=Recurrent(kind).float()), detector)
+
+
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
 def test_quantized_networks_are_refused(path):
     module = mlp(dtype=torch.float32).eval()
