@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from numbers import Integral, Real
 from os import PathLike
@@ -727,11 +728,12 @@ class SparseEnergyOODDetector(OutlierMixin, BaseEstimator):
         if self._calibration_classes is not None:  # a p-value compares within a class
             n_calibration = int(np.bincount(self._calibration_classes).max())
             of_a_class = " of a class, at most,"
-        if calibration_rank(n_calibration, 1 - fdr) == 0:
+        share_kept = min(1 - fdr, math.nextafter(1, 0))
+        if calibration_rank(n_calibration, share_kept) == 0:
             warn_user(
                 f"{n_calibration} calibration rows{of_a_class} are too few to select any outliers "
-                f"at fdr={fdr:.4g}: that needs at least {minimum_rows(1, 1 - fdr)}. Pass more rows "
-                "to calibrate(X), or a higher fdr.",
+                f"at fdr={fdr:.4g}: that needs at least {minimum_rows(1, share_kept)}. Pass more "
+                "rows to calibrate(X), or a higher fdr.",
                 FewCalibrationRowsWarning,
             )
         return selected
@@ -792,7 +794,7 @@ class SparseEnergyOODDetector(OutlierMixin, BaseEstimator):
         Raises
         ------
         ValueError
-            If `reject_label` is one of `classes_`.
+            If `reject_label` is one of `classes_`, or is not one label.
 
         Warns
         -----
@@ -800,6 +802,11 @@ class SparseEnergyOODDetector(OutlierMixin, BaseEstimator):
             If the threshold of `fit` is doubtful, at its first use; `calibrate` clears that.
         """
         check_is_fitted(self)
+        if np.ndim(reject_label) > 0:
+            raise ValueError(
+                f"reject_label={quoted(reject_label)} is a {type(reject_label).__name__}; expected "
+                "one label for all rows that are rejected, an int, str or bool."
+            )
         if reject_label is not None and reject_label in self.classes_.tolist():
             raise ValueError(
                 f"reject_label={reject_label!r} is one of the classes "
@@ -972,8 +979,8 @@ class SparseEnergyOODDetector(OutlierMixin, BaseEstimator):
         NotFittedError
             If the detector is not fitted.
         ExportError
-            If the network is TorchScript, the score needs a gradient, or ``preprocess`` loads rows
-            by references.
+            If the network is TorchScript or rounds rows by their batch, the score needs a gradient,
+            or ``preprocess`` loads rows by references.
 
         Warns
         -----

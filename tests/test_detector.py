@@ -578,6 +578,12 @@ def test_rows_unlike_those_of_fit_are_refused(fitted, X, message):
             getattr(fitted, method)(X)
 
 
+@pytest.mark.parametrize("fdr", [1e-17, 1e-300])
+def test_a_rate_near_zero_selects_nothing_and_tells_why(digits, fitted, fdr):
+    with pytest.warns(FewCalibrationRowsWarning, match=f"too few .* at fdr={fdr:.4g}"):
+        assert not fitted.select_outliers(digits.X_test, fdr=fdr).any()
+
+
 def test_rows_of_a_class_may_be_too_few_to_select_outliers(digits, fitted):
     detector = copy.deepcopy(fitted).calibrate(digits.X_fresh, per_class=True)
     counts = np.bincount(detector.predict_class(digits.X_fresh))

@@ -129,7 +129,14 @@ def open_network(
         check_scores_in(module, batch, dtypes.scoring)
         batcher = fastest_layout(module, batcher, few, dtypes.training)
         batch = batcher(few)
-        alone = _must_run_alone(module)
+        alone = must_run_alone(module)
+        if alone:
+            warn_user(
+                "The network has dynamically quantized layers, which round the rows of a batch on "
+                "one scale: rows are scored one by one, so that a score depends on its row alone. "
+                "The network before quantization scores much faster.",
+                SlowScoringWarning,
+            )
         widest, draws = _watched(module, batch)
         most = 1 if alone else rows_at_once(widest, batcher.device, dtypes.scoring)
         n_tried = 1 if alone else max(TRIAL_ROWS, min(int(SHARE_OF_A_TRIAL * most), MOST_ROWS))
@@ -313,19 +320,11 @@ def _check_has_values(module: nn.Module) -> None:
             )
 
 
-def _must_run_alone(module: nn.Module) -> bool:
+def must_run_alone(module: nn.Module) -> bool:
     """Whether the rounding of a row depends on its batch, as in dynamically quantized layers."""
     dynamic = "torch.ao.nn.quantized.dynamic"
     quantized = any(type(part).__module__.startswith(dynamic) for part in module.modules())
-    if not quantized and not rounds_by_batch(module):
-        return False
-    warn_user(
-        "The network has dynamically quantized layers, which round the rows of a batch on one "
-        "scale: rows are scored one by one, so that a score depends on its row alone. The network "
-        "before quantization scores much faster.",
-        SlowScoringWarning,
-    )
-    return True
+    return quantized or rounds_by_batch(module)
 
 
 def _head_of(module: nn.Module, batch: Tensor, output: Any, name: str | None) -> str | None:

@@ -196,7 +196,8 @@ def _why_not(module: DetectorModule, batch: Tensor, reference: Reference, error:
     inputs: tuple[Tensor, ...] = (batch,)
     for step, (name, remedy) in STAGES.items():
         try:
-            _traced(_Stage(module, step), (inputs,), reference)
+            if name != "preprocess" or module.preprocess is not None:
+                _traced(_Stage(module, step), (inputs,), reference)
             outputs = getattr(module, step)(*inputs)
         except Exception as cause:
             reason = first_line(cause)[:150]

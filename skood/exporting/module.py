@@ -17,6 +17,7 @@ from ..engine.copying import deepcopied
 from ..engine.hardware import autocast
 from ..engine.modes import set_mode
 from ..engine.network import Inside, Network, head_is_not_called
+from ..engine.opening import must_run_alone
 from ..engine.outputs import Seen, as_float64
 from ..engine.scripted import scripted_parts
 from ..exceptions import ExportError
@@ -166,6 +167,12 @@ def detector_module(detector: Any, preprocess: bool) -> DetectorModule:
         raise ExportError(
             f"A part of the network, {name!r}, is TorchScript, whose features and operations no "
             "graph can take. Fit a detector on the nn.Module from which it was made."
+        )
+    if must_run_alone(network.module):
+        raise ExportError(
+            "The network has dynamically quantized layers, which round the rows of a batch on one "
+            "scale. The detector scores rows one by one, and a graph would not. Fit a detector on "
+            "the network before quantization."
         )
     if uses_gradient(score):
         raise ExportError(

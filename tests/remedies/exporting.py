@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from .common import NAMES_OF_ROWS, X, case, fit, fitted, from_names, network, says, scripted
+from .forwards import quantized_dynamically
 
 NAMED_ROWS = np.array(NAMES_OF_ROWS)
 
@@ -30,6 +31,11 @@ MODULES = [
         "is TorchScript, whose features and operations no graph can take",
         lambda: fit(scripted(network()), max_epochs=0).as_module(),
         says("Fit a detector on the nn.Module", lambda: fit(network()).as_module()),
+    ),
+    case(
+        "The detector scores rows one by one, and a graph would not",
+        lambda: fit(quantized_dynamically(), max_epochs=0).as_module(),
+        says("the network before quantization", lambda: fit(network()).as_module()),
     ),
     case(
         "needs the gradient of the network, which is not in a graph",

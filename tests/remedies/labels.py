@@ -172,6 +172,14 @@ CASES = [
     ),
     *(
         case(
+            "expected one label for all rows that are rejected",
+            lambda labels=labels: fitted().predict_class(X[:2], reject_label=labels),
+            says("an int, str or bool", lambda: fitted().predict_class(X, reject_label="none")),
+        )
+        for labels in ((-1, -2), [-1], np.array([-1, -2]))
+    ),
+    *(
+        case(
             "is one of the classes",
             lambda wrong=wrong: wrong(2),
             says("pass a label that no class has", lambda wrong=wrong: wrong(-1)),
