@@ -375,6 +375,12 @@ def rows_of_tensor(X: Tensor, labels: Any = None) -> InMemory:
             "Pad them, X.to_padded_tensor(0.0), if the network takes that; or pass them in a list, "
             "list(X.unbind()), with preprocess=, which makes one tensor of some of them."
         )
+    if X.is_meta or X.is_quantized:
+        raise ValueError(
+            f"X is a {'meta' if X.is_meta else 'quantized'} tensor of dtype {X.dtype}; expected "
+            "one with plain values. Pass X.dequantize() in place of a quantized one, and the rows "
+            "themselves in place of one on the meta device, which has no values."
+        )
     if X.ndim < 2 or X.numel() == 0 or X.is_complex() or X.layout != torch.strided:
         raise ValueError(
             f"X is a tensor of shape {tuple(X.shape)}, dtype {X.dtype} and layout {X.layout}; "

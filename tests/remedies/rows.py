@@ -80,6 +80,7 @@ def impute(told: Told, rows: np.ndarray) -> np.ndarray:
     return SimpleImputer().fit_transform(rows)
 
 
+QUANTIZED = torch.quantize_per_tensor(torch.from_numpy(X), 0.02, 0, torch.qint8)
 NESTED = torch.nested.nested_tensor(list(torch.from_numpy(X)), layout=torch.jagged)
 
 CASES = [
@@ -189,6 +190,16 @@ CASES = [
         lambda told: fit(network(width=1), told("X.reshape(-1, 1)", X=torch.from_numpy(X[:, 0]))),
         lambda told: fitted().score_samples(told("X.reshape(1, -1)", X=torch.from_numpy(X[0]))),
         lambda told: fit(network(), told("X.to_dense()", X=torch.from_numpy(X).to_sparse())),
+    ),
+    case(
+        "expected one with plain values",
+        lambda: fit(network(), torch.from_numpy(X).to("meta")),
+        says("the rows themselves", lambda: fit(network(), torch.from_numpy(X))),
+    ),
+    case(
+        "expected one with plain values",
+        lambda: fit(network(), QUANTIZED),
+        lambda told: fit(network(), told("X.dequantize()", X=QUANTIZED)),
     ),
     *(
         case(
