@@ -54,7 +54,7 @@ from skood.metrics import fpr_at_tpr
 from skood.model_selection import AccuracyGuard, InDistributionKFold, make_ood_scorer
 from skood.rows import as_rows
 from skood.scores import apply_score, fit_score, get_score
-from skood.scoring import HeldOut, seen_of_all
+from skood.scoring import LabelledRows, seen_of_all
 
 SCORES = ("energy", "two_views", "three_views")
 """Scores that are shown beside the one that "auto" chooses."""
@@ -207,7 +207,7 @@ def walked(
             self, run: Fit, evidence: Evidence, network: Network, data: TrainingData
         ) -> None:
             super().__init__(run, evidence, network, data)
-            self.training = HeldOut(data.rows, data.labels)
+            self.training = LabelledRows(data.rows, data.labels)
 
         def __call__(self, network: Network, *trained_by: Any) -> list[dict[str, Any]]:
             nonlocal aside

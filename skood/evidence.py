@@ -34,7 +34,7 @@ from .parts import ROWS_APART
 from .penalties import l1
 from .scores import Head, LayeredOutputs, Outputs, apply_score, fit_score, get_score
 from .scores.protocol import uses_gradient
-from .scoring import HeldOut, Passes, Scores, head_of, outputs_of, seen_of_all, winners_of
+from .scoring import LabelledRows, Passes, Scores, head_of, outputs_of, seen_of_all, winners_of
 
 __all__ = [
     "ERRORS",
@@ -263,7 +263,7 @@ class Judge:
         self.run = run
         self.rows = {INLIERS: evidence.inliers, **evidence.outliers}
         picks = spaced(len(data.rows), max(len(data.rows) // 5, ROWS_OF_A_FIT))
-        self.few = HeldOut(data.rows.pick(picks), data.labels[picks])
+        self.few = LabelledRows(data.rows.pick(picks), data.labels[picks])
         self.accuracy_before = self._accuracy(winners_of(network, run.judging.rows))
         self.before: dict[str, Detection] = {}
         self.after: dict[str, Detection] = {}
@@ -368,7 +368,7 @@ class Judge:
 class Pieces:
     """What scores are fitted to that are only judged; each part is computed once, if asked for."""
 
-    def __init__(self, run: Fit, network: Network, few: HeldOut) -> None:
+    def __init__(self, run: Fit, network: Network, few: LabelledRows) -> None:
         self.run = run
         self.network = network
         self.few = few
@@ -376,13 +376,12 @@ class Pieces:
     @cached_property
     def training(self) -> list[Outputs | LayeredOutputs]:
         """Outputs of some training rows."""
-        return list(Passes(self.network, self.few.rows, self.few.targets))
+        return list(Passes(self.network, self.few))
 
     @cached_property
     def held_out(self) -> list[Outputs | LayeredOutputs]:
         """Outputs of rows that the network was not trained on."""
-        scale = self.run.scale
-        return list(Passes(self.network, scale.rows, scale.targets))
+        return list(Passes(self.network, self.run.apart))
 
     def head(self) -> Head:
         """The head of the network."""

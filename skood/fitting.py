@@ -77,7 +77,7 @@ from .rows import rows_like_fit, warn_if_unscaled
 from .scores import fit_score, get_score
 from .scores.protocol import ScoreFunction, uses_layers
 from .scoring import (
-    HeldOut,
+    LabelledRows,
     Passes,
     Scores,
     Winners,
@@ -170,7 +170,7 @@ class Fit:
         own = torch.float32 if module is None else floating_dtype(module)
         return reproducible(self.seeds.network, self.device, default_dtype_for(own))
 
-    def prepared(self) -> tuple[Network, TrainingData, HeldOut]:
+    def prepared(self) -> tuple[Network, TrainingData, LabelledRows]:
         """The network, the rows to train it on, and those held out for the threshold.
 
         What classes there are, and which rows are for what, is known from then on. The score is
@@ -185,8 +185,8 @@ class Fit:
         self.parts = parted(detector, scores, targets, self.seeds.split)
         training, held_out, apart, *both = self.parts
         judging = np.concatenate(both)
-        self.scale = HeldOut(self.inliers.pick(apart), targets[apart])
-        self.judging = HeldOut(self.inliers.pick(judging), targets[judging])
+        self.apart = LabelledRows(self.inliers.pick(apart), targets[apart])
+        self.judging = LabelledRows(self.inliers.pick(judging), targets[judging])
         if network is None:
             network = self._default_network(self.inliers.pick(training))
         rows = self.rows
@@ -201,7 +201,7 @@ class Fit:
             self.ranks,
         )
         self._try_score(network, data)
-        return network, data, HeldOut(rows.pick(self._inliers[held_out]), targets[held_out])
+        return network, data, LabelledRows(rows.pick(self._inliers[held_out]), targets[held_out])
 
     @property
     def given(self) -> str | None:
@@ -272,7 +272,7 @@ class Fit:
             warn_if_stale(network, self.detector.module, data.rows)
 
     def predicted(
-        self, network: Network, training: TrainingData, held_out: HeldOut
+        self, network: Network, training: TrainingData, held_out: LabelledRows
     ) -> Winners | None:
         """Logit index that the network predicts before fine-tuning for each row held out.
 
@@ -285,7 +285,7 @@ class Fit:
         return before
 
     def scored(
-        self, network: Network, held_out: HeldOut, score: ScoreFunction
+        self, network: Network, held_out: LabelledRows, score: ScoreFunction
     ) -> tuple[Scores, Winners]:
         """Score and predicted logit index of each row held out."""
         scores, winners = outputs_of(network, self._share(held_out.rows), score)
@@ -295,7 +295,7 @@ class Fit:
         self,
         network: Network,
         training: TrainingData,
-        held_out: HeldOut,
+        held_out: LabelledRows,
         before: Winners | None,
         after: Winners,
         weight: float | None,
@@ -322,7 +322,7 @@ class Fit:
         }
 
     def _judge_labels(
-        self, network: Network, training: TrainingData, held_out: HeldOut, before: Winners
+        self, network: Network, training: TrainingData, held_out: LabelledRows, before: Winners
     ) -> None:
         """Warn if the labels do not fit the user's network; it also predicts some training rows."""
         if not self._is_given or (held_out.targets == before).all():
@@ -375,12 +375,12 @@ class Fit:
         few = TrainingData(data.rows.pick(picks), data.labels[picks], data.outliers)
         with held_back(FewTrainingRowsWarning):
             try:
-                fitted = self.fitted_score(score, network, few, HeldOut(few.rows, few.labels))
+                fitted = self.fitted_score(score, network, few, LabelledRows(few.rows, few.labels))
             except ValueError:
                 if len(picks) == len(data.rows):
                     raise
                 # More rows may be what it needs.
-                held_out = HeldOut(data.rows, data.labels)
+                held_out = LabelledRows(data.rows, data.labels)
                 fitted = self.fitted_score(score, network, data, held_out)
         for _ in scored(network, few.rows.pick(np.arange(1)), fitted):
             pass
@@ -391,7 +391,7 @@ class Fit:
         score: ScoreFunction,
         network: Network,
         data: TrainingData,
-        held_out: HeldOut | None = None,
+        held_out: LabelledRows | None = None,
     ) -> ScoreFunction:
         """A score, with the statistics of the training rows if it has any.
 
@@ -399,12 +399,12 @@ class Fit:
         """
         if not uses_layers(score):
             network.without_layers()
-        apart = self.scale if held_out is None else held_out
+        apart = self.apart if held_out is None else held_out
         return fit_score(
             score,
-            Passes(network, data.rows, data.labels),
+            Passes(network, LabelledRows(data.rows, data.labels)),
             lambda: head_of(network, data.rows),
-            lambda: Passes(network, apart.rows, apart.targets),
+            lambda: Passes(network, apart),
         )
 
     def _winners(self, network: Network, rows: Rows) -> Winners:

@@ -26,7 +26,7 @@ from .scores import Head, LayeredOutputs, Outputs, apply_score
 from .scores.protocol import ScoreFunction, labelled, uses_gradient
 
 __all__ = [
-    "HeldOut",
+    "LabelledRows",
     "Passes",
     "Scores",
     "Winners",
@@ -45,7 +45,7 @@ Winners = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
-class HeldOut:
+class LabelledRows:
     """In-distribution rows, and the logit indices of their labels."""
 
     rows: Rows
@@ -57,12 +57,11 @@ class Passes:
     """Outputs of rows, piece by piece; each iteration is a pass through the network."""
 
     network: Network
-    rows: Rows
-    targets: NDArray[np.int64]
+    labelled: LabelledRows
 
     def __iter__(self) -> Iterator[Outputs | LayeredOutputs]:
-        labels = torch.from_numpy(self.targets)
-        for piece, seen in forward_rows(self.network, self.rows, features=True):
+        labels = torch.from_numpy(self.labelled.targets)
+        for piece, seen in forward_rows(self.network, self.labelled.rows, features=True):
             features, logits, layers = seen.each(as_float64)
             if features is None:
                 continue

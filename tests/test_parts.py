@@ -133,7 +133,7 @@ def test_a_fit_uses_rows_for_what_they_are_held_out_for(monkeypatch):
     for rows, targets, part in (
         (data.rows, data.labels, run.parts.training),
         (held_out.rows, held_out.targets, run.parts.threshold),
-        (run.scale.rows, run.scale.targets, run.parts.scores),
+        (run.apart.rows, run.apart.targets, run.parts.scores),
         (run.judging.rows, run.judging.targets, both),
     ):
         np.testing.assert_array_equal(rows.in_memory(None), X[part])

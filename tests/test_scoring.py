@@ -72,7 +72,7 @@ def test_a_score_gets_features_only_if_it_uses_them(opened, module, table):
 
 def test_passes_can_be_gone_through_again_and_carry_the_labels(opened, module, table):
     targets = np.arange(N_ROWS) % 3
-    passes = scoring.Passes(opened(module, table), as_rows(table), targets)
+    passes = scoring.Passes(opened(module, table), scoring.LabelledRows(as_rows(table), targets))
     for _ in range(2):
         pieces = list(passes)
         assert len(pieces) > 1
@@ -123,7 +123,9 @@ def test_a_score_may_know_the_rows_that_it_is_tried_on(opened, module, table):
     """At no distance from a row of its own it may round, which says nothing of others."""
     network, rows = opened(module, table), as_rows(table)
     targets = np.zeros(N_ROWS, dtype=int)
-    score = Knn(n_neighbors=1).fit(list(scoring.Passes(network, rows, targets)), None)
+    score = Knn(n_neighbors=1).fit(
+        list(scoring.Passes(network, scoring.LabelledRows(rows, targets))), None
+    )
     scoring.check_score(network, rows, score)
     features, logits, _ = scoring.seen_of_all(network, rows)
     scores, _ = scoring.outputs_of(network, rows, score)
