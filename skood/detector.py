@@ -146,9 +146,9 @@ class SparseEnergyOODDetector(OutlierMixin, BaseEstimator):
         Weight decay of fine-tuning, at least 0.
     layers : {"all", "last"}, default="all"
         Layers whose parameters fine-tuning with a given weight trains; "auto" as `sparsity_weight`
-        trains the last. These are the head and, of the others, those that the module registered
-        last, until they have at least 70 % of the weights. If the first layer alone has over 30 %,
-        that is all of them.
+        trains the last. These are the head and, of the others that the features depend on, those
+        that the module registered last, until they have at least 70 % of the weights. If the first
+        layer alone has over 30 %, that is all of them.
     augment : {"flip", "flip-crop"} or callable, default=None
         Random changes of training batches, after `preprocess`. The named ones draw for each image;
         a callable maps a batch to a batch.
@@ -802,7 +802,7 @@ class SparseEnergyOODDetector(OutlierMixin, BaseEstimator):
             If the threshold of `fit` is doubtful, at its first use; `calibrate` clears that.
         """
         check_is_fitted(self)
-        if np.ndim(reject_label) > 0:
+        if not (reject_label is None or np.isscalar(reject_label)):
             raise ValueError(
                 f"reject_label={quoted(reject_label)} is a {type(reject_label).__name__}; expected "
                 "one label for all rows that are rejected, an int, str or bool."

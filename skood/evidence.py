@@ -117,12 +117,14 @@ def gathered(run: Fit, network: Network) -> Evidence | None:
 def _to_choose(run: Fit, network: Network) -> Evidence:
     inliers, n_known = run.judging.rows, len(run.outliers_to_judge)
     if n_known > 0:
-        if n_known < FEWEST_KNOWN and run.ranks.first:
+        several = len(run.scores) > 1 or run.detector.max_epochs > 0
+        if n_known < FEWEST_KNOWN and several and run.ranks.first:
             (name, *_) = run.chosen
+            wanted = FEWEST_KNOWN * (2 if len(run.trained_outliers) > 0 else 1)
             warn_user(
                 f'{name}="auto" judges by {n_known} known outlier(s) of y, too few to tell much. '
-                f"Label at least {FEWEST_KNOWN}; or leave them out of X and y, so that outliers "
-                "that fit makes judge.",
+                f"Label at least {wanted}; or leave them out of X and y, so that outliers that "
+                "fit makes judge.",
                 SelectionWarning,
             )
         return Evidence(inliers, {KNOWN: run.outliers_to_judge})
@@ -160,8 +162,8 @@ def _with_surrogates(run: Fit, network: Network, inliers: Rows, n_judging: int) 
     # Imported here, as few fits need it, and it takes long.
     from .model_selection.surrogates import (
         INSTEAD,
-        check_no_indices,
         finite_rows,
+        refuse_indices,
         surrogates_by_kind,
     )
 
@@ -170,7 +172,7 @@ def _with_surrogates(run: Fit, network: Network, inliers: Rows, n_judging: int) 
     if n_judging < ROWS_APART:  # of a handful of rows, none of some kinds can be made
         originals = run.inliers.in_memory(workers)
     try:
-        check_no_indices(originals, None if run.detector.preprocess else network.public)
+        refuse_indices(network, inliers)
         made = surrogates_by_kind(originals, OUTLIERS_OF_A_JUDGE * n_judging, random)
     except ValueError as error:
         if not run.chosen:
@@ -334,7 +336,8 @@ class Judge:
         except Exception as error:
             if of in (INLIERS, KNOWN) or not self.run.chosen:
                 raise
-            reason = f"the network does not take what is made of the kind {of!r}. "
+            told = first_line(error)[:100].removesuffix(".")
+            reason = f"the network does not take what is made of the kind {of!r} ({told}). "
             raise _no_outliers(self.run, reason) from error
 
     def look(self, network: Network) -> dict[str, Detection]:
@@ -392,14 +395,14 @@ class Pieces:
         return head_of(self.network, self.few.rows)
 
 
-def error_of_auroc(auroc: float, other: float, n_outliers: int) -> float:
-    """Standard error of the difference of two AUROC, at most, with few outliers and many inliers.
+def error_of_auroc(auroc: float, other: float, n_fewer: int) -> float:
+    """Standard error of the difference of two AUROC, at most, of so many outliers or inliers.
 
     Birnbaum & Klose, "Bounds for the variance of the Mann-Whitney statistic", Ann. Math. Stat. 28,
     1957, for scores that are not negatively correlated.
     """
     mean = (auroc + other) / 2
-    return math.sqrt(2 * mean * (1 - mean) / n_outliers)
+    return math.sqrt(2 * mean * (1 - mean) / n_fewer)
 
 
 def standard_error(gains: Scores) -> float:

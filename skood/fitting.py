@@ -28,7 +28,7 @@ from .engine.batches import Batcher, channels_first, moments
 from .engine.copying import copy_module, weights_digest
 from .engine.distributed import Ranks
 from .engine.hardware import resolve_device
-from .engine.network import Network, floating_dtype
+from .engine.network import Network, floating_dtype, names_before_the_last
 from .engine.objective import (
     FINE_TUNING_TERMS,
     Penalized,
@@ -37,11 +37,13 @@ from .engine.objective import (
     pretraining_terms,
 )
 from .engine.opening import check_trainable, folds, open_network, unfold
+from .engine.precision import in_float32
 from .engine.rounding import blur_message, far_from_zero, rounded_number, rounding_message
 from .engine.rows import Rows, has_channels_last, spaced
 from .engine.staleness import warn_if_stale
 from .engine.surroundings import default_dtype_for
 from .engine.training import (
+    SHARES,
     Progress,
     Recipe,
     Training,
@@ -98,6 +100,9 @@ ROWS_OF_A_PENALTY = 1024
 ROWS_OF_A_TRIAL = 1024
 """Rows on which a score is tried before training, at most."""
 
+ROWS_OF_A_GRADIENT = 32
+"""Rows by which it is told what the features depend on, at most."""
+
 ROWS_OF_A_CLASS = 20
 """Rows of each class by which the order of the labels is judged, at most."""
 
@@ -139,7 +144,7 @@ class Fit:
                     warn_if_unscaled(self.rows)
             self._inliers, self._outliers, self._labels = _split_outliers(self.rows, y, detector)
             self.inliers = self.rows.pick(self._inliers)
-            judging, self._trained_outliers = parted_outliers(detector, self._outliers)
+            judging, self.trained_outliers = parted_outliers(detector, self._outliers)
             self.outliers_to_judge = self.rows.pick(judging)
             self._check_counts()
             self._memory = self._usable_memory()
@@ -151,6 +156,7 @@ class Fit:
         self.seeds = ranks.from_first(seeds)
         self._rounded = False
         self._tried = False
+        self._still: tuple[str, ...] | None = None
 
     @property
     def chosen(self) -> list[str]:
@@ -197,7 +203,7 @@ class Fit:
         data = TrainingData(
             rows.pick(self._inliers[training]),
             targets[training],
-            rows.pick(self._trained_outliers),
+            rows.pick(self.trained_outliers),
             self.ranks,
         )
         self._try_score(network, data)
@@ -495,6 +501,7 @@ class Fit:
         detector, first = self.detector, self.ranks.first
         if detector.module is not None:
             self._check_trainable(network, data.rows)
+        recipe = dataclasses.replace(recipe, still=self._held_still(network, recipe.layers))
         augment = get_augment(detector.augment)
         training = Training(network, data, terms, recipe, seed, augment, before)
         store, resume = None, None
@@ -538,6 +545,18 @@ class Fit:
             penalized = self.detector.max_epochs > 0 and (is_auto(weight) or weight > 0)
             check_trainable(network, rows, given=given, penalized=penalized)
             self._tried = True
+
+    def _held_still(self, network: Network, layers: str) -> tuple[str, ...]:
+        """Parameters before the layers that are trained, which stay still throughout a fit."""
+        share = SHARES[layers]
+        if share == 1:
+            return ()
+        if self._still is None:
+            size = min(int(self.detector.batch_size), ROWS_OF_A_GRADIENT)
+            with in_float32(network):
+                batch = network.batcher(self.inliers.spaced(size))
+                self._still = tuple(names_before_the_last(network, batch, share))
+        return self._still
 
 
 def _drawn_seeds(detector: Detector) -> Seeds:

@@ -80,7 +80,9 @@ def fine_tuned(
     weight, history = None, list[Record]()
     if recipe.epochs > 0:
         if judge is not None:
-            judge.before = judge.look(network)
+            # What the choice of a score depends on must not fail.
+            look = judge.detections if is_auto(run.detector.score_function) else judge.look
+            judge.before = look(network)
         weight, penalty = float(asked), run.fitted_penalty(network, data)
         history = run.fine_tune(network, data, penalty, weight, recipe, run.seeds.fine_tuning)
     score = run.detector.score_function
@@ -207,8 +209,8 @@ def cause_of(error: Exception) -> str:
 
 
 def n_known_of(run: Fit) -> int:
-    """Known outliers that judge in place of made ones; 0 if none do."""
-    return len(run.outliers_to_judge)
+    """Known outliers that judge, or inliers if these are fewer; 0 if made outliers judge."""
+    return min(len(run.outliers_to_judge), len(run.judging.rows))
 
 
 def robust(records: list[Record], n_known: int = 0) -> list[Record]:

@@ -10,13 +10,16 @@ import pytest
 import torch
 from judged_fits import correlated_table, fit, judged_fit
 from modules import HARM, digit_images, trained_mlp
+from sklearn.base import clone
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import FunctionTransformer
 from torch import nn
 
 from skood import SparseEnergyOODDetector, evidence, path
 from skood.calibration import place_threshold
 from skood.engine.training import Training
-from skood.exceptions import DetectionDropWarning
-from skood.model_selection import surrogate_outliers, surrogates
+from skood.exceptions import DetectionDropWarning, SelectionWarning
+from skood.model_selection import make_ood_scorer, surrogate_outliers, surrogates
 from skood.scores import Odin, list_scores
 
 
@@ -142,9 +145,9 @@ def test_known_outliers_that_are_trained_on_do_not_judge(table, monkeypatch):
     for weight, trained in ((0.0, 0), (0.5, 5)):
         settings = {"ood_label": 7, "outlier_weight": weight, "sparsity_weight": 1.0}
         run, judges = judged_fit(known, monkeypatch, **settings)
-        assert len(run._trained_outliers) == trained
+        assert len(run.trained_outliers) == trained
         assert len(judges.outliers["outliers"]) == 9 - trained
-        assert not set(run._trained_outliers) & set(judges.outliers["outliers"].index)
+        assert not set(run.trained_outliers) & set(judges.outliers["outliers"].index)
 
 
 def test_rows_without_surrogates_are_refused_before_training(table, monkeypatch):
@@ -282,10 +285,66 @@ def test_outliers_are_kept_as_a_detector_keeps_them(tpr):
         np.testing.assert_array_equal(found.kept["same"], inliers >= threshold)
 
 
-def test_a_network_that_does_not_take_what_is_made_is_told_of(digits):
-    class OfDark(nn.Module):
-        """Takes no image that is bright throughout, as an embedding takes no index beyond it."""
+class Positions(nn.Module):
+    """Adds what an embedding has of each position, or of each value, to patches of images."""
 
+    def __init__(self, of_values):
+        super().__init__()
+        self.patches, self.head = nn.Conv2d(1, 8, 4, 4), nn.Linear(8, 3)
+        self.places, self.of_values = nn.Embedding(16, 8), of_values
+
+    def forward(self, x):
+        patches = self.patches(x.float()[:, None]).flatten(2).transpose(1, 2)
+        places = x.flatten(1)[:, :4].long() if self.of_values else torch.arange(4)
+        return self.head((patches + self.places(places)).mean(dim=1))
+
+
+@pytest.mark.parametrize("dtype", [np.int64, np.int16, np.uint8, np.float32])
+@pytest.mark.parametrize("of_values", [False, True])
+def test_outliers_are_made_of_images_and_not_of_indices(dtype, of_values):
+    random = np.random.RandomState(0)
+    X, y = random.randint(0, 16, (200, 8, 8)).astype(dtype), np.arange(200) % 3
+    detector = SparseEnergyOODDetector(Positions(of_values), max_epochs=0, random_state=0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        pipe = make_pipeline(FunctionTransformer(), clone(detector)).fit(X, y)
+        detector.set_params(score_function="auto")
+        if of_values:
+            with pytest.raises(ValueError, match="X holds indices for the embedding 'places'"):
+                detector.fit(X, y)
+            with pytest.raises(ValueError, match="X holds indices for the embedding 'places'"):
+                make_ood_scorer()(pipe, X, y)
+        else:
+            detector.fit(X, y)
+            assert 0 <= make_ood_scorer()(pipe, X, y) <= 1
+
+
+def few_known(n_known, **parameters):
+    """A fit of a table with a few known outliers, and whether it warns of them."""
+    X, y, module = correlated_table()
+    labels = np.concatenate([np.full(n_known, -1), y[n_known:]])
+    settings = {"score_function": "auto", "max_epochs": 1, "ood_label": -1, "random_state": 0}
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        SparseEnergyOODDetector(module, **settings | parameters).fit(X, labels)
+    return [str(w.message) for w in caught if w.category is SelectionWarning]
+
+
+def test_few_known_outliers_that_judge_are_told_of():
+    (told,) = few_known(19)
+    assert "19 known outlier(s) of y" in told
+    assert "Label at least 20;" in told
+    assert few_known(20) == []
+    (told,) = few_known(38, outlier_weight=0.1)
+    assert "19 known outlier(s) of y" in told
+    assert "Label at least 40;" in told
+    assert few_known(40, outlier_weight=0.1) == []
+    nothing_to_choose = {"score_function": "msp", "sparsity_weight": "auto", "max_epochs": 0}
+    assert few_known(5, **nothing_to_choose) == []
+
+
+def test_a_score_is_refused_before_training_if_nothing_can_judge_it(digits, monkeypatch):
+    class Bright(nn.Module):
         def __init__(self):
             super().__init__()
             self.inner = digits.module
@@ -296,9 +355,9 @@ def test_a_network_that_does_not_take_what_is_made_is_told_of(digits):
             return self.inner(x.flatten(1))
 
     X, y = digits.X[:400].reshape(-1, 8, 8), digits.y[:400]
-    detector = SparseEnergyOODDetector(OfDark(), score_function="auto", random_state=0)
-    with pytest.raises(ValueError, match=r"does not take what is made of the kind '.*Label known"):
-        detector.fit(X, y)
+    monkeypatch.setattr(Training, "run", lambda *_: pytest.fail("it was trained"))
+    with pytest.raises(ValueError, match=r"of the kind '\w+' \(index out of range\)"):
+        SparseEnergyOODDetector(Bright(), score_function="auto", random_state=0).fit(X, y)
 
 
 def test_the_check_leaves_no_mark(monkeypatch):

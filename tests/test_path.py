@@ -12,7 +12,7 @@ from judged_fits import correlated_table, fit
 from sklearn.base import clone
 from torch import nn
 
-from skood import SparseEnergyOODDetector, path
+from skood import SparseEnergyOODDetector, fitting, path
 from skood.engine.objective import Distillation
 from skood.engine.training import Training
 from skood.exceptions import (
@@ -588,6 +588,19 @@ def test_a_weight_that_lets_in_more_of_any_kind_is_not_chosen():
     large = judged("two_views", 1.0, blur=0.99, strokes=0.99) | {"worse": "strokes"}
     assert path.best_of([untouched, small, large]) is small
     assert path.best_of([untouched, large]) is untouched
+
+
+def test_what_stays_still_is_decided_once_for_all_rungs(table, monkeypatch):
+    decided = []
+    decide = fitting.names_before_the_last
+
+    def seeing(*given):
+        decided.append(decide(*given))
+        return decided[-1]
+
+    monkeypatch.setattr(fitting, "names_before_the_last", seeing)
+    fit(table)
+    assert len(decided) == 1
 
 
 @pytest.mark.parametrize("aurocs", [(0.0, 1.0), (0.5, 1.0), (0.9, 1.0)])

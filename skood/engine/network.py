@@ -334,7 +334,7 @@ class Inside(threading.local):
             self.moments = None
         for name in names:
             if name not in moments or moments[name].shape[0] != logits.shape[0]:
-                raise LostLayerError(name)
+                raise layer_is_lost(name)
         return entered, logits, torch.cat([moments[n] for n in names], dim=2) if names else None
 
     def with_logits(self, module: nn.Module, batch: Tensor) -> tuple[Any, Tensor]:
@@ -354,7 +354,7 @@ class Inside(threading.local):
         if self.moments is None:  # the forward is for something else, or of another thread
             return
         if name in self.moments or output.is_nested:
-            raise LostLayerError(name)
+            raise layer_is_lost(name)
         self.moments[name] = moments_of(layer, output)
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -396,12 +396,14 @@ def head_is_not_called(module: nn.Module, head: str) -> RuntimeError:
 class LostLayerError(RuntimeError):
     """An inner layer does otherwise in a forward than on trial."""
 
-    def __init__(self, layer: str) -> None:
-        super().__init__(
-            f"The score looks at the layer {layer!r}, and for these rows the module does not call "
-            "it once for all rows, as it did on trial: it passes over it, calls it again, or in "
-            'pieces. Pass score_function="two_views", which looks at the features alone.'
-        )
+
+def layer_is_lost(layer: str) -> LostLayerError:
+    """The error for a forward in which an inner layer does otherwise than on trial."""
+    return LostLayerError(
+        f"The score looks at the layer {layer!r}, and for these rows the module does not call it "
+        "once for all rows, as it did on trial: it passes over it, calls it again, or in pieces. "
+        'Pass score_function="two_views", which looks at the features alone.'
+    )
 
 
 def head_is_lost(head: str) -> RuntimeError:
@@ -447,6 +449,8 @@ def names_before_the_last(network: Network, batch: Tensor, share: float) -> list
     with torch.enable_grad():
         features, _ = features_and_logits(module, head, batch)
         counts = reached(features, parameters)
+    if not any(counts):  # as of a forward that cuts the gradient in evaluation mode
+        counts = [True] * len(parameters)
     body = [
         (name, p.numel() * counts)
         for name, p, counts in zip(names, parameters, counts, strict=True)
@@ -459,7 +463,7 @@ def names_before_the_last(network: Network, batch: Tensor, share: float) -> list
 
 
 @contextmanager
-def held_still(module: nn.Module, names: list[str]) -> Iterator[None]:
+def held_still(module: nn.Module, names: Sequence[str]) -> Iterator[None]:
     """Inside, training does not change the parameters of these names."""
     parameters = [module.get_parameter(name).requires_grad_(False) for name in names]
     try:

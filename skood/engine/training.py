@@ -24,7 +24,7 @@ from .distributed import ALONE, Ranks
 from .graphs import release, replaying
 from .hardware import autocast
 from .inference import forward_rows
-from .network import TRIAL_ROWS, Network, held_still, names_before_the_last, trainable
+from .network import Network, held_still, trainable
 from .objective import Counts, Objective, Term
 from .outputs import all_finite
 from .precision import in_float32
@@ -84,6 +84,8 @@ class Recipe:
         Learning rate after the last step.
     layers : str
         Which layers are trained: "all", or the "last" ones.
+    still : tuple of str
+        Parameters before these, which stay as they are.
     """
 
     epochs: int
@@ -93,6 +95,7 @@ class Recipe:
     weight_decay: float
     final_learning_rate: float = 1e-6
     layers: str = "all"
+    still: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -165,15 +168,10 @@ class Training:
         network, recipe = self.network, self.recipe
         for term in self.terms:
             term.start(self.before)
-        share = SHARES[recipe.layers]
-        still = []
-        if share < 1:
-            batch = network.batcher(self.data.rows.spaced(TRIAL_ROWS))
-            still = names_before_the_last(network, batch, share)
         if resume is not None:
             resume.module.to(network.device)
             network.adopt(resume.module)
-        with held_still(network.module, still):
+        with held_still(network.module, recipe.still):
             return self._trained(resume, after_epoch)
 
     def _trained(

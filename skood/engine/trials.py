@@ -16,6 +16,10 @@ TOLERANCE = 4 * torch.finfo(torch.float32).eps
 """Relative difference up to which values came back as they were given."""
 
 
+EMBEDDINGS = (nn.Embedding, nn.EmbeddingBag)
+"""Layers that take indices."""
+
+
 class Call(NamedTuple):
     """The last call of a module in a forward: its first argument, what it returned, its number."""
 
@@ -48,6 +52,25 @@ def captured_calls(modules: Mapping[str, nn.Module]) -> Iterator[dict[str, Call]
     finally:
         for handle in handles:
             handle.remove()
+
+
+def embedding_of(module: nn.Module, batch: Tensor) -> str | None:
+    """Name of an embedding that gets other indices for other rows, as not those of positions do."""
+    embeddings = {n: p for n, p in module.named_modules() if isinstance(p, EMBEDDINGS)}
+    if not embeddings:
+        return None
+    calls: list[dict[str, Call]] = []
+    for rows in (batch, batch.flip(0)):
+        with torch.no_grad(), captured_calls(embeddings) as called:
+            module(rows)
+        calls.append(called)
+    first, second = calls
+    return next((n for n in first if not _alike(first[n], second.get(n))), None)
+
+
+def _alike(call: Call, other: Call | None) -> bool:
+    """Whether a module got the same indices in two calls."""
+    return other is not None and torch.equal(call.features, other.features)
 
 
 class Trial:

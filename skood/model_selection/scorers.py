@@ -13,7 +13,8 @@ from sklearn.utils.validation import _num_samples
 
 from ..caching import DiskMemory
 from ..detector import SparseEnergyOODDetector
-from ..engine.rows import Loaded, Rows
+from ..engine.network import TRIAL_ROWS
+from ..engine.rows import Loaded, Rows, spaced
 from ..exceptions import SelectionWarning
 from ..labels import as_labels, is_outlier
 from ..metrics import METRICS, POSITIVE, Positive
@@ -23,7 +24,7 @@ from ..passes import passes_shared
 from ..rows import as_numbers, in_frame, rows_like_fit, take
 from ..validation import number_of_rows, validated
 from .steps import last_step, seen_by_last_step, unwrapped
-from .surrogates import check_no_indices, surrogate_outliers
+from .surrogates import refuse_indices, surrogate_outliers
 
 __all__ = ["make_ood_scorer"]
 
@@ -418,7 +419,7 @@ def _surrogates(estimator: Any, X: Any, labels: NDArray[Any] | None) -> Any:
         if isinstance(loaded, Loaded):
             some = loaded.spaced(LOADED_ROWS)
             values = some.in_memory(n_workers(estimator))
-            check_no_indices(values, _network_of_rows(estimator))
+            refuse_indices(estimator._network, some)
             return some.like(surrogate_outliers(values, random_state=0))
     rows = as_numbers(X)
     if rows.dtype.kind not in "biuf":
@@ -427,10 +428,9 @@ def _surrogates(estimator: Any, X: Any, labels: NDArray[Any] | None) -> Any:
             "surrogate outliers are made of it. Pass out-of-distribution rows to make_ood_scorer "
             "as X_ood=, or name their label in y with ood_label=."
         )
-    check_no_indices(rows, _network_of_rows(estimator))
+    detector = last_step(estimator)
+    if isinstance(detector, SparseEnergyOODDetector):
+        few = take(X, spaced(len(rows), TRIAL_ROWS))
+        seen = rows_like_fit(detector, seen_by_last_step(estimator, few), detector.preprocess)
+        refuse_indices(detector._network, seen)
     return in_frame(surrogate_outliers(rows, labels, random_state=0), X)
-
-
-def _network_of_rows(estimator: Any) -> Any:
-    """The network that takes rows as they come; None if there is none, or `preprocess` is first."""
-    return None if getattr(estimator, "preprocess", None) else getattr(estimator, "module_", None)

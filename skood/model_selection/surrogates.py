@@ -11,12 +11,14 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import ndimage
 from scipy.spatial.distance import cdist
 from scipy.special import comb
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
+from ..engine.network import TRIAL_ROWS, Network
+from ..engine.rows import Rows as InputRows
 from ..engine.rows import image_axes, slices, spaced
+from ..engine.trials import embedding_of
 from ..labels import as_labels
-from ..notices import quoted
 from ..randomness import random_generator
 from ..rows import as_numbers
 from ..validation import valid_array, validated
@@ -74,8 +76,6 @@ TRIED_ROWS = 32
 
 LEAST_SHARE = 1 / 4
 """Share of the images that a kind makes of them that must be outliers."""
-
-EMBEDDINGS = (nn.Embedding, nn.EmbeddingBag)
 
 NEAR = 0.05
 """Share of an image's contrast within which another one counts as the same."""
@@ -220,30 +220,32 @@ def surrogates_by_kind(
     return outliers
 
 
-def check_no_indices(X: NDArray[Any], network: nn.Module | None) -> None:
-    """Refuse indices for an embedding, of which outliers would be made as of images.
+def refuse_indices(network: Network, rows: InputRows) -> None:
+    """Refuse rows of indices for an embedding, of which outliers would be made as of images.
+
+    In a table, an index stays in its column, and so is one that the embedding has.
 
     Parameters
     ----------
-    X : ndarray of shape (n, ...)
-        In-distribution rows, as the network takes them.
-    network : Module or None
-        The network; None if it is not known.
+    network : Network
+        The network that will take the outliers.
+    rows : Rows
+        In-distribution rows, of which some are tried.
 
     Raises
     ------
     ValueError
-        If X holds integers of more than a byte, is no table, and the network has an embedding.
+        If an embedding gets other indices for other rows.
     """
-    are_integers = X.dtype.kind in "iu" and X.dtype.itemsize > 1
-    if X.ndim == 2 or not are_integers or network is None:
+    few = rows.spaced(TRIAL_ROWS)
+    values = few.in_memory(None)
+    if values.ndim <= 2 or values.dtype.kind not in "biuf":  # a table, or no numbers
         return
-    embeddings = [n for n, part in network.named_modules() if isinstance(part, EMBEDDINGS)]
-    if embeddings:
+    name = embedding_of(network.module, network.batcher(few))
+    if name is not None:
         raise ValueError(
-            f"X of shape {X.shape} holds whole numbers, and the network has an embedding, "
-            f"{quoted(embeddings[0])}, that takes such numbers as indices; no surrogate outliers "
-            f"can be made of them. {INSTEAD}"
+            f"X holds indices for the embedding {name!r} of the network, so no surrogate outliers "
+            f"can be made of it. {INSTEAD}"
         )
 
 

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import pickle
+
 import numpy as np
 import pytest
 import torch
@@ -9,6 +11,7 @@ from torch import nn
 from skood import SparseEnergyOODDetector
 from skood.engine.inference import forward_rows
 from skood.engine.layers import MOST_CHANNELS, inner_layers, moments_of
+from skood.engine.network import layer_is_lost
 from skood.engine.outputs import Seen
 from skood.networks import CifarDenseNet, CifarResNet, WideResNet
 from skood.rows import as_rows
@@ -258,6 +261,13 @@ def test_a_layer_that_gets_many_rows_in_pieces_does_not_count(opened):
     network = opened(Pieces(), X, layers=True)
     assert network.layers == ()
     assert layers_of(network, X) is None
+
+
+def test_the_error_for_a_lost_layer_travels():
+    error = layer_is_lost("body.0")
+    twin = pickle.loads(pickle.dumps(error))
+    assert type(twin) is type(error)
+    assert str(twin) == str(error)
 
 
 def test_a_score_is_chosen_where_a_layer_gets_many_rows_in_pieces():

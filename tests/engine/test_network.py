@@ -358,6 +358,21 @@ def test_what_the_features_do_not_depend_on_does_not_count(opened, calls_it):
     assert all(p.grad is None for p in network.module.parameters())
 
 
+def test_all_counts_where_the_gradient_is_cut_in_evaluation_mode(opened):
+    class Cut(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body, self.head = nn.Sequential(nn.Linear(4, 8), nn.Linear(8, 8)), nn.Linear(8, 3)
+
+        def forward(self, x):
+            with torch.set_grad_enabled(self.training):
+                features = self.body(x)
+            return self.head(features)
+
+    network = opened(Cut(), np.zeros((2, 4)))
+    assert names_before_the_last(network, BATCH, 0.5) == ["body.0.weight", "body.0.bias"]
+
+
 def test_what_the_user_has_frozen_does_not_count(opened):
     module = layered()
     module[2].requires_grad_(False)

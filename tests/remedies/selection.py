@@ -111,7 +111,7 @@ CASES = [
         says("or leave them out of X and y", lambda: chosen(X, Y)),
     ),
     case(
-        "that takes such numbers as indices",
+        "X holds indices for the embedding",
         lambda: make_ood_scorer()(of_indices(), INDICES),
         says(
             "make_ood_scorer(X_ood=...)",
@@ -119,7 +119,7 @@ CASES = [
         ),
     ),
     case(
-        "that takes such numbers as indices",
+        "X holds indices for the embedding",
         lambda: fit(Embeddings(), INDICES, score_function="auto"),
         says(
             "pass score_function yourself", lambda: fit(Embeddings(), INDICES, score_function="msp")
