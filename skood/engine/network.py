@@ -448,12 +448,12 @@ def names_before_the_last(network: Network, batch: Tensor, share: float) -> list
     )
     with torch.enable_grad():
         features, _ = features_and_logits(module, head, batch)
-        counts = reached(features, parameters)
-    if not any(counts):  # as of a forward that cuts the gradient in evaluation mode
-        counts = [True] * len(parameters)
+        used = reached(features, parameters)
+    if not any(used):  # as of a forward that cuts the gradient in evaluation mode
+        used = [True] * len(parameters)
     body = [
-        (name, p.numel() * counts)
-        for name, p, counts in zip(names, parameters, counts, strict=True)
+        (name, p.numel() if is_used else 0)
+        for name, p, is_used in zip(names, parameters, used, strict=True)
         if id(p) not in of_head
     ]
     missing = share * sum(size for _, size in body)
