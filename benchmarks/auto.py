@@ -203,10 +203,8 @@ def walked(
     class Keeping(path.Judge):
         """Judges as it does, and on the panel besides."""
 
-        def __init__(
-            self, run: Fit, evidence: Evidence, network: Network, data: TrainingData
-        ) -> None:
-            super().__init__(run, evidence, network, data)
+        def __init__(self, run: Fit, evidence: Evidence, data: TrainingData) -> None:
+            super().__init__(run, evidence, data)
             self.training = LabelledRows(data.rows, data.labels)
 
         def __call__(self, network: Network, *trained_by: Any) -> list[dict[str, Any]]:

@@ -259,14 +259,15 @@ class Judge:
     """How well a network detects, on rows held out.
 
     What is chosen by them must not place the threshold. Where nothing is chosen, these rows do.
+    What a network comes to is compared with the network before training, which comes first.
     """
 
-    def __init__(self, run: Fit, evidence: Evidence, network: Network, data: TrainingData) -> None:
+    def __init__(self, run: Fit, evidence: Evidence, data: TrainingData) -> None:
         self.run = run
         self.rows = {INLIERS: evidence.inliers, **evidence.outliers}
         picks = spaced(len(data.rows), max(len(data.rows) // 5, ROWS_OF_A_FIT))
         self.few = LabelledRows(data.rows.pick(picks), data.labels[picks])
-        self.accuracy_before = self._accuracy(winners_of(network, run.judging.rows))
+        self.accuracy_before = math.nan
         self.before: dict[str, Detection] = {}
         self.after: dict[str, Detection] = {}
 
@@ -276,15 +277,16 @@ class Judge:
         Without a weight it is the network before.
         """
         seen = seen_of_all(network, self.run.judging.rows)
+        accuracy = self._accuracy(as_array(seen.logits.argmax(dim=1)))
+        self.after = self.detections(network)
+        if weight is None:
+            self.before, self.accuracy_before = self.after, accuracy
         network_record = {
             "sparsity_weight": weight,
             "accuracy_before": self.accuracy_before,
-            "accuracy_after": self._accuracy(as_array(seen.logits.argmax(dim=1))),
+            "accuracy_after": accuracy,
             "mean_l1": math.nan if seen.features is None else float(l1(seen.features).mean()),
         }
-        self.after = self.detections(network)
-        if weight is None:
-            self.before = self.after
         records = [
             {
                 **network_record,

@@ -33,7 +33,7 @@ from .exceptions import DivergenceError, DivergenceWarning, NonFiniteLogitsError
 from .fitting import Fit
 from .notices import first_line, warn_user
 from .parameters import is_auto, recipe_of
-from .penalties import Penalty
+from .penalties import Penalty, Relative
 from .scores import get_score
 from .scores.protocol import ScoreFunction
 from .scoring import Scores
@@ -76,13 +76,13 @@ def fine_tuned(
     if is_auto(asked):
         return Path(run, cast(Evidence, evidence), network, data).outcome()
     start, recipe = time.perf_counter(), recipe_of(run.detector)
-    judge = None if evidence is None else Judge(run, evidence, network, data)
+    judge = None if evidence is None else Judge(run, evidence, data)
     weight, history = None, list[Record]()
     if recipe.epochs > 0:
-        if judge is not None:
-            # What the choice of a score depends on must not fail.
-            look = judge.detections if is_auto(run.detector.score_function) else judge.look
-            judge.before = look(network)
+        if judge is not None and is_auto(run.detector.score_function):
+            judge(network, None, start)
+        elif judge is not None:
+            judge.before = judge.look(network)
         weight, penalty = float(asked), run.fitted_penalty(network, data)
         history = run.fine_tune(network, data, penalty, weight, recipe, run.seeds.fine_tuning)
     score = run.detector.score_function
@@ -107,7 +107,7 @@ class Path:
         self.network = network
         self.data = data
         self.start = time.perf_counter()
-        self.judge = Judge(run, evidence, network, data)
+        self.judge = Judge(run, evidence, data)
 
     def outcome(self) -> Outcome:
         """Go up the ladder, and put the network on the rung that detects best."""
@@ -182,6 +182,8 @@ class Path:
 
     def _unit(self, penalty: Penalty) -> float:
         """Mean of the penalty before fine-tuning."""
+        if isinstance(penalty, Relative):
+            return 1.0  # by which it was fitted
         unit = self.run.mean_penalty(self.network, self.data, penalty)
         if not (math.isfinite(unit) and unit > 0):
             raise ValueError(

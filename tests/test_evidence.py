@@ -261,8 +261,8 @@ def test_the_shares_told_are_those_of_the_detectors_themselves(monkeypatch):
     seen = {}
 
     class Judge(path.Judge):
-        def __init__(self, run, judges, network, data):
-            super().__init__(run, judges, network, data)
+        def __init__(self, run, judges, data):
+            super().__init__(run, judges, data)
             seen.update({name: rows.in_memory(None) for name, rows in self.rows.items()})
 
     monkeypatch.setattr(path, "Judge", Judge)
