@@ -7,8 +7,7 @@ is computed here counts that in.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -232,40 +231,58 @@ def chance_lower(scores: FloatArray, calibration: FloatArray) -> float:
     return float(1 - lower.mean() / (2 * len(ordered)))
 
 
-def _ranks_of(offset: Any, calibration: FloatArray) -> tuple[int, int]:
-    """Between which ranks of the calibration scores a threshold lies; the same without ties."""
-    below, tied = np.count_nonzero(calibration < offset), np.count_nonzero(calibration == offset)
-    return int(below + (tied == 1)), min(int(below + 1), len(calibration))
+def _ranks_of(margins: Sequence[FloatArray]) -> tuple[int, int]:
+    """Between which ranks of the calibration rows of each threshold it lies, summed.
+
+    Without ties both are the same.
+    """
+    low = high = 0
+    for of_threshold in margins:
+        below, tied = np.count_nonzero(of_threshold < 0), np.count_nonzero(of_threshold == 0)
+        low += int(below + (tied == 1))
+        high += min(int(below + 1), len(of_threshold))
+    return low, high
 
 
-def _rejected_at_most(n_rows: int, rank: int, n_calibration: int) -> FloatArray:
-    """Chances of at most 0, ..., n rejected rows, over calibration sets, if nothing has changed."""
+def _rejected_at_most(n_rows: int, rank: int, margins: Sequence[FloatArray]) -> FloatArray:
+    """Chances of at most 0, ..., n rejected rows, over calibration sets, if nothing has changed.
+
+    The share of rows that fall below a rank of n others is Beta-distributed, and so is the sum over
+    thresholds, if shares of classes are as uncertain as so many rows leave them: together they are
+    of a Dirichlet distribution.
+    """
     if rank == 0:
         return np.ones(n_rows + 1)
-    pmf = stats.betabinom.pmf(np.arange(n_rows + 1), n_rows, rank, n_calibration + 1 - rank)
+    pmf = stats.betabinom.pmf(np.arange(n_rows + 1), n_rows, rank, _places(margins) - rank)
     return np.minimum(np.cumsum(pmf), 1)
 
 
+def _places(margins: Sequence[FloatArray]) -> int:
+    """Places that a new row can take among the calibration rows of its threshold."""
+    return sum(len(of_threshold) + 1 for of_threshold in margins)
+
+
 def expected_rejections(
-    n_rows: int, offset: Any, calibration: FloatArray
+    n_rows: int, margins: Sequence[FloatArray]
 ) -> tuple[float, tuple[float, float]]:
     """Share of rows rejected if nothing has changed: its mean, and an interval that holds it.
 
-    Beta-binomial: both the calibration rows and the rows are a sample.
+    `margins` has, for each threshold, how far its calibration rows score above it. Beta-binomial:
+    both the calibration rows and the rows are a sample.
     """
-    low, high = _ranks_of(offset, calibration)
+    low, high = _ranks_of(margins)
     tail = (1 - COVERAGE) / 2
-    fewest = int(np.searchsorted(_rejected_at_most(n_rows, low, len(calibration)), tail))
-    most = int(np.searchsorted(_rejected_at_most(n_rows, high, len(calibration)), 1 - tail))
-    mean = high / (len(calibration) + 1)
+    fewest = int(np.searchsorted(_rejected_at_most(n_rows, low, margins), tail))
+    most = int(np.searchsorted(_rejected_at_most(n_rows, high, margins), 1 - tail))
+    mean = high / _places(margins)
     return float(mean), (fewest / n_rows, min(most, n_rows) / n_rows)
 
 
-def share_p_value(n_rejected: int, n_rows: int, offset: Any, calibration: FloatArray) -> float:
+def share_p_value(n_rejected: int, n_rows: int, margins: Sequence[FloatArray]) -> float:
     """P-value of "as many rows are rejected as if nothing had changed", two-sided."""
-    low, high = _ranks_of(offset, calibration)
-    as_few = _rejected_at_most(n_rows, low, len(calibration))[n_rejected]
-    fewer = _rejected_at_most(n_rows, high, len(calibration))[n_rejected - 1] if n_rejected else 0.0
+    low, high = _ranks_of(margins)
+    as_few = _rejected_at_most(n_rows, low, margins)[n_rejected]
+    fewer = _rejected_at_most(n_rows, high, margins)[n_rejected - 1] if n_rejected else 0.0
     return float(min(1, 2 * min(as_few, 1 - fewer)))
 
 

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.utils._param_validation import validate_parameter_constraints
 
+from .calibration import _has_threshold
 from .detector import SparseEnergyOODDetector
 from .exceptions import SeenRowsWarning
 from .exchangeability import (
@@ -177,6 +178,20 @@ def _judged(detector: SparseEnergyOODDetector, X: Any) -> tuple[FloatArray, NDAr
     return scores, scores - detector._thresholds(winners) < 0
 
 
+def _margins_by_threshold(detector: SparseEnergyOODDetector) -> list[FloatArray]:
+    """How far the calibration rows of each threshold score above it.
+
+    Classes without a threshold of their own share one.
+    """
+    classes = detector._calibration_classes
+    margins = detector.calibration_scores_ - detector._thresholds(classes)
+    if classes is None:
+        return [margins]
+    has_own = _has_threshold(classes, len(detector.classes_), detector.tpr_)
+    of_classes = [margins[classes == one] for one in np.flatnonzero(has_own)]
+    return of_classes if has_own.all() else [*of_classes, margins[~has_own[classes]]]
+
+
 def _check_scores(
     scores: FloatArray,
     rejected: NDArray[np.bool_],
@@ -185,9 +200,9 @@ def _check_scores(
 ) -> BatchCheck:
     """Compare scores of a batch with the calibration scores."""
     calibration = detector.calibration_scores_
-    margins = calibration - detector._thresholds(detector._calibration_classes)
+    margins = _margins_by_threshold(detector)
     n_rows, n_rejected = len(scores), int(np.count_nonzero(rejected))
-    expected_share, expected_interval = expected_rejections(n_rows, 0.0, margins)
+    expected_share, expected_interval = expected_rejections(n_rows, margins)
     return BatchCheck(
         n_rows=n_rows,
         n_calibration=len(calibration),
@@ -197,7 +212,7 @@ def _check_scores(
         expected_interval=expected_interval,
         chance_lower=chance_lower(scores, calibration),
         scores_p_value=two_sample_p_value(scores, calibration),
-        share_p_value=share_p_value(n_rejected, n_rows, 0.0, margins),
+        share_p_value=share_p_value(n_rejected, n_rows, margins),
         false_alarm=false_alarm,
     )
 

@@ -226,8 +226,8 @@ def test_the_share_rejected_is_that_of_all_calibration_sets():
         offset = np.sort(calibration)[1]
         n_rejected = int((rng.random(100) < offset).sum())
         shares.append(n_rejected / 100)
-        p_values.append(share_p_value(n_rejected, 100, offset, calibration))
-    mean, (low, high) = expected_rejections(100, offset, calibration)
+        p_values.append(share_p_value(n_rejected, 100, [calibration - offset]))
+    mean, (low, high) = expected_rejections(100, [calibration - offset])
     assert mean == 0.05
     assert np.mean(shares) == pytest.approx(mean, abs=0.004)
     inside = (np.array(shares) >= low) & (np.array(shares) <= high)
@@ -236,11 +236,39 @@ def test_the_share_rejected_is_that_of_all_calibration_sets():
         assert np.mean(np.array(p_values) <= level) <= 1.3 * level
 
 
+@pytest.mark.parametrize("n_calibration", [200, 600])
+def test_the_share_rejected_by_thresholds_of_classes_is_that_of_all_calibration_sets(n_calibration):
+    """Of classes of several sizes, each with a rank of its own; small ones share a threshold."""
+    rng = np.random.default_rng(0)
+    classes, weights = np.arange(6), np.array([0.4, 0.25, 0.15, 0.1, 0.06, 0.04])
+    shares, means, p_values, inside = [], [], [], []
+    for _ in range(600):
+        calibration, of = rng.random(n_calibration), rng.choice(classes, n_calibration, p=weights)
+        ranks = [(of == one).sum() // 10 for one in classes]
+        offsets = np.full(6, np.sort(calibration)[n_calibration // 10 - 1])
+        for one in np.flatnonzero(ranks):
+            offsets[one] = np.sort(calibration[of == one])[ranks[one] - 1]
+        own = np.array(ranks) > 0
+        margins = calibration - offsets[of]
+        groups = [margins[of == one] for one in classes[own]]
+        groups += [] if own.all() else [margins[~own[of]]]
+        rows, of_rows = rng.random(300), rng.choice(classes, 300, p=weights)
+        n_rejected = int((rows < offsets[of_rows]).sum())
+        mean, (low, high) = expected_rejections(300, groups)
+        shares.append(n_rejected / 300)
+        means.append(mean)
+        inside.append(low <= shares[-1] <= high)
+        p_values.append(share_p_value(n_rejected, 300, groups))
+    assert np.mean(shares) == pytest.approx(np.mean(means), abs=0.003)
+    assert 0.93 <= np.mean(inside) <= 0.985
+    assert np.mean(np.array(p_values) <= 0.1) <= 0.13
+
+
 def test_a_share_rejected_of_none_is_no_news_if_no_score_is_below_the_threshold():
     calibration = np.repeat([1.0, 2.0], [10, 29])
-    assert share_p_value(0, 100_000, 1.0, calibration) == 1
-    assert expected_rejections(1000, 1.0, calibration)[1][0] == 0
-    assert share_p_value(90_000, 100_000, 1.0, calibration) < 1e-3
+    assert share_p_value(0, 100_000, [calibration - 1.0]) == 1
+    assert expected_rejections(1000, [calibration - 1.0])[1][0] == 0
+    assert share_p_value(90_000, 100_000, [calibration - 1.0]) < 1e-3
 
 
 @pytest.mark.parametrize(("k", "n"), [(0, 10), (3, 10), (10, 10)])
