@@ -40,6 +40,7 @@ from .storage import (
     Writer,
     code_of,
     fits,
+    place_of_file,
     read_file,
     replace_file,
     set_state,
@@ -133,6 +134,7 @@ class NotKept:
 
 def saved(detector: Detector, path: str | PathLike[str]) -> None:
     """Write a fitted detector to a file, which is there whole or not at all."""
+    place = place_of_file(Path(path))
     writer = _DetectorWriter()
     parameters = detector.get_params(deep=False)
     kept = {name: x for name, x in parameters.items() if name not in LEFT_OUT}
@@ -146,7 +148,7 @@ def saved(detector: Detector, path: str | PathLike[str]) -> None:
     except UnusableError as error:
         raise SavedFileError(f"The detector cannot be saved: {error}. {error.remedy}.") from error
     _warn_if_more_has_changed(detector)
-    replace_file(Path(path), to_bytes(KIND, content, writer.tensors))
+    replace_file(place, to_bytes(KIND, content, writer.tensors))
 
 
 def loaded(kind: type[T], path: str | PathLike[str], given: Mapping[str, Any]) -> T:

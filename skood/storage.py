@@ -39,6 +39,7 @@ __all__ = [
     "code_of",
     "fits",
     "from_bytes",
+    "place_of_file",
     "read_file",
     "replace_file",
     "set_state",
@@ -137,11 +138,27 @@ def read_file(kind: str, path: Path) -> tuple[Any, dict[str, Tensor]]:
         return from_bytes(kind, start + file.read())
 
 
+def place_of_file(path: Path) -> Path:
+    """Where a file is written that the user names; an OSError says if none can be there.
+
+    A link stays one, and what it points to is replaced.
+    """
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"The folder {str(path.parent)!r} is not there: make it first.")
+    if path.is_dir():
+        raise IsADirectoryError(f"{str(path)!r} is a folder; pass the name of a file.")
+    if path.exists() and not path.is_file():
+        raise FileExistsError(f"{str(path)!r} is a device or a pipe; pass the name of a file.")
+    return Path(os.path.realpath(path))
+
+
 def replace_file(path: Path, content: bytes) -> None:
     """Write a file in place of the one before, if any; at any time there is one or the other."""
     unfinished = path.with_name(secrets.token_hex(8) + UNFINISHED)
     try:
         with open(unfinished, "xb") as file:
+            if path.exists():
+                os.chmod(unfinished, stat.S_IMODE(path.stat().st_mode))
             file.write(content)
             file.flush()
             os.fsync(file.fileno())

@@ -8,6 +8,7 @@ import io
 import json
 import os
 import pickle
+import stat
 import subprocess
 import sys
 import warnings
@@ -461,6 +462,32 @@ class Listing(Own):
 def test_what_training_has_changed_and_no_file_keeps_is_told(path):
     with pytest.warns(SavedFileWarning, match="in more than its tensors and numbers"):
         fitted(Listing()).save(path)
+
+
+def test_only_files_are_replaced_and_they_keep_their_mode(path):
+    detector = fitted()
+    with pytest.raises(IsADirectoryError, match="is a folder; pass the name of a file"):
+        detector.save(path.parent)
+    with pytest.raises(FileNotFoundError, match="is not there: make it first"):
+        detector.save(path.parent / "none" / "detector")
+    pipe = path.parent / "pipe"
+    os.mkfifo(pipe)
+    for write in (detector.save, detector.export):
+        target = pipe if write == detector.save else pipe.with_suffix(".pt2")
+        if target != pipe:
+            os.mkfifo(target)
+        with pytest.raises(FileExistsError, match="is a device or a pipe"):
+            write(target)
+        assert target.is_fifo()
+    detector.save(path)
+    path.chmod(0o600)
+    link = path.parent / "latest"
+    link.symlink_to(path.name)
+    before = path.read_bytes()
+    fitted(random_state=1).save(link)
+    assert link.is_symlink()
+    assert path.read_bytes() != before
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
 
 
 class Recurrent(nn.Module):

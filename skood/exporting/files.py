@@ -24,6 +24,7 @@ from ..engine.rows import as_array
 from ..engine.surroundings import undisturbed
 from ..exceptions import ExportError
 from ..notices import first_line
+from ..storage import place_of_file
 from .checks import Reference, check_outputs, example_batch, on_both_sides
 from .module import DetectorModule, detector_module
 
@@ -54,8 +55,8 @@ def export(
     detector: Any, path: str | os.PathLike[str], X: Any = None, *, preprocess: bool = True
 ) -> dict[str, Any]:
     """Write a detector to a file, whole or not at all; see `SparseEnergyOODDetector.export`."""
-    path = Path(path)
-    chosen = _format_of(path)
+    chosen = _format_of(Path(path))
+    path = place_of_file(Path(path))
     module = detector_module(detector, preprocess).cpu()
     reference = Reference(detector, preprocess)
     batch = on_both_sides(example_batch(detector, X, preprocess), reference)
@@ -84,10 +85,6 @@ def _format_of(path: Path) -> Format:
             f"path ends in {path.suffix!r}; expected one of {list(FORMATS)}. Name the file, for "
             'instance, "detector.onnx".'
         )
-    if not path.parent.is_dir():
-        raise FileNotFoundError(f"The folder {str(path.parent)!r} is not there: make it first.")
-    if path.is_dir():
-        raise IsADirectoryError(f"{str(path)!r} is a folder; pass the name of a file.")
     for name in chosen.needs:
         try:
             import_module(name)
