@@ -11,7 +11,6 @@ from sklearn.base import BaseEstimator, ClassifierMixin, MetaEstimatorMixin, clo
 from sklearn.exceptions import DataConversionWarning
 from sklearn.utils import Tags, get_tags
 from sklearn.utils._param_validation import HasMethods, validate_parameter_constraints
-from sklearn.utils.metadata_routing import UNUSED
 from sklearn.utils.validation import check_is_fitted
 
 from .detector import SparseEnergyOODDetector
@@ -112,9 +111,6 @@ class RejectingClassifier(ClassifierMixin, MetaEstimatorMixin, BaseEstimator):
         "detector": [_Classifying(["predict_class", "predict_class_proba"])],
         "reject_label": [Integral, str],
     }
-
-    # It is an option of a call, and not data that scikit-learn should route to it.
-    __metadata_request__predict_proba: ClassVar[dict[str, str]] = {"rejection": UNUSED}
 
     def __init__(self, detector: SparseEnergyOODDetector, *, reject_label: int | str = -1) -> None:
         self.detector = detector

@@ -6,6 +6,7 @@ from unittest import SkipTest
 
 import numpy as np
 import pytest
+import sklearn
 from modules import WidthAgnostic
 from sklearn.base import clone, is_classifier
 from sklearn.calibration import CalibratedClassifierCV
@@ -515,3 +516,14 @@ def test_probabilities_may_have_a_column_for_rejection(digits):
     assert np.array_equal(whole[~rejected, :-1], plain[~rejected])
     with pytest.raises(ValueError, match="'rejection' parameter of predict_proba"):
         classifier.predict_proba(digits.X_test, rejection="yes")
+
+
+def test_metadata_routing_does_not_get_in_the_way():
+    X, y = make_blobs(120, centers=3, random_state=0)
+    classifier = RejectingClassifier(SparseEnergyOODDetector(max_epochs=1, random_state=0))
+    with sklearn.config_context(enable_metadata_routing=True), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        pipe = make_pipeline(StandardScaler(), classifier).fit(X, y)
+        assert pipe.score(X, y) > 0.5
+        assert pipe.predict_proba(X).shape == (120, 3)
+        assert cross_val_score(pipe, X, y, cv=2).min() > 0.5
