@@ -15,14 +15,14 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from os import PathLike
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 from sklearn.utils._param_validation import validate_parameter_constraints
 
-from .calibration import calibration_rank
+from .calibration import calibration_rank, minimum_rows
 from .detector import SparseEnergyOODDetector
 from .engine.inference import forward_rows
 from .exchangeability import COVERAGE
@@ -521,9 +521,11 @@ def _counted(share: Share, name: str) -> dict[str, Any]:
 def _limits(detector: SparseEnergyOODDetector, sets: Mapping[str, Any]) -> list[str]:
     """What no test of a detector shows, in plain sentences."""
     n_rows, tpr = len(detector.calibration_scores_), detector.tpr_
+    kept = min(tpr, n_rows / (n_rows + 1))  # by the smallest score, if rows are too few for tpr
+    share = _target(tpr) if kept == tpr else _percent(kept)
     promise = (
-        f"The threshold keeps {_target(tpr)} of in-distribution rows on average over draws of "
-        "calibration rows"
+        f"The threshold keeps {share} of in-distribution rows on average over draws of calibration "
+        "rows"
     )
     if detector.class_offsets_ is None:
         rank = max(calibration_rank(n_rows, tpr), 1)
@@ -538,8 +540,17 @@ def _limits(detector: SparseEnergyOODDetector, sets: Mapping[str, Any]) -> list[
             "threshold for each predicted class."
         )
     else:
-        promise += ", in each predicted class"
-        classes = "Each predicted class has its threshold; no share is promised for a true class."
+        winners = cast(NDArray[np.int64], detector._calibration_classes)
+        counts = np.bincount(winners, minlength=len(detector.classes_))
+        n_own = int(np.sum(counts >= minimum_rows(1, tpr)))
+        promise += f", in {_told_of_classes(n_own, len(counts))}" * (n_own > 0)
+        classes = (
+            "Each predicted class has its threshold; no share is promised for a true class."
+            if n_own == len(counts)
+            else f"{len(counts) - n_own} of {len(counts)} predicted classes have too few "
+            "calibration rows for a threshold of their own, and share one. No share is promised "
+            "for a true class."
+        )
     outliers = (
         f"The shares of outliers hold for sets like the {len(sets)} tried. Others may be kept more "
         "often, above all those that look like a class."
@@ -554,6 +565,10 @@ def _limits(detector: SparseEnergyOODDetector, sets: Mapping[str, Any]) -> list[
         outliers,
         "A row that is kept may still get the wrong class.",
     ]
+
+
+def _told_of_classes(n_own: int, n_classes: int) -> str:
+    return "each predicted class" if n_own == n_classes else f"each of {n_own} predicted classes"
 
 
 def _percent(share: float) -> str:

@@ -4,6 +4,7 @@ import base64
 import importlib.metadata
 import importlib.util
 import re
+import warnings
 from html.parser import HTMLParser
 
 import numpy as np
@@ -211,6 +212,23 @@ def test_thresholds_of_classes_are_those_of_the_detector(digits, sets):
     assert "| threshold | 10, one a predicted class: " in text
     assert "on average over draws of calibration rows, in each predicted class." in text
     assert "| set | rows | rejected | FPR80 | AUROC |" in text
+
+
+def test_what_few_calibration_rows_keep_is_what_is_promised(digits):
+    detector = SparseEnergyOODDetector(digits.module, max_epochs=0, random_state=0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        detector.fit(digits.X, digits.y).calibrate(digits.X_fresh[:5])
+        text = str(report(detector, digits.X_test))
+        assert "keeps 83.3 % of in-distribution rows on average" in text  # 5 of 6
+        few = str(report(detector.calibrate(digits.X_fresh[:100], per_class=True), digits.X_test))
+        counts = np.bincount(detector.predict_class(digits.X_fresh[:150]), minlength=10)
+        some = str(report(detector.calibrate(digits.X_fresh[:150], per_class=True), digits.X_test))
+    assert "10 of 10 predicted classes have too few calibration rows" in few
+    n_own = int((counts >= 19).sum())
+    assert 0 < n_own < 10
+    assert f"in each of {n_own} predicted classes." in some
+    assert f"{10 - n_own} of 10 predicted classes have too few" in some
 
 
 def test_a_network_that_hides_its_features_is_described(digits):
