@@ -74,6 +74,20 @@ def moved(module):
         (lambda: nn.Sequential(nn.Linear(4, 4), partly_frozen_norm()), {"1"}),
         (
             lambda: nn.Sequential(
+                norm(affine=False),
+                nn.Sequential(frozen(nn.Linear(4, 4)), nn.Linear(4, 4)),
+                nn.Linear(4, 3),
+            ),
+            set(),
+        ),
+        (
+            lambda: nn.Sequential(
+                frozen(nn.Linear(4, 4)), nn.Sequential(norm(affine=False), nn.Linear(4, 3))
+            ),
+            {"1.0"},
+        ),
+        (
+            lambda: nn.Sequential(
                 frozen(nn.Sequential(norm(affine=False), nn.Linear(4, 4), norm(affine=False))),
                 nn.Linear(4, 3),
             ),
@@ -105,6 +119,8 @@ def moved(module):
         "frozen norm",
         "norm between",
         "partly frozen norm",
+        "before a frozen layer, without parameters",
+        "before a trainable layer, without parameters",
         "frozen part, without parameters",
         "after a frozen layer, without parameters",
         "frozen norm after an adapter",
