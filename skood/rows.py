@@ -186,8 +186,9 @@ def _refuse_other_forms(X: Any) -> None:
         raise TypeError(
             f"X is a {type(X).__name__} with the keys {quoted(keys)}; expected rows. Pass the "
             f"values of one key, X[{quoted(keys[0]) if keys else '...'}]. If the network needs "
-            "several, pass rows that hold them all, np.stack(list(X.values()), axis=1), and a "
-            "module that takes each batch apart."
+            "several, pass rows that hold them all, np.stack(list(X.values()), axis=1), or if "
+            "shapes differ np.hstack([x.reshape(len(x), -1) for x in X.values()]), and a module "
+            "that takes each batch apart."
         )
     if isinstance(X, tuple | list) and len(X) == 2 and _rows_and_labels(*X):
         raise ValueError(

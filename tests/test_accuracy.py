@@ -269,3 +269,11 @@ def test_a_warning_of_ties_names_the_score_and_what_the_threshold_keeps():
     with pytest.warns(TiedScoresWarning, match=r"^60 of 100 .* same, 0\.999, .* keeps 95%") as told:
         warn_if_tied(np.r_[np.full(60, 0.999), np.arange(40) / 100], 0.05)
     assert len(str(told[0].message)) <= 400
+
+
+@pytest.mark.parametrize("n_classes", [3, 10])
+def test_a_row_of_each_class_suggests_no_other_order(n_classes):
+    targets = np.arange(n_classes)
+    predictions = np.roll(targets, 1)
+    with pytest.warns(NearChanceWarning):
+        warn_if_labels_doubtful(targets, predictions, targets, (targets, predictions))

@@ -203,6 +203,8 @@ FORM = "the form that is expected: tests/test_public_functions.py"
 REPORT = "a sentence of a report: tests/test_reporting.py"
 
 ELSEWHERE = {
+    "predicted classes have too few calibration": "a report: tests/test_reporting.py",
+    "is a device or a pipe": FILES,
     "it now computes on the CPU": "nothing to do: it computes elsewhere",
     "has no memory for a forward of": "nothing to do: it goes on with fewer rows",
     "Drawing needs matplotlib": "a test above, without matplotlib",

@@ -142,13 +142,16 @@ def open_network(
         n_tried = 1 if alone else max(TRIAL_ROWS, min(int(SHARE_OF_A_TRIAL * most), MOST_ROWS))
         check_steady(module, batcher, rows.spaced(n_tried), draws=draws)
     head = _head_of(module, batch, output, head)
+    if head is not None:
+        _check_keeps_features(module, head, batch)
     watched = inner_layers(module, head, batch) if layers else ()
     shapes = Shapes((most,))
     pairs: tuple[Pair, ...] = ()
     # Each shape would be compiled on its own, which takes long. What sees layers is not compiled.
     if not compiled or watched:
         if fold_batch_norm:
-            pairs = foldable(module, batch)
+            # What scores see of a layer must not be scaled, by next to nothing in some channels.
+            pairs = tuple(pair for pair in foldable(module, batch) if pair[0] not in watched)
             pairs = pairs if _folds(module, head, batcher, few, pairs) else ()
         small = rows_of_small_shape(batcher.device) if small_shape and batch.ndim > 2 else 0
         scored = Folded(view_of(module)[0], pairs).module if pairs else module
@@ -349,6 +352,29 @@ def _head_of(module: nn.Module, batch: Tensor, output: Any, name: str | None) ->
             "alone, or pass the nn.Module from which it was made."
         )
     return None
+
+
+def _check_keeps_features(module: nn.Module, head: str, batch: Tensor) -> None:
+    """Refuse a module that changes in place what enters its head: features would be others."""
+    entered: list[tuple[Tensor, Tensor]] = []
+
+    def keep(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        value = next(iter([*args, *kwargs.values()]), None)
+        if isinstance(value, Tensor):
+            entered.append((value, value.clone()))
+
+    handle = module.get_submodule(head).register_forward_pre_hook(keep, with_kwargs=True)
+    try:
+        with torch.no_grad():
+            module(batch)
+    finally:
+        handle.remove()
+    if not all(((now == before) | before.isnan()).all() for now, before in entered):
+        raise ValueError(
+            f"The module changes in place what enters its head, {head!r}, so that its features "
+            "would be told wrongly. Let it change a copy, features.clone(); or pass inplace=False "
+            "to the activation that does it."
+        )
 
 
 def check_trainable(

@@ -35,6 +35,9 @@ __all__ = ["DirectionLength", "Knn", "LayerMoments", "Mahalanobis", "Mahalanobis
 QUERY_ROWS = 256
 """Rows whose distances to a bank are in memory at a time."""
 
+TINY = torch.finfo(torch.float64).tiny
+"""Length below which features have no direction."""
+
 NO_VARIANCE = 1e-10
 """Share of the variance of features below which a direction counts as having none."""
 
@@ -113,7 +116,7 @@ class Knn(FittedScore):
             )
         sample = Sample(self.bank_size)
         for features, _, _ in self._pieces(outputs, head):
-            sample.add(F.normalize(features))
+            sample.add(F.normalize(features, eps=TINY))
         bank = sample.rows().double()
         if len(bank) < self.n_neighbors:
             raise ValueError(
@@ -125,7 +128,7 @@ class Knn(FittedScore):
 
     def __call__(self, features: Tensor, logits: Tensor) -> Tensor:
         """Minus the Euclidean distance to the k-th nearest row of the bank, shape (n,)."""
-        queries = F.normalize(self._ready(features))
+        queries = F.normalize(self._ready(features), eps=TINY)
         squares = self.bank_.square().sum(dim=1)
         # A graph that is compiled or exported takes any number of rows, in one piece.
         whole = torch.compiler.is_compiling()
@@ -265,7 +268,7 @@ class MahalanobisPlusPlus(Mahalanobis):
     _name = "mahalanobis++"
 
     def _represented(self, features: Tensor) -> Tensor:
-        return F.normalize(features)
+        return F.normalize(features, eps=TINY)
 
 
 @named("direction_length")

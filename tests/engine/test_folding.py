@@ -344,10 +344,12 @@ def test_rows_score_bitwise_the_same_in_any_company(opened):
 
 @pytest.mark.parametrize("layers", [False, True])
 def test_a_network_that_no_longer_agrees_goes_on_as_it_is(opened, layers):
-    network = opened(with_statistics(Parts(conv_then_norm)), IMAGES, layers=layers)
+    module = with_statistics(Parts(lambda m, x: m.norm2(m.conv2(conv_then_norm(m, x)))))
+    network = opened(module, IMAGES, layers=layers)
+    assert network.pairs == ((("conv2", "norm2"),) if layers else tuple(sorted(BOTH)))
     logits_of(network, IMAGES)  # which folds it
     assert folds(network, as_rows(IMAGES))
-    network.module.function = lambda m, x: (y := m.conv(x)).relu() + m.norm(y)
+    network.module.function = lambda m, x: (y := m.conv2(conv_then_norm(m, x))).relu() + m.norm2(y)
     assert not folds(network, as_rows(IMAGES))
     unfold(network, as_rows(IMAGES))
     assert network.pairs == ()

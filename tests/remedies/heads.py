@@ -54,6 +54,22 @@ class Prototypes(nn.Module):
         return -torch.cdist(h, self.vectors)
 
 
+class Overwriting(nn.Module):
+    """Changes its features after its head, or at its begin."""
+
+    def __init__(self, *, after: bool = False, inplace: bool = False, copies: bool = False) -> None:
+        super().__init__()
+        self.body, self.after, self.copies = nn.Linear(D, 8), after, copies
+        self.head = nn.Sequential(nn.ReLU(inplace=inplace), nn.Linear(8, K))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        features = self.body(x)
+        logits = self.head(features)
+        if self.after:
+            (features.clone() if self.copies else features).mul_(2)
+        return logits
+
+
 class Two(nn.Module):
     """A classifier with two heads on features of their own, put together by a function."""
 
@@ -88,6 +104,19 @@ def named(told: Told, module: nn.Module, code: str) -> SparseEnergyOODDetector:
 
 
 CASES = [
+    case(
+        "changes in place what enters its head",
+        lambda: fit(Overwriting(after=True), head="head"),
+        says(
+            "Let it change a copy, features.clone()",
+            lambda: fit(Overwriting(after=True, copies=True), head="head"),
+        ),
+    ),
+    case(
+        "changes in place what enters its head",
+        lambda: fit(Overwriting(inplace=True), head="head"),
+        lambda told: fit(Overwriting(**told.keywords("inplace=False")), head="head"),
+    ),
     case(
         "names no submodule",
         lambda: fit(network(), head="fc"),

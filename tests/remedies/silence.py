@@ -324,6 +324,17 @@ CASES = [
         "with the keys",
         lambda: fit(network(), {"a": X, "b": X}),
         lambda told: fit(network(), told("X['a']", X={"a": X, "b": X})),
+        lambda told: fit(
+            nn.Sequential(nn.Flatten(), network(K, 2 * D)),
+            told("np.stack(list(X.values()), axis=1)", X={"a": X, "b": X}),
+        ),
+        lambda told: fit(
+            network(K, D + 2),
+            told(
+                "np.hstack([x.reshape(len(x), -1) for x in X.values()])",
+                X={"a": X, "b": X[:, :2]},
+            ),
+        ),
     ),
     case(
         "and their labels. Pass them apart",

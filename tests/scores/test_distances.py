@@ -179,6 +179,15 @@ def test_direction_length_does_not_depend_on_the_unit_of_the_features():
     np.testing.assert_allclose(found, expected, rtol=1e-8)
 
 
+@pytest.mark.parametrize("score", ["knn", "mahalanobis++", "direction_length"])
+@pytest.mark.parametrize("factor", [1e-14, 1e14])
+def test_directions_do_not_depend_on_the_unit_of_the_features(score, factor):
+    fit, new, weight, bias, labels = relu_features()
+    expected = scores_of(score, made(fit, new, weight, bias, labels))
+    found = scores_of(score, made(factor * fit, factor * new, weight, bias, labels))
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
+
+
 @pytest.mark.parametrize("factor", [1e-3, 1e3])
 def test_rows_far_longer_or_shorter_than_usual_score_low(factor):
     case = usual()
