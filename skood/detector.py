@@ -172,8 +172,9 @@ class SparseEnergyOODDetector(OutlierMixin, BaseEstimator):
         compiled. Nor is scoring by what looks at inner layers, such as "three_views".
     fold_batch_norm : bool, default=True
         Whether to score with batch-norms folded into the convolutions and linear layers before
-        them, where features and logits stay the same to a relative 1e-5. It takes memory for a
-        second copy of these layers. `module_` keeps its batch-norms.
+        them, where features and logits stay the same to a relative 1e-5. Inner layers at which the
+        score looks are left as they are. It takes memory for a second copy of what is folded.
+        `module_` keeps its batch-norms.
     memory : path or joblib.Memory, default=None
         Folder for a checkpoint after each epoch. A repeated fit is loaded; an interrupted one
         resumes. `fit` and the scorers of skood also keep features and logits there, 2 GiB at most,

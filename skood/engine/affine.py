@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -19,7 +20,7 @@ PROBED_FEATURES = 256
 """Features of which the weights are read at a time."""
 
 PROBE = 256
-"""Size of a feature when its weights are read."""
+"""Size of a feature when its weights are read, at least."""
 
 
 def affine_head(network: Network, rows: Rows) -> tuple[Tensor, Tensor]:
@@ -52,9 +53,10 @@ def affine_head(network: Network, rows: Rows) -> tuple[Tensor, Tensor]:
 
     bias = logits(torch.zeros_like(flat[:1]))
     units = torch.arange(flat.shape[1], device=flat.device).split(PROBED_FEATURES)
-    # Large, as in half precision the sum with a bias would round the digits of a weight away.
-    columns = [logits(PROBE * F.one_hot(some, flat.shape[1])) - bias for some in units]
-    weight, bias = torch.cat(columns).T.contiguous() / PROBE, bias[0]
+    # Large, as the sum with a bias would round the digits of a weight away.
+    probe = PROBE if dtype.itemsize < 4 else max(PROBE, _power_above(flat))
+    columns = [logits(probe * F.one_hot(some, flat.shape[1]).double()) - bias for some in units]
+    weight, bias = torch.cat(columns).T.contiguous() / probe, bias[0]
     tried = torch.cat([flat, -2 * flat])
     expected = tried.to(weight) @ weight.T + bias
     error = (logits(tried) - expected).abs().amax()
@@ -65,6 +67,12 @@ def affine_head(network: Network, rows: Rows) -> tuple[Tensor, Tensor]:
             "as this score needs it to be. Pass head= the last linear layer, or another score."
         )
     return weight, bias
+
+
+def _power_above(values: Tensor) -> float:
+    """The power of two that is at least as large as all values."""
+    largest = float(values.abs().amax())
+    return 2.0 ** math.ceil(math.log2(max(largest, 1))) if math.isfinite(largest) else 1.0
 
 
 @contextmanager

@@ -111,3 +111,18 @@ def test_reading_a_head_leaves_no_hook_and_no_gradient(opened):
     assert hooks_of(network.public) == []
     assert all(parameter.grad is None for parameter in network.module.parameters())
     assert not network.module.training
+
+
+@pytest.mark.parametrize("factor", [1e-7, 1e5, 1e7, 1e20])
+def test_a_head_of_features_of_any_size_is_read_to_the_last_digits(opened, factor):
+    module = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 3))
+    with torch.no_grad():
+        module[0].weight.mul_(factor)
+        module[0].bias.mul_(factor)
+        module[2].weight.div_(factor)
+    X = np.random.RandomState(0).randn(30, 4).astype(np.float32)
+    weight, bias = affine_head(opened(module, X), as_rows(X))
+    torch.testing.assert_close(
+        factor * weight, factor * module[2].weight.double(), rtol=0, atol=1e-6
+    )
+    torch.testing.assert_close(bias, module[2].bias.double(), rtol=1e-6, atol=0)
