@@ -533,10 +533,15 @@ class DriftMonitor:
                 value = value.reshape(now.shape)
             elif now.ndim > 1 or not value.size:
                 value = value.reshape(-1, *now.shape[1:])
+            is_finite = value.dtype.kind != "f" or np.isfinite(value).all()
+            if value.ndim != now.ndim or not is_finite:
+                raise ValueError(name)
             setattr(owner, name, value if now.ndim else value.item())
         rows = {owner.n_rows for owner in (self._p_values, self._martingale, self._change)}
         total = self._p_values.weights.sum() - len(self._calibration) - 1
-        if rows != {total} or self._stride < 1 or not np.isfinite(self._martingale.shares).all():
+        counts = self._n_same, self._change.n_rejected
+        same = len(self._recent) == len(self._recent_rejected)
+        if rows != {total} or self._stride < 1 or min(counts) < 0 or not same:
             raise ValueError("rows")
 
     def _current(self) -> SparseEnergyOODDetector:

@@ -184,6 +184,11 @@ class RejectingClassifier(ClassifierMixin, MetaEstimatorMixin, BaseEstimator):
         ndarray of shape (n,)
             Labels.
 
+        Raises
+        ------
+        ValueError
+            If `reject_label` was set to something that is no label since fit.
+
         Warns
         -----
         ThresholdWarning
@@ -191,6 +196,7 @@ class RejectingClassifier(ClassifierMixin, MetaEstimatorMixin, BaseEstimator):
             ``detector_.calibrate(X_fresh)`` clears that.
         """
         check_is_fitted(self)
+        self._validate_params()  # as reject_label may have been set since
         return self.detector_.predict_class(X, reject_label=self.reject_label)
 
     def predict_proba(self, X: Any, *, rejection: bool = False) -> NDArray[np.float64]:

@@ -527,3 +527,14 @@ def test_metadata_routing_does_not_get_in_the_way():
         assert pipe.score(X, y) > 0.5
         assert pipe.predict_proba(X).shape == (120, 3)
         assert cross_val_score(pipe, X, y, cv=2).min() > 0.5
+
+
+@pytest.mark.parametrize("label", [None, 0.5, [-1]])
+def test_a_label_that_is_set_after_fit_is_checked(label):
+    X, y = make_blobs(120, centers=3, random_state=0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        classifier = RejectingClassifier(SparseEnergyOODDetector(max_epochs=1, random_state=0))
+        classifier.fit(X, y).set_params(reject_label=label)
+        with pytest.raises(ValueError, match="'reject_label' parameter of RejectingClassifier"):
+            classifier.predict(X)
