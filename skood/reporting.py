@@ -22,7 +22,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 from sklearn.utils._param_validation import validate_parameter_constraints
 
-from .calibration import calibration_rank, minimum_rows
+from .calibration import _has_threshold, calibration_rank
 from .detector import SparseEnergyOODDetector
 from .engine.inference import forward_rows
 from .exchangeability import COVERAGE
@@ -541,16 +541,19 @@ def _limits(detector: SparseEnergyOODDetector, sets: Mapping[str, Any]) -> list[
         )
     else:
         winners = cast(NDArray[np.int64], detector._calibration_classes)
-        counts = np.bincount(winners, minlength=len(detector.classes_))
-        n_own = int(np.sum(counts >= minimum_rows(1, tpr)))
-        promise += f", in {_told_of_classes(n_own, len(counts))}" * (n_own > 0)
-        classes = (
-            "Each predicted class has its threshold; no share is promised for a true class."
-            if n_own == len(counts)
-            else f"{len(counts) - n_own} of {len(counts)} predicted classes have too few "
-            "calibration rows for a threshold of their own, and share one. No share is promised "
-            "for a true class."
-        )
+        has_own = _has_threshold(winners, len(detector.classes_), tpr)
+        if has_own.all():
+            promise += ", in each predicted class"
+            classes = (
+                "Each predicted class has its threshold; no share is promised for a true class."
+            )
+        else:
+            promise += f", in each of {has_own.sum()} predicted classes" if has_own.any() else ""
+            classes = (
+                f"{np.sum(~has_own)} of {len(has_own)} predicted classes have too few calibration "
+                "rows for a threshold of their own, and share one. No share is promised for a true "
+                "class."
+            )
     outliers = (
         f"The shares of outliers hold for sets like the {len(sets)} tried. Others may be kept more "
         "often, above all those that look like a class."
@@ -565,10 +568,6 @@ def _limits(detector: SparseEnergyOODDetector, sets: Mapping[str, Any]) -> list[
         outliers,
         "A row that is kept may still get the wrong class.",
     ]
-
-
-def _told_of_classes(n_own: int, n_classes: int) -> str:
-    return "each predicted class" if n_own == n_classes else f"each of {n_own} predicted classes"
 
 
 def _percent(share: float) -> str:
