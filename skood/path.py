@@ -89,7 +89,7 @@ def fine_tuned(
     if judge is not None and is_auto(score):
         records = judge(network, weight, start)
         # Whatever the weight asked for costs.
-        best = max(robust(records, n_known_of(run)), key=lambda record: record["auroc"])
+        best = max(robust(records, n_fewer_of(run)), key=lambda record: record["auroc"])
         judge.warn_if_worse(best["score_function"])
         return outcome_of(run, best, records, history)
     if judge is not None:
@@ -113,11 +113,11 @@ class Path:
         """Go up the ladder, and put the network on the rung that detects best."""
         network, kept_history = self.network, list[Record]()
         path = self.judge(network, None, self.start)
-        n_known = n_known_of(self.run)
-        best, kept = best_of(path, n_known), network.uncompiled_copy()
+        n_fewer = n_fewer_of(self.run)
+        best, kept = best_of(path, n_fewer), network.uncompiled_copy()
         for found, history in self._rungs():
             path = path + found
-            best = best_of(path, n_known)
+            best = best_of(path, n_fewer)
             if any(best is record for record in found):
                 kept, kept_history = network.uncompiled_copy(), history
         network.adopt(kept.public)  # what it has come to since is worse
@@ -210,12 +210,12 @@ def cause_of(error: Exception) -> str:
     return first_line(error).partition(". ")[0].removesuffix(".")
 
 
-def n_known_of(run: Fit) -> int:
+def n_fewer_of(run: Fit) -> int:
     """Known outliers that judge, or inliers if these are fewer; 0 if made outliers judge."""
     return min(len(run.outliers_to_judge), len(run.judging.rows))
 
 
-def robust(records: list[Record], n_known: int = 0) -> list[Record]:
+def robust(records: list[Record], n_fewer: int = 0) -> list[Record]:
     """Those whose score is the reference, or with the first network is clearly better than it.
 
     A score that finds some kinds of outliers easily can have the best mean and be blind to others.
@@ -225,17 +225,17 @@ def robust(records: list[Record], n_known: int = 0) -> list[Record]:
     scored = {record["score_function"]: record for record in first}
     reference = next((scored[name] for name in REFERENCES if name in scored), first[0])
     names = {
-        name for name, r in scored.items() if r is reference or _is_better(r, reference, n_known)
+        name for name, r in scored.items() if r is reference or _is_better(r, reference, n_fewer)
     }
     return [record for record in records if record["score_function"] in names]
 
 
-def _is_better(record: Record, reference: Record, n_known: int) -> bool:
+def _is_better(record: Record, reference: Record, n_fewer: int) -> bool:
     """Whether no kind is detected worse, and the mean gain is beyond what chance may bring."""
     kinds = kinds_of(record)
     gains = _gains(record, reference)
     if kinds == [KNOWN]:
-        error = error_of_auroc(record["auroc"], reference["auroc"], n_known)
+        error = error_of_auroc(record["auroc"], reference["auroc"], n_fewer)
         return bool(gains[0] > ERRORS * error)
     if len(kinds) == 1:
         return False  # one kind that was made shows little
@@ -247,12 +247,12 @@ def _gains(record: Record, other: Record) -> Scores:
     return np.array([record[f"{KIND}{kind}"] - other[f"{KIND}{kind}"] for kind in kinds_of(record)])
 
 
-def best_of(records: list[Record], n_known: int = 0) -> Record:
+def best_of(records: list[Record], n_fewer: int = 0) -> Record:
     """What detects best among what is robust and accurate enough, and on no kind clearly worse.
 
     Of equals, it is the first.
     """
-    allowed = [r for r in robust(records, n_known) if not r["worse"] and is_accurate(r)]
+    allowed = [r for r in robust(records, n_fewer) if not r["worse"] and is_accurate(r)]
     return max(allowed, key=lambda record: record["auroc"])
 
 
@@ -260,15 +260,15 @@ def outcome_of(run: Fit, best: Record, path: list[Record], history: list[Record]
     """What comes of the record that is chosen, which is told if the user wants to be."""
     best["chosen"] = True
     if len(path) > 1 and run.detector.verbose and run.ranks.first:
-        print(f"{type(run.detector).__name__}: {told(best, path, n_known_of(run))}")
+        print(f"{type(run.detector).__name__}: {told(best, path, n_fewer_of(run))}")
     score = get_score(run.scores[best["score_function"]])
     return Outcome(history, best["sparsity_weight"], score, path)
 
 
-def told(best: Record, path: list[Record], n_known: int = 0) -> str:
+def told(best: Record, path: list[Record], n_fewer: int = 0) -> str:
     """What was chosen, and why, in a line."""
     trained = best["sparsity_weight"] is not None
-    others = [r for r in robust(path, n_known) if (r["sparsity_weight"] is not None) != trained]
+    others = [r for r in robust(path, n_fewer) if (r["sparsity_weight"] is not None) != trained]
     next_best = max(others, key=lambda record: record["auroc"], default=None)
     compared = "" if next_best is None else f" ({_told_of(next_best)})"
     return (
