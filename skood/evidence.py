@@ -115,20 +115,26 @@ def gathered(run: Fit, network: Network) -> Evidence | None:
 
 
 def _to_choose(run: Fit, network: Network) -> Evidence:
-    inliers, n_known = run.judging.rows, len(run.outliers_to_judge)
-    if n_known > 0:
-        several = len(run.scores) > 1 or run.detector.max_epochs > 0
-        if n_known < FEWEST_KNOWN and several and run.ranks.first:
-            (name, *_) = run.chosen
-            wanted = FEWEST_KNOWN * (2 if len(run.trained_outliers) > 0 else 1)
-            warn_user(
-                f'{name}="auto" judges by {n_known} known outlier(s) of y, too few to tell much. '
-                f"Label at least {wanted}; or leave them out of X and y, so that outliers that "
-                "fit makes judge.",
-                SelectionWarning,
-            )
+    inliers = run.judging.rows
+    if len(run.outliers_to_judge) > 0:
+        _warn_if_few_are_known(run)
         return Evidence(inliers, {KNOWN: run.outliers_to_judge})
     return _with_surrogates(run, network, inliers, len(run.parts.judging))
+
+
+def _warn_if_few_are_known(run: Fit) -> None:
+    """Warn if few known outliers judge, and there is something to choose."""
+    n_known, several = len(run.outliers_to_judge), len(run.scores) > 1
+    if n_known >= FEWEST_KNOWN or not (several or run.detector.max_epochs > 0):
+        return
+    if run.ranks.first:
+        wanted = FEWEST_KNOWN * (2 if len(run.trained_outliers) > 0 else 1)
+        warn_user(
+            f'{run.chosen[0]}="auto" judges by {n_known} known outlier(s) of y, too few to tell '
+            f"much. Label at least {wanted}; or leave them out of X and y, so that outliers that "
+            "fit makes judge.",
+            SelectionWarning,
+        )
 
 
 def _to_check(run: Fit, network: Network) -> Evidence | None:
@@ -186,7 +192,7 @@ def _with_surrogates(run: Fit, network: Network, inliers: Rows, n_judging: int) 
 
 def _no_outliers(run: Fit, reason: str) -> ValueError:
     """The error for rows of which no outliers can be made that judge what is to be chosen."""
-    (name, *_) = run.chosen
+    name = run.chosen[0]
     return ValueError(
         f'{name}="auto" judges by outliers that it makes of X, and cannot: {reason}Label known '
         f"outliers in y, with ood_label=; or pass {name} yourself."
